@@ -1,0 +1,85 @@
+"""A Backend is a record of functions: whoever computes is one, and the network does not know which."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from . import layers
+from .errors import InputError
+
+Forward = Callable[..., tuple[layers.Array, layers.Saved]]
+Vjp = Callable[..., tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """For every layer of SPEC G the pair (f, f_vjp); the contract of each stands in `refprune.layers`.
+
+    To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, relu=...)`.
+    """
+
+    name: str
+    dense: Forward
+    dense_vjp: Vjp
+    conv2d: Forward
+    conv2d_vjp: Vjp
+    batch_norm: Forward
+    batch_norm_vjp: Vjp
+    batch_norm_eval: Forward
+    batch_norm_eval_vjp: Vjp
+    leaky_relu: Forward
+    leaky_relu_vjp: Vjp
+    tanh: Forward
+    tanh_vjp: Vjp
+    sigmoid: Forward
+    sigmoid_vjp: Vjp
+    gelu: Forward
+    gelu_vjp: Vjp
+    gelu_tanh: Forward
+    gelu_tanh_vjp: Vjp
+    max_pool: Forward
+    max_pool_vjp: Vjp
+    average_pool: Forward
+    average_pool_vjp: Vjp
+    global_average_pool: Forward
+    global_average_pool_vjp: Vjp
+    flatten: Forward
+    flatten_vjp: Vjp
+    subsample_pad: Forward
+    subsample_pad_vjp: Vjp
+    add: Forward
+    add_vjp: Vjp
+    gate: Forward
+    gate_vjp: Vjp
+    cross_entropy: Forward
+    cross_entropy_vjp: Vjp
+    mean_squared_error: Forward
+    mean_squared_error_vjp: Vjp
+    weight_decay: Forward
+    weight_decay_vjp: Vjp
+
+
+#: Names of the functions of a Backend, each forward directly before its VJP.
+FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) if f.name != "name")
+
+#: Pure NumPy, float64 or complex128: made for reading and judging.
+ORACLE = Backend("oracle", **{name: getattr(layers, name) for name in FUNCTIONS})
+
+NAMES = ("oracle", "numba")
+
+
+def by_name(name: str, *, threads: int | None = None) -> Backend:
+    """The backend called `name`: "oracle" (NumPy) or "numba" (compiled, float32 and float64; `threads` of them).
+
+    InputError for another name, or for threads outside 1 … the cores Numba sees.
+    """
+    if name == "oracle":
+        return ORACLE
+    if name == "numba":
+        from . import kernels
+
+        fast: dict[str, Any] = kernels.functions(threads)
+        return dataclasses.replace(ORACLE, name="numba", **fast)
+    raise InputError(f"backend: {name!r} is not known; allowed are {', '.join(NAMES)}")

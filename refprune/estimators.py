@@ -1,0 +1,174 @@
+"""C(W, θ) = E_Ξ[c(W, Ξ)] and its gradient with respect to θ: exact by enumeration, and estimators (SPEC O1-O5).
+
+An estimator gets the batch's loss c, the evaluation at the sampled Ξ = 1[v < θ] that the training step has made anyway, its
+gradients with respect to the gates, θ and uniform numbers; it returns one value per gate and the multiply-accumulates of the
+passes it added. All randomness is an argument (O8): the first row of the uniforms made Ξ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+from .layers import Array
+from .network import Arrays
+from .objective import BatchLoss, Evaluation
+
+MAX_ENUMERATED_GATES = 20
+
+
+class Estimate(NamedTuple):
+    """gradient: (G,) estimate of ∂C/∂θ; macs: multiply-accumulates of the estimator's own passes, for the whole batch."""
+
+    gradient: Array
+    macs: int
+
+
+def sample(theta: Array, uniform: Array) -> Array:
+    """Ξ ~ Bern(θ) from uniforms v ∈ [0, 1): 1[v < θ], so that θ = 0 is never and θ = 1 always on. Shapes (…, G)."""
+    return (uniform < theta).astype(np.float64)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Enumeration: the oracle
+
+
+def enumerate_gates(theta: Array) -> Iterator[tuple[Array, float]]:
+    """All 2^G gate vectors with their probabilities; those of probability 0 too. InputError beyond G = 20."""
+    if theta.size > MAX_ENUMERATED_GATES:
+        raise InputError(f"theta: enumeration takes at most {MAX_ENUMERATED_GATES} gates, got {theta.size}")
+    for code in range(2**theta.size):
+        gates = ((code >> np.arange(theta.size)) & 1).astype(np.float64)
+        yield gates, float(np.prod(np.where(gates == 1.0, theta, 1.0 - theta)))
+
+
+def exact_expectation(loss: BatchLoss, theta: Array) -> float:
+    """C(W, θ) by enumeration (O1)."""
+    return sum(p * float(loss.evaluate(gates).loss) for gates, p in enumerate_gates(theta) if p > 0)
+
+
+def exact_theta_gradient(loss: BatchLoss, theta: Array) -> Array:
+    """∂C/∂θ by enumeration (O2): E[c | ξ_g = 1] − E[c | ξ_g = 0], also at θ_g ∈ {0, 1}."""
+    gradient = np.zeros(theta.size)
+    for gates, _ in enumerate_gates(theta):
+        factors = np.where(gates == 1.0, theta, 1.0 - theta)
+        others = np.array([np.prod(np.delete(factors, g)) for g in range(theta.size)])
+        if others.any():
+            gradient += (2.0 * gates - 1.0) * others * float(loss.evaluate(gates).loss)
+    return gradient
+
+
+def exact_weight_gradient(loss: BatchLoss, theta: Array) -> Arrays:
+    """∂C/∂W by enumeration (O3); each gate vector contributes with its probability."""
+    total = {name: np.zeros(p.shape) for name, p in loss.params.items()}
+    for gates, probability in enumerate_gates(theta):
+        if probability > 0:
+            gradients = loss.gradients(loss.evaluate(gates)).params
+            total = {name: total[name] + probability * gradients[name] for name in total}
+    return total
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Estimators (O5)
+
+
+def exact(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """2^G passes; G ≤ 20. Zero variance in Ξ."""
+    macs = sum(loss.evaluate(gates).tape.macs for gates, _ in enumerate_gates(theta))
+    return Estimate(exact_theta_gradient(loss, theta), macs)
+
+
+def paired(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """For each gate, c with ξ_g = 1 minus c with ξ_g = 0, the others as sampled: unbiased, also at θ_g ∈ {0, 1}.
+
+    Each flip runs only the network from the gate's chain element on; G extra partial forward passes.
+    """
+    gates, macs = base.tape.gates, 0
+    gradient = np.zeros(theta.size)
+    for group in loss.network.gates:
+        for g in range(group.start, group.stop):
+            flipped = gates.copy()
+            flipped[g] = 1.0 - gates[g]
+            other = loss.evaluate(flipped, after=base, position=group.position)
+            gradient[g] = (2.0 * gates[g] - 1.0) * (float(base.loss) - float(other.loss))
+            macs += other.tape.macs
+    return Estimate(gradient, macs)
+
+
+def reinforce(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """mean over K samples of (c(Ξ_k) − b_k)(ξ − θ)/(θ(1−θ)), b_k the mean of the others' c (0 for K = 1): unbiased.
+
+    uniform: (K, G), whose first row made the base sample; K − 1 extra forward passes. θ strictly inside (0, 1).
+    """
+    _require_interior(theta, "reinforce")
+    samples = sample(theta, uniform)
+    extra = [loss.evaluate(gates) for gates in samples[1:]]
+    c = np.array([float(base.loss)] + [float(e.loss) for e in extra])
+    k = len(c)
+    baseline = (c.sum() - c) / (k - 1) if k > 1 else np.zeros(1)
+    score = (samples - theta) / (theta * (1.0 - theta))
+    return Estimate(((c - baseline)[:, None] * score).mean(axis=0), sum(e.tape.macs for e in extra))
+
+
+def arm(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """(c(b̃) − c(b))(v − ½)/(θ(1−θ)) with b = 1[v < θ], b̃ = 1[v > 1−θ]: unbiased, one extra forward pass. θ in (0, 1)."""
+    _require_interior(theta, "arm")
+    other = loss.evaluate(_antithetic(theta, uniform[0]))
+    difference = float(other.loss) - float(base.loss)
+    return Estimate(difference * (uniform[0] - 0.5) / (theta * (1.0 - theta)), other.tape.macs)
+
+
+def disarm(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """½(c(b) − c(b̃))(b − b̃)/min(θ, 1−θ), b and b̃ as in `arm`: unbiased, one extra forward pass. θ in (0, 1)."""
+    _require_interior(theta, "disarm")
+    b, b_anti = sample(theta, uniform[0]), _antithetic(theta, uniform[0])
+    other = loss.evaluate(b_anti)
+    difference = float(base.loss) - float(other.loss)
+    return Estimate(0.5 * difference * (b - b_anti) / np.minimum(theta, 1.0 - theta), other.tape.macs)
+
+
+def taylor(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+    """∂c/∂ξ at the sampled Ξ, from the backward pass that is there anyway: biased; exact when c is affine in each ξ_g.
+
+    The base evaluation must have computed closed paths too (`run_closed`). With gate_place "preactivation" the derivative is
+    that of a(ξ·z), which for ReLU at ξ = 0 is 0 on the kink's declared side.
+    """
+    return Estimate(np.array(gate_gradient, dtype=np.float64), 0)
+
+
+def _antithetic(theta: Array, v: Array) -> Array:
+    return (v > 1.0 - theta).astype(np.float64)
+
+
+def _require_interior(theta: Array, name: str) -> None:
+    outside = np.flatnonzero((theta <= 0.0) | (theta >= 1.0))
+    if outside.size:
+        raise InputError(
+            f"theta: {name} needs every θ strictly between 0 and 1, but gate {outside[0]} has {theta[outside[0]]}; "
+            "use a floor, or the paired estimator"
+        )
+
+
+Estimator = Callable[[BatchLoss, Evaluation, Array, Array, Array], Estimate]
+
+
+class Kind(NamedTuple):
+    """An estimator with what the training step must know: does it need closed paths, θ inside (0, 1), K samples?"""
+
+    function: Estimator
+    needs_closed_paths: bool = False
+    needs_interior: bool = False
+    many_samples: bool = False
+
+
+ESTIMATORS: dict[str, Kind] = {
+    "exact": Kind(exact),
+    "paired": Kind(paired),
+    "reinforce": Kind(reinforce, needs_interior=True, many_samples=True),
+    "arm": Kind(arm, needs_interior=True),
+    "disarm": Kind(disarm, needs_interior=True),
+    "taylor": Kind(taylor, needs_closed_paths=True),
+}

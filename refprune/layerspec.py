@@ -1,0 +1,314 @@
+"""Layers and sections as data: frozen specs with shape inference and named conventions (SPEC N1, N2, G). No arrays here.
+
+Conventions on which frameworks disagree are named fields, with PyTorch's choice as default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import SpecError
+from .layers import Padding, Pair
+
+Shape = tuple[int, ...]
+
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "gelu_tanh")
+
+
+def choose(what: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise SpecError(f"{what}: {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
+
+
+def _image(layer: Layer, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise SpecError(f"{layer.name}: needs images of shape (channels, height, width), got {shape}")
+    return shape
+
+
+def _window_output(layer: Layer, shape: Shape, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Pair:
+    """Floor((size + padding − extent)/stride) + 1 for height and width."""
+    if min(kernel + stride + dilation) < 1 or min(padding[0] + padding[1]) < 0:
+        raise SpecError(f"{layer.name}: kernel {kernel}, stride {stride}, dilation {dilation} ≥ 1, padding {padding} ≥ 0")
+    sizes = []
+    for axis, (size, k, s, p, d) in enumerate(zip(shape[1:], kernel, stride, padding, dilation, strict=True)):
+        extent = (k - 1) * d + 1
+        if size + sum(p) < extent:
+            side = ("height", "width")[axis]
+            raise SpecError(f"{layer.name}: kernel extent {extent} exceeds the padded {side} {size + sum(p)} of {shape}")
+        sizes.append((size + sum(p) - extent) // s + 1)
+    return sizes[0], sizes[1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Base of all layer specs. `name` is filled in by the network when empty."""
+
+    name: str = dataclasses.field(default="", kw_only=True)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the output (without the batch axis) for an input of `shape`; SpecError names layer and shapes."""
+        return shape
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Trainable arrays and their shapes, for an input of `shape`."""
+        return {}
+
+    def parameter_keys(self) -> tuple[str, ...]:
+        """Names of the trainable arrays, in the order in which the layer's function takes them."""
+        return ()
+
+    def macs(self, shape: Shape) -> int:
+        """Multiply-accumulate operations for one input of `shape`: convolutions and dense layers only (N6)."""
+        return 0
+
+    def keeps_zero(self) -> bool:
+        """Does a channel that is zero everywhere stay zero?"""
+        return self.keeps_sign()
+
+    def keeps_sign(self) -> bool:
+        """Does a nonnegative input always give a nonnegative output?"""
+        return False
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """y = x Wᵀ + b, W units×n."""
+
+    units: int
+    bias: bool = True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(shape) != 1:
+            raise SpecError(f"{self.name}: dense layers need vectors, got shape {shape}; put Flatten() before it")
+        if self.units < 0:
+            raise SpecError(f"{self.name}: units must be ≥ 0, got {self.units}")
+        return (self.units,)
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        return {"weight": (self.units, shape[0])} | ({"bias": (self.units,)} if self.bias else {})
+
+    def parameter_keys(self) -> tuple[str, ...]:
+        return ("weight", "bias") if self.bias else ("weight",)
+
+    def macs(self, shape: Shape) -> int:
+        return self.units * shape[0]
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """Two-dimensional cross-correlation; padding ((top, bottom), (left, right))."""
+
+    channels: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    bias: bool = True
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels = _image(self, shape)[0]
+        if self.groups < 1 or channels % self.groups or self.channels % self.groups:
+            raise SpecError(f"{self.name}: groups {self.groups} must divide {channels} inputs and {self.channels} outputs")
+        return self.channels, *_window_output(self, shape, self.kernel, self.stride, self.padding, self.dilation)
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        weight = (self.channels, shape[0] // self.groups, *self.kernel)
+        return {"weight": weight} | ({"bias": (self.channels,)} if self.bias else {})
+
+    def parameter_keys(self) -> tuple[str, ...]:
+        return ("weight", "bias") if self.bias else ("weight",)
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(self.output_shape(shape)) * (shape[0] // self.groups) * math.prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Per-channel normalisation with the biased batch variance in training, running statistics in evaluation.
+
+    momentum: the weight of the new batch in the running average (momentum_of="batch", PyTorch) or of the old average
+    (momentum_of="running", TensorFlow); running_variance: "unbiased" (PyTorch) or "biased" (TensorFlow) enters it.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    momentum_of: str = "batch"
+    running_variance: str = "unbiased"
+
+    def __post_init__(self) -> None:
+        choose("momentum_of", self.momentum_of, ("batch", "running"))
+        choose("running_variance", self.running_variance, ("unbiased", "biased"))
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        return {"gain": shape[:1], "bias": shape[:1]}
+
+    def parameter_keys(self) -> tuple[str, ...]:
+        return ("gain", "bias")
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """Elementwise nonlinearity; `slope` of leaky_relu; `at_zero` ∈ [0, 1]: the (leaky) ReLU's subgradient at exactly 0 is
+    slope + at_zero·(1 − slope) (PyTorch: 0)."""
+
+    kind: str = "relu"
+    slope: float = 0.01
+    at_zero: float = 0.0
+
+    def __post_init__(self) -> None:
+        choose("kind", self.kind, ACTIVATIONS)
+        if not 0.0 <= self.at_zero <= 1.0:
+            raise SpecError(f"at_zero: must lie in [0, 1], got {self.at_zero}")
+
+    def keeps_zero(self) -> bool:
+        return self.kind != "sigmoid"
+
+
+@dataclass(frozen=True)
+class _Pool(Layer):
+    kernel: Pair
+    stride: Pair
+    padding: Padding = ((0, 0), (0, 0))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels = _image(self, shape)[0]
+        if max(self.padding[0]) >= self.kernel[0] or max(self.padding[1]) >= self.kernel[1]:
+            raise SpecError(f"{self.name}: padding {self.padding} must be smaller than the kernel {self.kernel}")
+        return channels, *_window_output(self, shape, self.kernel, self.stride, self.padding, (1, 1))
+
+    def keeps_sign(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """Maximum of each window; ties: "first" in row-major order (PyTorch) or "last"."""
+
+    ties: str = "first"
+
+    def __post_init__(self) -> None:
+        choose("ties", self.ties, ("first", "last"))
+
+
+@dataclass(frozen=True)
+class AveragePool(_Pool):
+    """Mean of each window; count_padding: padded zeros count in the divisor (PyTorch) or not (TensorFlow)."""
+
+    count_padding: bool = True
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Layer):
+    """Mean over all pixels: (C, H, W) → (C,)."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _image(self, shape)[:1]
+
+    def keeps_sign(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """(C, H, W) → (C·H·W,), channels outermost."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = _image(self, shape)
+        return (channels * height * width,)
+
+    def keeps_sign(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class SubsamplePad(Layer):
+    """Option-A shortcut: every stride-th pixel, `before` and `after` zero channels around the old ones."""
+
+    stride: Pair = (1, 1)
+    before: int = 0
+    after: int = 0
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels = _image(self, shape)[0] + self.before + self.after
+        if min(self.stride) < 1 or min(self.before, self.after) < 0:
+            raise SpecError(f"{self.name}: stride {self.stride} ≥ 1, before {self.before} and after {self.after} ≥ 0")
+        return channels, -(-shape[1] // self.stride[0]), -(-shape[2] // self.stride[1])
+
+    def keeps_sign(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class UnitGate(Layer):
+    """One gate per unit or filter of the affine layer before it; stands after batch-norm and activation (N4)."""
+
+    def keeps_sign(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Section(Layer):
+    """h ↦ ρ(s(h) + ξ·path(h)), the unit of layer pruning (N1).
+
+    shortcut: () is the identity; option A is (SubsamplePad,), option B (Conv,) or (Conv, BatchNorm), or (Dense,).
+    gate: whether there is a layer gate ξ. gate_place: "path" puts it behind the path (N1), "preactivation" before the
+    activation that ends the path (N2: s(h) + a(ξ·A h), a(0) = 0). post: ρ, "identity" or "relu".
+    channels: the stream's channels that the path adds to (None: all): the others are missing summands.
+    """
+
+    path: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
+    gate: bool = True
+    gate_place: str = "path"
+    post: str = "identity"
+    channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        choose("gate_place", self.gate_place, ("path", "preactivation"))
+        choose("post", self.post, ("identity", "relu"))
+
+    def gate_index(self) -> int:
+        """Position in the path before which the layer gate multiplies; len(path) for "path"."""
+        if self.gate_place == "path":
+            return len(self.path)
+        return max(i for i, layer in enumerate(self.path) if isinstance(layer, Activation))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check_section(self)
+        stream = chain_shape(self.shortcut, shape)
+        path = chain_shape(self.path, shape)
+        width = stream[0] if self.channels is None else len(self.channels)
+        if path != (width, *stream[1:]):
+            raise SpecError(f"{self.name}: the path ends with shape {path}, the shortcut with {stream}; they cannot be added")
+        if self.channels is not None and not set(self.channels) <= set(range(stream[0])):
+            raise SpecError(f"{self.name}: channels {self.channels} are not all channels of the stream {stream}")
+        return stream
+
+
+def _check_section(section: Section) -> None:
+    affine = [layer for layer in section.path if isinstance(layer, (Dense, Conv))]
+    if not affine:
+        raise SpecError(f"{section.name}: a gate on nothing: the path holds no dense or convolution layer")
+    kinds = tuple(type(layer) for layer in section.shortcut)
+    if kinds not in {(), (SubsamplePad,), (Conv,), (Conv, BatchNorm), (Dense,), (Dense, BatchNorm)}:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise SpecError(f"{section.name}: shortcut ({names}) is neither identity, option A nor option B")
+    if section.gate_place == "preactivation":
+        ends = [layer for layer in section.path if not isinstance(layer, UnitGate)]
+        last = ends[-1]
+        if not (isinstance(last, Activation) and last.keeps_zero()):
+            raise SpecError(f"{section.name}: gate_place 'preactivation' needs a path that ends with an activation a(0) = 0")
+    if any(isinstance(layer, Section) for layer in section.path):
+        raise SpecError(f"{section.name}: sections cannot be nested")
+
+
+def chain_shape(layers: Sequence[Layer], shape: Shape) -> Shape:
+    """Shape behind a chain of layers."""
+    for layer in layers:
+        shape = layer.output_shape(shape)
+    return shape

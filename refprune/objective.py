@@ -1,0 +1,93 @@
+"""c(W, Ξ) on one mini-batch with its gradients, and the running statistics that a pass leaves behind (SPEC O1, N4, O9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .backend import Backend
+from .layers import Array, Saved
+from .layerspec import BatchNorm
+from .network import Arrays, Gradients, Observer, Tape, backward, forward
+from .spec import Network
+
+
+class Evaluation(NamedTuple):
+    """c(W, Ξ) on one batch: the loss, the tape that led to it, what the loss's VJP needs."""
+
+    loss: Array
+    tape: Tape
+    saved: Saved
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """c(W, ·): the loss of one batch as a function of the gates, weights fixed (O1: one Ξ for the whole batch).
+
+    x: N×input_shape; target: N integer labels, or N×K values for the squared error.
+    """
+
+    network: Network
+    backend: Backend
+    params: Mapping[str, Array]
+    x: Array
+    target: Array
+    statistics: Mapping[str, Array] | None = None
+    train: bool = True
+
+    def evaluate(
+        self, gates: Array, *, after: Evaluation | None = None, position: int = 0, run_closed: bool = False
+    ) -> Evaluation:
+        """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5)."""
+        x = self.x if after is None else after.tape.inputs[position - after.tape.start]
+        tape = forward(
+            self.network,
+            self.backend,
+            self.params,
+            x,
+            gates,
+            statistics=self.statistics,
+            train=self.train,
+            run_closed=run_closed,
+            start=position,
+        )
+        loss_function = getattr(self.backend, self.network.loss.kind)
+        loss, saved = loss_function(tape.output, self.target, reduction=self.network.loss.reduction)
+        return Evaluation(loss, tape, saved)
+
+    def gradients(self, evaluation: Evaluation, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
+        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates."""
+        vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
+        (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
+        return backward(evaluation.tape, dy, input_gradient=input_gradient, observe=observe)
+
+
+def update_statistics(network: Network, statistics: Arrays, batch: Mapping[str, tuple[Array, Array, int]]) -> Arrays:
+    """Running statistics after one batch: `batch` is `Tape.batch_statistics`; norms that are not in it keep theirs (N4)."""
+    updated = dict(statistics)
+    for layer, _ in network.placed():
+        if isinstance(layer, BatchNorm) and layer.name in batch:
+            mean, variance, count = batch[layer.name]
+            if layer.running_variance == "unbiased":
+                variance = variance * (count / (count - 1))
+            share = layer.momentum if layer.momentum_of == "batch" else 1.0 - layer.momentum
+            for key, value in (("mean", mean), ("variance", variance)):
+                old = statistics[f"{layer.name}.{key}"]
+                updated[f"{layer.name}.{key}"] = ((1.0 - share) * old + share * value).astype(old.dtype)
+    return updated
+
+
+def average_statistics(network: Network, batches: Sequence[Mapping[str, tuple[Array, Array, int]]]) -> Arrays:
+    """Running statistics re-estimated as plain averages over batches, for evaluation once θ is final (N4)."""
+    averaged: Arrays = {}
+    for layer, _ in network.placed():
+        if isinstance(layer, BatchNorm):
+            means, variances, counts = zip(*(batch[layer.name] for batch in batches), strict=True)
+            corrections = [n / (n - 1) if layer.running_variance == "unbiased" else 1.0 for n in counts]
+            averaged[f"{layer.name}.mean"] = np.mean(means, axis=0, dtype=np.float64).astype(means[0].dtype)
+            corrected = [v * c for v, c in zip(variances, corrections, strict=True)]
+            averaged[f"{layer.name}.variance"] = np.mean(corrected, axis=0, dtype=np.float64).astype(means[0].dtype)
+    return averaged

@@ -1,0 +1,228 @@
+"""Networks as data: frozen, JSON-able specs of layers, sections, gates and conventions (SPEC N1-N5). No arrays here.
+
+A network is a chain of layers and sections. A layer maps one array to one array; a `Section` adds a path to a shortcut,
+h ↦ ρ(s(h) + ξ·path(h)). Layer gates ξ belong to sections, unit gates u are `UnitGate` layers. Conventions on which
+frameworks disagree are named fields, with PyTorch's choice as default.
+
+Names: every layer has one, unique in the network; what is left empty is filled in ("dense1", "section3.conv2"). They key
+the parameters ("section3.conv2.weight") and survive pruning, however positions shift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .errors import SpecError
+from .layerspec import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Section,
+    Shape,
+    SubsamplePad,
+    UnitGate,
+    chain_shape,
+    choose,
+)
+from .links import UnitLinks, unit_links
+
+
+@dataclass(frozen=True)
+class Loss:
+    """"cross_entropy" (integer labels; reduction "mean" or "sum") or "mean_squared_error" ("mean" over all entries as in
+    PyTorch, "batch_mean", "sum")."""
+
+    kind: str = "cross_entropy"
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        choose("loss kind", self.kind, ("cross_entropy", "mean_squared_error"))
+        allowed = ("mean", "sum") if self.kind == "cross_entropy" else ("mean", "batch_mean", "sum")
+        choose("loss reduction", self.reduction, allowed)
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """The layer gate of one section, or the unit gates of one layer; entries start … stop−1 of the gate vector.
+
+    position: index of the chain element that holds it: the network behind it is what a flip of the gate changes.
+    """
+
+    name: str
+    kind: str
+    start: int
+    stop: int
+    position: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A chain of layers and sections with a loss; checked as a whole when it is made (SpecError).
+
+    input_shape: (n,) or (C, H, W), without the batch axis.
+    """
+
+    input_shape: Shape
+    layers: tuple[Layer, ...]
+    loss: Loss = Loss()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _named(self.layers))
+        names = [layer.name for layer, _ in self.placed()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError(f"layer names must be unique; these occur more than once: {', '.join(twice)}")
+        if len(self.output_shape) != 1:
+            raise SpecError(f"{self.layers[-1].name}: the network must end with a vector, got shape {self.output_shape}")
+        _ = self.unit_links  # raises where a unit gate is impossible
+
+    def placed(self) -> Iterator[tuple[Layer, Shape]]:
+        """Every layer in data-flow order with its input shape; a section comes before its shortcut and its path."""
+        shape = self.input_shape
+        for layer in self.layers:
+            yield layer, shape
+            if isinstance(layer, Section):
+                for chain in (layer.shortcut, layer.path):
+                    inner = shape
+                    for part in chain:
+                        yield part, inner
+                        inner = part.output_shape(inner)
+            shape = layer.output_shape(shape)
+
+    @cached_property
+    def unit_links(self) -> dict[str, UnitLinks]:
+        """Unit gate's name → the layers that lose rows and columns with its units."""
+        links: dict[str, UnitLinks] = {}
+        for chain, in_section in [(self.layers, False)] + [(e.path, True) for e in self.layers if isinstance(e, Section)]:
+            shapes = [self.input_shapes[layer.name] for layer in chain]
+            for i, layer in enumerate(chain):
+                if isinstance(layer, UnitGate):
+                    links[layer.name] = unit_links(chain, shapes, i, in_section=in_section)
+        return links
+
+    @cached_property
+    def output_shape(self) -> Shape:
+        return chain_shape(self.layers, self.input_shape)
+
+    @cached_property
+    def input_shapes(self) -> dict[str, Shape]:
+        """Layer name → shape of its input."""
+        return {layer.name: shape for layer, shape in self.placed()}
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """Parameter name ("layer.weight") → shape, in data-flow order."""
+        return {
+            f"{layer.name}.{key}": size
+            for layer, shape in self.placed()
+            for key, size in layer.parameter_shapes(shape).items()
+        }
+
+    @cached_property
+    def statistics_shapes(self) -> dict[str, Shape]:
+        """Running statistics ("layer.mean", "layer.variance") → shape."""
+        norms = [(layer.name, shape[:1]) for layer, shape in self.placed() if isinstance(layer, BatchNorm)]
+        return {f"{name}.{key}": shape for name, shape in norms for key in ("mean", "variance")}
+
+    @cached_property
+    def gates(self) -> tuple[GateGroup, ...]:
+        """All gates in data-flow order; a section's own gate comes before the unit gates inside it."""
+        groups: list[GateGroup] = []
+        start = 0
+        for position, element in enumerate(self.layers):
+            parts = (element, *element.path) if isinstance(element, Section) else (element,)
+            for layer in parts:
+                if isinstance(layer, Section) and layer.gate:
+                    kind, size = "layer", 1
+                elif isinstance(layer, UnitGate):
+                    kind, size = "unit", self.input_shapes[layer.name][0]
+                else:
+                    continue
+                groups.append(GateGroup(layer.name, kind, start, start + size, position))
+                start += size
+        return tuple(groups)
+
+    @cached_property
+    def gate_slices(self) -> dict[str, slice]:
+        """Gate group's name → its place in the gate vector."""
+        return {group.name: group.slice for group in self.gates}
+
+    @property
+    def gate_count(self) -> int:
+        return self.gates[-1].stop if self.gates else 0
+
+
+def _named(layers: Sequence[Layer], prefix: str = "") -> tuple[Layer, ...]:
+    """The same layers with every empty name filled in: kind and a running number, after the section's name."""
+    counts: dict[str, int] = {}
+    named: list[Layer] = []
+    for layer in layers:
+        kind = layer.kind if isinstance(layer, Activation) else type(layer).__name__.lower()
+        counts[kind] = counts.get(kind, 0) + 1
+        name = layer.name or f"{prefix}{kind}{counts[kind]}"
+        if isinstance(layer, Section):
+            path, shortcut = _named(layer.path, f"{name}."), _named(layer.shortcut, f"{name}.shortcut.")
+            layer = dataclasses.replace(layer, name=name, path=path, shortcut=shortcut)
+        named.append(layer if layer.name else dataclasses.replace(layer, name=name))
+    return tuple(named)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# JSON
+
+KINDS: dict[str, type[Layer]] = {
+    kind.__name__: kind
+    for kind in (Dense, Conv, BatchNorm, Activation, MaxPool, AveragePool, GlobalAveragePool, Flatten, SubsamplePad)
+} | {"UnitGate": UnitGate, "Section": Section}
+
+
+def to_json(network: Network) -> dict[str, Any]:
+    """The network as JSON-able data; `from_json` is its exact inverse."""
+
+    def plain(value: object) -> Any:
+        if isinstance(value, (Layer, Loss)):
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {"type": type(value).__name__} | fields
+        return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+    fields = {f.name: plain(getattr(network, f.name)) for f in dataclasses.fields(network)}
+    return {"format": "refprune-network-1"} | fields
+
+
+def from_json(data: Mapping[str, Any]) -> Network:
+    """The network that `to_json` wrote. SpecError names an unknown type or field, or a wrong format."""
+
+    def tuples(value: object) -> Any:
+        if isinstance(value, Mapping):
+            return build(value)
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    def build(fields: Mapping[str, Any]) -> Layer | Loss:
+        kind: type[Layer | Loss] | None = {**KINDS, "Loss": Loss}.get(fields.get("type", ""))
+        if kind is None:
+            raise SpecError(f"type: {fields.get('type')!r} is not known; allowed are {', '.join(KINDS)}, Loss")
+        try:
+            return kind(**{key: tuples(value) for key, value in fields.items() if key != "type"})
+        except TypeError as error:
+            raise SpecError(f"{fields.get('name') or fields['type']}: {error}") from error
+
+    if data.get("format") != "refprune-network-1":
+        raise SpecError(f"format: expected 'refprune-network-1', got {data.get('format')!r}")
+    try:
+        return Network(**{key: tuples(value) for key, value in data.items() if key != "format"})
+    except TypeError as error:
+        raise SpecError(f"network: {error}") from error
