@@ -349,6 +349,7 @@ def backward(tape: Tape, dy: Array, *, input_gradient: bool = False, observe: Ob
     dtype = np.result_type(dy.dtype, tape.gates.dtype)
     params = {name: np.zeros(p.shape, dtype=dy.dtype) for name, p in tape.params.items()}
     run = _Backward(tape, params, np.zeros(tape.gates.shape, dtype=dtype), observe)
-    for i, step in reversed(list(enumerate(tape.steps))):
-        dy = run.layer(step, dy, want_input=i > 0 or input_gradient)
+    first = 0 if input_gradient else tape.network.first_trainable - tape.start
+    for i, step in reversed(list(enumerate(tape.steps))[max(first, 0) :]):
+        dy = run.layer(step, dy, want_input=i > first or input_gradient)
     return Gradients(run.params, run.gates, dy if input_gradient else None, run.macs)

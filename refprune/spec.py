@@ -124,6 +124,12 @@ class Network:
         return {layer.name: shape for layer, shape in self.placed()}
 
     @cached_property
+    def first_trainable(self) -> int:
+        """Position of the first chain element with parameters or gates: gradients need not flow further back."""
+        trainable = {name.rpartition(".")[0].split(".")[0] for name in self.parameter_shapes} | {g.name for g in self.gates}
+        return next((i for i, layer in enumerate(self.layers) if layer.name in trainable), len(self.layers))
+
+    @cached_property
     def parameter_shapes(self) -> dict[str, Shape]:
         """Parameter name ("layer.weight") → shape, in data-flow order."""
         return {

@@ -1,0 +1,134 @@
+"""Checkpoints without pickle: one .json that names one .npz, each written to a temporary file, fsynced and renamed.
+
+The .json is replaced last and holds the .npz's name and SHA-256, so that a crash at any moment leaves the previous pair or
+the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import __version__, spec
+from .errors import InputError, SpecError
+from .layers import Array
+from .train import State
+
+FORMAT = "refprune-checkpoint-1"
+NAME = "checkpoint.json"
+GROUPS = ("params", "velocity", "statistics")
+
+
+class Checkpoint(NamedTuple):
+    """state, and whatever the run keeps beside it (JSON-able)."""
+
+    state: State
+    run: dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or all of the new. InputError if the folder cannot be written."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
+
+
+def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
+    """Write `state` and `run` as the directory's checkpoint; the previous one's arrays are deleted afterwards."""
+    arrays = {f"{group}/{name}": array for group in GROUPS for name, array in getattr(state, group).items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, theta=state.theta, **arrays)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"checkpoint-{state.step:08d}-{digest[:8]}.npz"
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "arrays": file,
+        "sha256": digest,
+        "step": state.step,
+        "macs": state.macs,
+        "finished": state.finished,
+        "network": spec.to_json(state.network),
+        "run": dict(run),
+    }
+    write_atomically(directory / file, content)
+    write_atomically(directory / NAME, json.dumps(header, indent=1).encode())
+    for old in directory.glob("checkpoint-*.npz"):
+        if old.name != file:
+            old.unlink()
+
+
+def load(directory: Path) -> Checkpoint:
+    """The directory's checkpoint. InputError names the file and what is wrong: missing, corrupt, other version or network."""
+    path = directory / NAME
+    header = _header(path)
+    npz = directory / str(header["arrays"])
+    try:
+        content = npz.read_bytes()
+    except OSError as error:
+        raise InputError(f"{npz}: cannot be read ({error})") from error
+    if hashlib.sha256(content).hexdigest() != header["sha256"]:
+        raise InputError(f"{npz}: SHA-256 differs from the one in {path.name}; the file is corrupt or from another checkpoint")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    try:
+        network = spec.from_json(header["network"])
+    except SpecError as error:
+        raise InputError(f"{path}: network: {error}") from error
+    params, velocity, statistics = (_group(arrays, group, network, npz) for group in GROUPS)
+    if "theta" not in arrays or arrays["theta"].shape != (network.gate_count,):
+        raise InputError(f"{npz}: theta does not fit the network's {network.gate_count} gates")
+    counters = header["step"], header["macs"], header["finished"]
+    return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], *counters), header["run"])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: no checkpoint can be read here ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise InputError(f"{path}: expected format {FORMAT!r}, found {found!r}")
+    if header.get("version") != __version__:
+        raise InputError(f"{path}: written by refprune {header.get('version')}, this is {__version__}; bits would differ")
+    missing = sorted({"arrays", "sha256", "step", "macs", "finished", "network", "run"} - set(header))
+    if missing:
+        raise InputError(f"{path}: these fields are missing: {', '.join(missing)}")
+    return header
+
+
+def _group(arrays: Mapping[str, Array], group: str, network: spec.Network, path: Path) -> dict[str, Array]:
+    """The arrays of one group, checked against the network: the first that does not fit is named."""
+    expected = network.statistics_shapes if group == "statistics" else network.parameter_shapes
+    found = {name.removeprefix(f"{group}/"): array for name, array in arrays.items() if name.startswith(f"{group}/")}
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{path}: {group}/{name} is missing; the checkpoint is of another network")
+        if found[name].shape != shape:
+            raise InputError(f"{path}: {group}/{name} has shape {found[name].shape}, the network needs {shape}")
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise InputError(f"{path}: {group}/{extra[0]} belongs to no layer of the network")
+    return found

@@ -1,0 +1,133 @@
+"""The command line: `refprune run`, `data`, `zoo`. Errors a user can mend are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command in `arguments` (default: the process's); returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except InputError as error:
+        print(f"refprune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("refprune: interrupted; a run goes on with --resume DIR", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("refprune", description="Concurrent training and pruning of neural networks, in NumPy.")
+    parser.add_argument("--version", action="version", version=f"refprune {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="train and prune; without arguments the quick start")
+    run.add_argument("experiment", nargs="?", default="quickstart", help="a known name (see `refprune zoo`) or a .toml file")
+    run.add_argument("--data", metavar="NAME", help="data set instead of the experiment's: same as --set data.name=NAME")
+    run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
+    run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
+    run.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME-TIME)")
+    run.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
+    run.set_defaults(command=_run)
+
+    data = commands.add_parser("data", help="list, fetch and verify data sets")
+    actions = data.add_subparsers(required=True, metavar="action")
+    listing = actions.add_parser("list", help="which sets are known, which are there")
+    fetch = actions.add_parser("fetch", help="download a set; every byte is checked before use")
+    fetch.add_argument("name")
+    fetch.add_argument("--mirror", metavar="URL", action="append", help="base URL to use instead of the known mirrors")
+    verify = actions.add_parser("verify", help="compare the files of a set with their SHA-256")
+    verify.add_argument("name")
+    for action, command in ((listing, _data_list), (fetch, _data_fetch), (verify, _data_verify)):
+        action.add_argument("--data-dir", metavar="DIR")
+        action.set_defaults(command=command)
+
+    zoo = commands.add_parser("zoo", help="networks and experiments; with a name, its layers or its text")
+    zoo.add_argument("name", nargs="?")
+    zoo.set_defaults(command=_zoo)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from . import config, experiment, report
+    from .progress import Progress
+
+    progress = Progress()
+    if options.resume is not None:
+        if options.set or options.data or options.out or options.experiment != "quickstart":
+            raise InputError("--resume: goes on with the run as it was; only --data-dir may be given beside it")
+        directory = options.resume
+        summary = experiment.resume(directory, data_directory=options.data_dir, progress=progress)
+    else:
+        overrides = options.set + ([f'data.name="{options.data}"'] if options.data else [])
+        settings = config.load(options.experiment, overrides)
+        directory = options.out or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        summary = experiment.run(settings, directory, data_directory=options.data_dir, progress=progress)
+    print("\n" + report.text_table(report.rows(summary)))
+    for line in report.decision_lines(summary):
+        print(line)
+    page = report.write_html(directory, summary)
+    print(f"\nrun directory: {directory}" + (f"\nreport: {page}" if page else f"\n{report.HINT}"))
+    return 0
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    from . import data, fetch, report
+
+    folder = data.data_directory(options.data_dir)
+    table = [("name", "state", "MB", "what")]
+    table += [(s.name, s.status, f"{s.bytes / 1e6:.1f}", s.title) for s in fetch.available(folder)]
+    print(f"folder: {folder}\n\n{report.text_table(table)}")
+    return 0
+
+
+def _data_fetch(options: argparse.Namespace) -> int:
+    from . import data, fetch
+
+    folder = fetch.fetch(options.name, data.data_directory(options.data_dir), options.mirror)
+    print(f"{options.name}: complete and verified in {folder}")
+    return 0
+
+
+def _data_verify(options: argparse.Namespace) -> int:
+    from . import data, fetch
+
+    results = fetch.verify(options.name, data.data_directory(options.data_dir))
+    for file in results:
+        print(f"{file.status:12} {file.path}  {file.detail}")
+    return 0 if all(file.status in ("ok", "unchecked") for file in results) else 2
+
+
+def _zoo(options: argparse.Namespace) -> int:
+    from . import complexity, report, zoo
+
+    if options.name in zoo.experiments():
+        print(zoo.experiment_text(options.name), end="")
+        return 0
+    if options.name is not None:
+        network = zoo.build(options.name, {})
+        table: list[tuple[str, ...]] = [("layer", "kind", "input", "output", "parameters", "MACs")]
+        for cost in complexity.per_layer(network):
+            shapes = ("×".join(map(str, shape)) for shape in (cost.input_shape, cost.output_shape))
+            kind = type(cost.layer).__name__
+            table.append((cost.layer.name, kind, *shapes, f"{cost.parameters:,}", f"{cost.macs:,}"))
+        table.append(("total", "", "", "", f"{complexity.parameters(network):,}", f"{complexity.macs(network):,}"))
+        print(report.text_table(table))
+        return 0
+    print("networks:     " + ", ".join(zoo.NETWORKS))
+    print("experiments:  " + ", ".join(zoo.experiments()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Experiments as TOML: the schema with its defaults, resolution, and `--set a.b=…`.
+
+Every field below is a key of the file; the tables are the classes. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import zoo
+from .backend import NAMES
+from .errors import InputError
+from .estimators import ESTIMATORS
+
+SCHEDULES = ("constant", "cosine", "one_cycle")
+
+
+@dataclass(frozen=True)
+class Data:
+    """name: the set. train_limit: only the first so many training images (0: all)."""
+
+    name: str = "synthetic-digits"
+    train_limit: int = 0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """J = C + ½λ‖W‖² + Σ β θ (O1).
+
+    scaling "per_sample": penalty is β and weight_decay is λ of O1; "per_data_set": penalty is −log γ and weight_decay the λ of
+    P4, both divided by the number N of training images. decay: which arrays λ acts on, "all" (PyTorch) or "weights".
+    """
+
+    penalty: float = 0.0
+    weight_decay: float = 0.0
+    scaling: str = "per_sample"
+    decay: str = "all"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """θ: where it starts, how it moves, when a gate is removed.
+
+    initial: θ₀. learning_rate: η_θ, times the schedule's factor. estimator: one of O5; samples: K of reinforce.
+    warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
+    θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
+    undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
+    "continue" training, to at most max_epochs.
+    empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
+    """
+
+    initial: float = 0.5
+    learning_rate: float = 0.05
+    estimator: str = "taylor"
+    samples: int = 1
+    warmup_epochs: float = 0.0
+    threshold: float = 0.0
+    floor: float = 0.0
+    undecided: str = "compare"
+    max_epochs: int = 0
+    empty: str = "close"
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Momentum SGD as in PyTorch: v ← m v + g, w ← w − η v. The schedule's factor multiplies η and η_θ alike (O6).
+
+    "constant"; "cosine": falls to 0 over the epochs; "one_cycle": rises over the first 30 %, then falls as cosine.
+    """
+
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    schedule: str = "constant"
+
+
+@dataclass(frozen=True)
+class Training:
+    """epochs of floor(N/batch_size) steps; the rest of each shuffle is left out, so that all batches have one size.
+
+    section_scale: factor on He's initial weights inside section paths. threads 0: all cores. log_every: steps between
+    metric lines. checkpoint_every: steps between checkpoints beside those after every epoch (0: none).
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    section_scale: float = 1.0
+    backend: str = "numba"
+    dtype: str = "float32"
+    threads: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. unpruned: also train the same network without gates for the same epochs, to compare.
+
+    network: {"name": one of the zoo, then its options}.
+    """
+
+    name: str = "experiment"
+    seed: int = 0
+    unpruned: bool = True
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "residual-mlp"})
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    gates: Gates = field(default_factory=Gates)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    training: Training = field(default_factory=Training)
+
+
+TABLES: dict[str, type[Any]] = {
+    "data": Data,
+    "objective": Objective,
+    "gates": Gates,
+    "optimiser": Optimiser,
+    "training": Training,
+}
+
+
+def load(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The experiment in the file `source` (ends in .toml) or of that name, with `a.b=value` overrides applied."""
+    if source.endswith(".toml"):
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be read ({error})") from error
+    else:
+        text = zoo.experiment_text(source)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}") from error
+    values.setdefault("name", Path(source).stem)
+    for override in overrides:
+        _apply(values, override)
+    return from_dict(values, where=source)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one "a.b=value"; the value is TOML, or else taken as a string."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override}: expected key=value, as in gates.estimator=paired")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = path.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override}: {table} is not a table")
+    values[key] = value
+
+
+def from_dict(values: Mapping[str, Any], where: str = "config") -> Config:
+    """A checked Config from plain data. InputError names the key, its value and what is allowed."""
+    top = _checked(Config, values, where, "")
+    for name, kind in TABLES.items():
+        table = values.get(name, {})
+        if not isinstance(table, Mapping):
+            raise InputError(f"{where}: {name} must be a table, got {table!r}")
+        top[name] = kind(**_checked(kind, table, where, f"{name}."))
+    network = values.get("network", {"name": "residual-mlp"})
+    if not isinstance(network, Mapping) or not isinstance(network.get("name"), str):
+        raise InputError(f"{where}: network must be a table with a name, got {network!r}")
+    config = Config(**{**top, "network": dict(network)})
+    _check_values(config, where)
+    return config
+
+
+def to_toml(config: Config) -> str:
+    """The resolved experiment as a TOML file that `load` reads back to the same Config."""
+
+    def lines(table: Mapping[str, Any]) -> list[str]:
+        return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+
+    values = to_dict(config)
+    top = lines({key: value for key, value in values.items() if not isinstance(value, dict)})
+    tables = [["", f"[{key}]", *lines(value)] for key, value in values.items() if isinstance(value, dict)]
+    return "\n".join([*top, *(line for table in tables for line in table), ""])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain data; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def _checked(kind: type[Any], values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """The plain fields of `kind` out of `values`, types checked and integers taken where floats are expected."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    checked = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise InputError(f"{where}: unknown key {prefix}{key}{hint} (known: {', '.join(fields)})")
+        default = fields[key].default
+        if default is dataclasses.MISSING:
+            continue
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(default):
+            raise InputError(f"{where}: {prefix}{key} must be of type {type(default).__name__}, got {value!r}")
+        checked[key] = value
+    return checked
+
+
+def _check_values(config: Config, where: str) -> None:
+    gates, training, objective, optimiser = config.gates, config.training, config.objective, config.optimiser
+    choices = {
+        "objective.scaling": (objective.scaling, ("per_sample", "per_data_set")),
+        "objective.decay": (objective.decay, ("all", "weights")),
+        "gates.estimator": (gates.estimator, tuple(ESTIMATORS)),
+        "gates.undecided": (gates.undecided, ("compare", "continue")),
+        "gates.empty": (gates.empty, ("close", "keep_constant")),
+        "optimiser.schedule": (optimiser.schedule, SCHEDULES),
+        "training.backend": (training.backend, NAMES),
+        "training.dtype": (training.dtype, ("float32", "float64")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{where}: {key} = {value!r} is not known; allowed are {', '.join(allowed)}")
+    ranges = {
+        "seed": (config.seed, 0, math.inf),
+        "data.train_limit": (config.data.train_limit, 0, math.inf),
+        "objective.penalty": (objective.penalty, 0.0, math.inf),
+        "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),
+        "gates.initial": (gates.initial, 0.0, 1.0),
+        "gates.learning_rate": (gates.learning_rate, 0.0, math.inf),
+        "gates.samples": (gates.samples, 1, math.inf),
+        "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
+        "gates.threshold": (gates.threshold, 0.0, 0.5),
+        "gates.floor": (gates.floor, 0.0, 0.5),
+        "gates.max_epochs": (gates.max_epochs, 0, math.inf),
+        "optimiser.learning_rate": (optimiser.learning_rate, 0.0, math.inf),
+        "optimiser.momentum": (optimiser.momentum, 0.0, 1.0),
+        "training.epochs": (training.epochs, 1, math.inf),
+        "training.batch_size": (training.batch_size, 1, math.inf),
+        "training.section_scale": (training.section_scale, 0.0, math.inf),
+        "training.threads": (training.threads, 0, math.inf),
+        "training.log_every": (training.log_every, 1, math.inf),
+        "training.checkpoint_every": (training.checkpoint_every, 0, math.inf),
+    }
+    for key, (number, low, high) in ranges.items():
+        if not low <= number <= high or math.isinf(number):
+            raise InputError(f"{where}: {key} = {number} must lie in [{low}, {high}]")
+    if ESTIMATORS[gates.estimator].needs_interior and gates.floor == 0.0:
+        raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
+    if gates.floor > gates.threshold:
+        raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
+    if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
+        raise InputError(f"{where}: gates.samples = {gates.samples} is for reinforce; {gates.estimator} takes one sample")
+    if gates.undecided == "continue" and gates.max_epochs < training.epochs:
+        raise InputError(f"{where}: gates.max_epochs {gates.max_epochs} must be ≥ training.epochs {training.epochs}")
+    zoo.build(config.network["name"], {k: v for k, v in config.network.items() if k != "name"})

@@ -1,0 +1,268 @@
+"""One experiment from a configuration to a run directory: train, prune, finish, compare, summarise; resume where it stopped.
+
+A run directory holds config.toml, environment.json, summary.json and a folder for each training run ("pruned", "unpruned")
+with metrics.jsonl and its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend, checkpoint, complexity, config, data, rounding, train, zoo
+from .backend import ORACLE, Backend
+from .config import Config
+from .errors import InputError
+from .layers import Array
+from .layerspec import Section
+from .objective import BatchLoss
+from .progress import Progress
+from .spec import Network
+from .surgery import Cut
+from .train import Images, State
+
+EQUIVALENCE_IMAGES = 16
+
+
+Summary = dict[str, Any]
+
+
+def run(settings: Config, directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
+    """Run the experiment in a new or empty `directory`; returns what summary.json holds."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
+    dataset = data.load(settings.data.name, data_directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made ({error})") from error
+    checkpoint.write_atomically(directory / "config.toml", config.to_toml(settings).encode())
+    return _run(settings, directory, dataset, progress or Progress())
+
+
+def resume(directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
+    """Go on with the run in `directory` from its last checkpoints, to the same bits as without the interruption."""
+    file = directory / "config.toml"
+    if not file.is_file():
+        raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
+    settings = config.load(str(file))
+    return _run(settings, directory, data.load(settings.data.name, data_directory), progress or Progress())
+
+
+def _run(settings: Config, directory: Path, dataset: data.Dataset, progress: Progress) -> Summary:
+    options = {key: value for key, value in settings.network.items() if key != "name"}
+    network = zoo.build(settings.network["name"], options)
+    images, test = train.prepare(dataset, settings)
+    if images.x.shape[1:] != network.input_shape:
+        raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
+    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+    checkpoint.write_atomically(directory / "environment.json", json.dumps(environment(), indent=1).encode())
+    networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
+    results = {}
+    for name, start in networks.items():
+        results[name] = TrainingRun(name, settings, start, images, test, engine, directory / name, progress).go()
+    summary = {"name": settings.name, "seed": settings.seed, "data": dataset.name, "runs": results}
+    checkpoint.write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as results or timings may depend on them."""
+    packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
+    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()} | packages
+
+
+@dataclass
+class TrainingRun:
+    """One network trained to the end, in its own folder; `go` starts or resumes it.
+
+    log: what the checkpoint keeps beside the state, so that a resumed run goes on counting.
+    """
+
+    name: str
+    settings: Config
+    network: Network
+    images: Images
+    test: Images
+    engine: Backend
+    directory: Path
+    progress: Progress
+
+    def go(self) -> dict[str, Any]:
+        """Train to the end; returns the run's part of the summary."""
+        state, self.log = self._start()
+        self.began = time.monotonic() - self.log["seconds"]
+        steps = self.settings.training.epochs * self.steps_per_epoch
+        self.progress.start(self.name, steps, state.step)
+        try:
+            while not state.finished:
+                state = self._epoch(state) if self._goes_on(state) else self._settle(state)
+        finally:
+            self.progress.finish()
+        return self._summary(state)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images.labels) // self.settings.training.batch_size
+
+    def _start(self) -> tuple[State, dict[str, Any]]:
+        digest = hashlib.sha256(config.to_toml(self.settings).encode()).hexdigest()
+        if (self.directory / checkpoint.NAME).exists():
+            state, log = checkpoint.load(self.directory)
+            if log["config"] != digest:
+                raise InputError(f"{self.directory / checkpoint.NAME}: made with another configuration than this config.toml")
+            self._truncate_metrics(log["metrics_bytes"])
+            return state, log
+        self.directory.mkdir(exist_ok=True)
+        state = train.init(self.settings, self.network)
+        log = {"config": digest, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
+        log |= {"removals": [], "decisions": [], "equivalence": [], "epochs": []}
+        self._truncate_metrics(0)
+        checkpoint.save(self.directory, state, log)
+        return state, log
+
+    def _goes_on(self, state: State) -> bool:
+        """Are there epochs left, or undecided gates and leave to go on for them (`gates.undecided = "continue"`)?"""
+        epoch = state.step // self.steps_per_epoch
+        if epoch < self.settings.training.epochs:
+            return True
+        off, on = train.decided(state, self.settings)
+        wants_more = self.settings.gates.undecided == "continue" and not (off | on).all()
+        return wants_more and epoch < self.settings.gates.max_epochs
+
+    def _epoch(self, state: State) -> State:
+        """From where the state stands to the end of its epoch."""
+        training = self.settings.training
+        epoch, first = divmod(state.step, self.steps_per_epoch)
+        for x, labels in train.epoch_batches(self.images, self.settings, epoch, first):
+            started = time.monotonic()
+            state, metrics = train.step(state, x, labels, self.settings, self.engine, samples=len(self.images.labels))
+            self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
+            keep = train.threshold_rule(state.network, state.theta, self.settings.gates.threshold)
+            if not keep.all():
+                state = self._remove(state, keep)
+            if state.step % training.log_every == 0:
+                line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
+                self._write(line | {"macs": state.macs, "theta": _theta_by_name(state)})
+            if training.checkpoint_every and state.step % training.checkpoint_every == 0:
+                self._save(state)
+            self.progress.advance()
+        self._score_epoch(state, epoch + 1)
+        self._save(state)
+        return state
+
+    def _score_epoch(self, state: State, epoch: int) -> None:
+        score = train.evaluate(state, self.test, self.engine)
+        if not np.isfinite(score.loss):
+            raise train.NonFiniteLoss(f"epoch {epoch}: the test loss is {score.loss}; the checkpoint of the epoch before stays")
+        row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
+        row |= {"gates": "mode", "macs_per_image": complexity.macs(state.network), "sections": count_sections(state.network)}
+        row |= {"macs": state.macs, "seconds": self._seconds()}
+        self.log["epochs"].append(row)
+        self._write({"event": "epoch"} | row)
+        self.progress.line(
+            f"{self.name:9} epoch {epoch:3d}/{self.settings.training.epochs}  test {100 * score.accuracy:6.2f} %  "
+            f"loss {score.loss:.4f}  sections {row['sections']:3d}/{count_sections(self.network)}  {self._seconds():6.1f} s"
+        )
+
+    def _remove(self, state: State, keep: Array) -> State:
+        smaller, cut, pruned = train.remove(state, keep, self.settings)
+        on = (state.theta >= 0.5) & keep
+        self._record_removal(state, cut, pruned, on)
+        return smaller
+
+    def _settle(self, state: State) -> State:
+        end = train.settle(state, self.images, self.settings, self.engine)
+        self._record_removal(state, end.cut, end.pruned, end.keep)
+        self.log["decisions"] = [decision._asdict() for decision in end.decisions]
+        score = train.evaluate(end.state, self.test, self.engine)
+        self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy}
+        self._write({"event": "end"} | self.log["final"] | {"decisions": self.log["decisions"]})
+        self._save(end.state)
+        return end.state
+
+    def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
+        if not pruned.removed:
+            return
+        ratio = masked_against_compact(state, cut, on.astype(np.float64), self.images)
+        row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
+        row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
+        self.log["removals"].append(row)
+        self._write({"event": "removal"} | row)
+
+    def _summary(self, state: State) -> dict[str, Any]:
+        errors = [row["masked_compact_error"] for row in self.log["removals"] if row["masked_compact_error"] is not None]
+        full = complexity.training_macs(self.network) * self.settings.training.batch_size * state.step
+        return {
+            **self.log["final"],
+            "sections": count_sections(state.network),
+            "sections_at_start": count_sections(self.network),
+            "parameters": complexity.parameters(state.network),
+            "parameters_at_start": complexity.parameters(self.network),
+            "macs_per_image": complexity.macs(state.network),
+            "macs_per_image_at_start": complexity.macs(self.network),
+            "training_macs": state.macs,
+            "training_macs_unpruned": full,
+            "steps": state.step,
+            "seconds": self.log["seconds"],
+            "first_step_seconds": self.log["first_step_seconds"],
+            "removals": self.log["removals"],
+            "decisions": self.log["decisions"],
+            "masked_compact_error": max(errors) if errors else None,
+        }
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def _save(self, state: State) -> None:
+        self.log["seconds"] = self._seconds()
+        self.log["metrics_bytes"] = (self.directory / "metrics.jsonl").stat().st_size
+        checkpoint.save(self.directory, state, self.log)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _truncate_metrics(self, size: int) -> None:
+        """Forget metric lines that were written after the checkpoint: their steps will be done again."""
+        with open(self.directory / "metrics.jsonl", "ab") as file:
+            file.truncate(size)
+
+
+def count_sections(network: Network) -> int:
+    return sum(isinstance(layer, Section) for layer in network.layers)
+
+
+def _theta_by_name(state: State) -> dict[str, float]:
+    """θ of every layer gate, the mean θ of every group of unit gates."""
+    return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
+
+
+def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) -> float | None:
+    """Is the compact network the masked one (N3, N4)? Largest |difference| of outputs over its rounding tolerance (E2).
+
+    Both run in float64 on a few training images, in eval mode: the old network with the gates `on`, its closed paths computed
+    and multiplied by 0, the new one with the same gates where they are left. None where a section was closed for lack of
+    units and the functions differ by the constant that was dropped.
+    """
+    if cut.closed_for_emptiness:
+        return None
+    x = images.x[:EQUIVALENCE_IMAGES].astype(np.float64)
+    labels = images.labels[:EQUIVALENCE_IMAGES]
+    wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]
+    masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)
+    compact = BatchLoss(cut.network, ORACLE, cut.arrays(wide[0]), x, labels, cut.arrays(wide[1]), train=False)
+    difference = masked.evaluate(on, run_closed=True).tape.output - compact.evaluate(on[cut.gates]).tape.output
+    tolerance = rounding.network_tolerance(masked, on, unit=rounding.UNIT["float64"])
+    worst = np.max(np.abs(difference) / tolerance.output)
+    return float(worst)

@@ -1,0 +1,151 @@
+"""The end of a run as a text table and as one self-contained HTML file (extra `experiments`)."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HINT = "report.html needs matplotlib:  pip install 'refprune[experiments]'"
+
+
+def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table at the end of a run: quantity, then one column a training run."""
+    runs = summary["runs"]
+
+    def row(title: str, value: Any) -> tuple[str, ...]:
+        return title, *(value(run) for run in runs.values())
+
+    return [
+        ("", *runs),
+        row("test accuracy", lambda r: f"{100 * r['test_accuracy']:.2f} %"),
+        row("test loss (nats)", lambda r: f"{r['test_loss']:.4f}"),
+        row("sections kept", lambda r: f"{r['sections']} of {r['sections_at_start']}"),
+        row("parameters", lambda r: _share(r, "parameters")),
+        row("MACs per image", lambda r: _share(r, "macs_per_image")),
+        row("training MACs", lambda r: f"{r['training_macs']:.2e} ({r['training_macs'] / r['training_macs_unpruned']:.0%})"),
+        row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
+        row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
+        row("gates decided only at the end", lambda r: str(len(r["decisions"]))),
+        row("masked ≡ compact: error/tolerance", lambda r: _equivalence(r["masked_compact_error"])),
+    ]
+
+
+def _share(run: Mapping[str, Any], key: str) -> str:
+    return f"{run[key]:,} ({run[key] / run[key + '_at_start']:.0%})"
+
+
+def _equivalence(error: float | None) -> str:
+    if error is None:
+        return "nothing removed"
+    return f"{error:.2g} {'(holds)' if error <= 1.0 else '(VIOLATED)'}"
+
+
+def text_table(table: Sequence[Sequence[str]]) -> str:
+    """Left-aligned titles, right-aligned columns."""
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [
+        "  ".join([title.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for title, *cells in table
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def decision_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One line for every gate that training left undecided (O9): no silent rounding."""
+    return [
+        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; J on {d['objective_on']:.4f}, "
+        f"off {d['objective_off']:.4f}: {'kept' if d['on'] else 'removed'}"
+        for name, run in summary["runs"].items()
+        for d in run["decisions"]
+    ]
+
+
+def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
+    """report.html in the run directory: table, θ over time, accuracy and MACs. None where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    metrics = {name: _metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
+    pictures = [_theta_picture(metrics["pruned"]), _accuracy_picture(metrics), _macs_picture(metrics)]
+    path = directory / "report.html"
+    path.write_text(_page(summary, pictures), encoding="utf-8")
+    return path
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """θ of every gate over the steps; a cross where a gate is removed."""
+    figure, axes = _figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
+    steps = [line for line in metrics if line["event"] == "step"]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in steps:
+        for name, value in line["theta"].items():
+            curves.setdefault(name, []).append((line["step"], value))
+    for name, points in curves.items():
+        (drawn,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
+        removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
+        axes.plot(removed, [0.0] * len(removed), "x", color=drawn.get_color())
+    axes.set_ylim(-0.05, 1.05)
+    if 0 < len(curves) <= 24:
+        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _svg(figure)
+
+
+def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    figure, axes = _figure("Test accuracy", "training MACs spent", "test accuracy (mode evaluation)")
+    for name, lines in metrics.items():
+        epochs = [line for line in lines if line["event"] == "epoch"]
+        axes.plot([e["macs"] for e in epochs], [e["test_accuracy"] for e in epochs], "o-", ms=3, label=name)
+    axes.legend()
+    return _svg(figure)
+
+
+def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    figure, axes = _figure("Cost of the network", "epoch", "MACs per image")
+    for name, lines in metrics.items():
+        epochs = [line for line in lines if line["event"] == "epoch"]
+        axes.step([e["epoch"] for e in epochs], [e["macs_per_image"] for e in epochs], where="post", label=name)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _svg(figure)
+
+
+def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    head, *body = rows(summary)
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
+    title = html.escape(f"{summary['name']}, data {summary['data']}, seed {summary['seed']}")
+    style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
+    style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
+        f"<table><tr>{header}</tr>{cells}</table>{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}"
+        f"{''.join(pictures)}</html>\n"
+    )

@@ -1,0 +1,552 @@
+"""Rounding: how close is close enough (SPEC E1-E4).
+
+E1 bounds one inner product for certain; E2's tolerance is measured: a *noisy* backend adds to every result Gaussian noise
+of the size of its rounding error, the oracle runs a few times with it, branches frozen, and the spread of each tensor
+times a factor is its tolerance. Rounding noise is linear in u to first order, so noise is injected at u = `INJECTED`,
+far above float64's own rounding and far below what bends a network, and the spread is scaled to the unit asked for.
+
+The noise of a function is a list of parts (weight, scale): weight ⊙ scale ⊙ z, with one standard normal z per entry of
+`scale`. A part whose scale is smaller than the result is shared: an error in a batch-norm's mean moves its whole channel.
+Everything in a part is in units of u.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backend import FUNCTIONS, ORACLE, Backend
+from .errors import InputError
+from .layers import Array, Saved
+from .network import Arrays, forward
+from .objective import BatchLoss, Evaluation
+
+#: Unit roundoff u of each precision.
+UNIT: dict[str, float] = {"float32": 2.0**-24, "float64": 2.0**-53}
+
+#: Unit at which noise is injected; spreads are scaled from it.
+INJECTED = 2.0**-30
+
+#: Tolerance of a network: this many times the smoothed spread.
+NETWORK_FACTOR = 12.0
+
+#: Tolerance of one function: this many times the size of its noise.
+LAYER_FACTOR = 8.0
+
+#: Smoothing: the runs' own variance counts as `runs` observations, the separable fit and the tensor's mean as these many.
+FIT_RUNS, MEAN_RUNS = 4.0, 1.0
+
+
+def smallest_normal(unit: float) -> float:
+    """The smallest normal number of the precision with unit roundoff `unit`."""
+    if unit not in UNIT.values():
+        raise InputError(f"unit: {unit!r} is not known; allowed are {', '.join(f'{u!r} ({k})' for k, u in UNIT.items())}")
+    return float(np.finfo(np.float32 if unit == UNIT["float32"] else np.float64).smallest_normal)
+
+
+def inner_product_bound(n: int, magnitude: Array | float, unit: float, *, roundings: int = 0) -> Array:
+    """E1: no direct sum of n products, in any order, is further from the exact one than γ_m·magnitude + n·smallest normal.
+
+    magnitude: |x|ᵀ|y|; γ_m = mu/(1 − mu), m = n + roundings (1 for a bias or a division, 2 for rounded inputs).
+    """
+    m = n + roundings
+    return np.asarray(m * unit / (1.0 - m * unit) * np.asarray(magnitude) + n * smallest_normal(unit))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# How large is the rounding error of one function?
+
+Part = tuple[Any, Array]
+Parts = Sequence[Part]
+
+
+def _mapped(value: Any, f: Callable[[Array], Any]) -> Any:
+    """`value` with f applied to every array of floats in it (tuples, dicts and Saved are entered)."""
+    if isinstance(value, Saved):
+        return value._replace(values=_mapped(value.values, f))
+    if isinstance(value, dict):
+        return {key: _mapped(v, f) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_mapped(v, f) for v in value)
+    return f(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of a Backend's function: its arguments, its results, and Saved (for a VJP: the one it was given)."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    results: tuple[Any, ...]
+    saved: Saved
+
+    def on(self, f: Callable[[Array], Array]) -> tuple[Any, ...]:
+        """The results of the same function with f applied to every array of floats it reads."""
+
+        results = self.function(*_mapped(self.args, f), **_mapped(self.options, f))
+        return results[:1] if len(results) == 2 and isinstance(results[1], Saved) else tuple(results)
+
+
+Model = Callable[[Call], tuple[Parts, ...]]
+
+
+def _size(*parts: Array | float) -> Array:
+    """Root of the sum of squares: independent errors."""
+    return np.asarray(np.sqrt(sum(np.square(p) for p in parts)))
+
+
+def _entry(size: Array | float) -> Part:
+    """A part of its own for every entry."""
+    return 1.0, np.asarray(size)
+
+
+def _summed(n: float, s: Array, squares: Array) -> Array:
+    """E2: √(n s²/3 + n q/6) for a sequential sum s of n products, q the sum of their squares."""
+    return np.asarray(np.sqrt(n * np.square(s) / 3.0 + n * squares / 6.0))
+
+
+def _total(x: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """E2 for the plain sum of x over axes: n − 1 additions."""
+    s = x.sum(axis=axes)
+    return _summed(max(x.size / max(s.size, 1) - 1.0, 0.0), s, np.square(x).sum(axis=axes))
+
+
+def _exact(call: Call) -> tuple[Parts, ...]:
+    return tuple([] for _ in call.results)
+
+
+def _roundings(count: float) -> Model:
+    """Elementwise: `count` roundings of relative size u."""
+    return lambda call: tuple([_entry(math.sqrt(count) * np.abs(r))] for r in call.results)
+
+
+#: Direct sums of products: how many terms each result has; E1's bound and E2's size follow from it.
+Terms = Callable[[Call], tuple[int, ...]]
+
+
+def _affine_terms(call: Call) -> tuple[int, ...]:
+    return (math.prod(call.args[1].shape[1:]) + len([b for b in call.args[2:] if b is not None]),)
+
+
+def _dense_vjp_terms(call: Call) -> tuple[int, ...]:
+    return call.saved.values[1].shape[0], len(call.args[1]), len(call.args[1])
+
+
+def _conv2d_vjp_terms(call: Call) -> tuple[int, ...]:
+    w, dy, groups = call.saved.values[1], call.args[1], call.saved.values[5]
+    pixels = dy.size // max(dy.shape[1], 1)
+    return w.shape[0] // groups * math.prod(w.shape[2:]), pixels, pixels
+
+
+def _overlap(call: Call) -> tuple[int, ...]:
+    """So many windows of a pool share a pixel."""
+    kernel, stride = call.saved.values[-3:-1]
+    return (math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True)),)
+
+
+TERMS: dict[str, Terms] = {
+    "dense": _affine_terms,
+    "dense_vjp": _dense_vjp_terms,
+    "conv2d": _affine_terms,
+    "conv2d_vjp": _conv2d_vjp_terms,
+    "max_pool_vjp": _overlap,
+    "average_pool": lambda call: (math.prod(call.options["kernel"]) + 1,),
+    "average_pool_vjp": lambda call: (_overlap(call)[0] + 1,),
+    "global_average_pool": lambda call: (math.prod(call.args[0].shape[2:]) + 1,),
+    "gate_vjp": lambda call: (1, call.args[1].size // max(call.saved.values[1].size, 1)),
+}
+
+
+def _direct(name: str) -> Model:
+    """E2 with the sums of squares that the same function gives on squared inputs; one term is exact but for products."""
+
+    def model(call: Call) -> tuple[Parts, ...]:
+        squares = call.on(np.square)
+        if name == "average_pool":
+            squares = (squares[0] / call.saved.values[1],)
+        if name == "global_average_pool":
+            squares = (squares[0] / math.prod(call.args[0].shape[2:]),)
+        sizes = zip(TERMS[name](call), call.results, squares, strict=True)
+        return tuple([] if r is None else [_entry(_summed(n, r, q))] for n, r, q in sizes)
+
+    return model
+
+
+# Batch-norm. With n values per channel, m = mean, v = variance, c = x − m, f = gain/√(v + eps):
+#   δm      a sum of n terms over n, rounded:            √(n m²/3 + (m² + v)/6 + m²)
+#   δv/v'   v' = v + eps: a sum of n squares over n:     √(n v²/3 + mean(c⁴)/6 + v²)/v';  1/√v' moves by half of it
+# Both move a whole channel. Entry by entry: x·f + (bias − m·f) is a formula in use beside c·f + bias, so |f|(|x| + |m|).
+
+
+def _channels(v: Array, ndim: int) -> Array:
+    return v.reshape((1, -1) + (1,) * (ndim - 2))
+
+
+def _moment_sizes(x: Array, mean: Array, variance: Array, eps: Array | float) -> tuple[Array, Array]:
+    """(size of δm, relative size of δ(1/√v')), per channel, shaped to broadcast."""
+    n, axes = x.size // max(x.shape[1], 1), (0, *range(2, x.ndim))
+    fourth = np.square(np.square(x - _channels(mean, x.ndim))).mean(axis=axes)
+    shift = np.sqrt(n * mean**2 / 3.0 + (mean**2 + variance) / 6.0 + mean**2)
+    stretch = 0.5 * np.sqrt(n * variance**2 / 3.0 + fourth / 6.0 + variance**2) / (variance + eps)
+    return _channels(shift, x.ndim), _channels(_size(stretch, 1.0), x.ndim)
+
+
+def _batch_norm(call: Call) -> tuple[Parts, ...]:
+    x, gain, bias = call.args[:3]
+    normal, inverse, _ = call.saved.values
+    mean, variance = call.saved.statistics or call.args[3:5]
+    f, b = _channels(gain * inverse, x.ndim), _channels(bias, x.ndim)
+    entries = _size(2.0 * np.abs(f) * (np.abs(x) + np.abs(_channels(mean, x.ndim))), b, call.results[0])
+    if call.saved.statistics is None:
+        return ([_entry(entries), (normal * _channels(gain, x.ndim), np.full(f.shape, 2.0))],)
+    shift, stretch = _moment_sizes(x, mean, variance, call.options["eps"])
+    return ([_entry(entries), (f, shift), (normal * _channels(gain, x.ndim), stretch)],)
+
+
+def _batch_norm_vjp(call: Call) -> tuple[Parts, ...]:
+    """dx = f(dy − db/n − normal·dg/n): db and dg carry their sums' errors, normal and f those of the forward pass."""
+    dy, (dx, dgain, dbias) = call.args[1], call.results
+    normal, inverse, gain = call.saved.values
+    ndim, axes, n = dy.ndim, (0, *range(2, dy.ndim)), dy.size // max(dy.shape[1], 1)
+    f, inverse = _channels(gain * inverse, ndim), _channels(inverse, ndim)
+    if call.saved.statistics is None:
+        shift, stretch = np.zeros(f.shape), np.full(f.shape, 2.0)
+    else:
+        mean, variance = call.saved.statistics
+        eps = np.reciprocal(np.square(inverse)).reshape(-1) - variance
+        shift, stretch = _moment_sizes(normal / inverse + _channels(mean, ndim), mean, variance, eps)
+    g, b = _channels(dgain, ndim), _channels(dbias, ndim)
+    size_b = _channels(_total(dy, axes), ndim)
+    products = dy * normal
+    size_g = _size(
+        _channels(_total(products, axes), ndim),
+        2.0 * np.sqrt(_channels(np.square(products).sum(axis=axes), ndim)),
+        shift * inverse * b,
+        stretch * g,
+    )
+    sums: tuple[Parts, ...] = [_entry(size_g.reshape(dgain.shape))], [_entry(size_b.reshape(dbias.shape))]
+    if call.saved.statistics is None:
+        return ([_entry(2.0 * np.abs(dx)), (dx, stretch)], *sums)
+    entries = 2.0 * np.abs(f) * _size(dy, b / n, 2.0 * normal * g / n)
+    common = _size(size_b / n, shift * inverse * g / n)
+    return ([_entry(entries), (f, common), (f * normal, size_g / n), (dx, stretch)], *sums)
+
+
+# Activations: what cancels or saturates keeps the error of what went in, so sizes are not all relative to the result.
+
+
+def _leaky_relu(call: Call) -> tuple[Parts, ...]:
+    """Factors 0 and 1 are exact."""
+    (factor,), (r,) = call.saved.values, call.results
+    return ([_entry(2.0 * np.abs(r) * ((factor != 0.0) & (factor != 1.0)))],)
+
+
+def _tanh_vjp(call: Call) -> tuple[Parts, ...]:
+    y = np.square(call.saved.values[0])
+    return ([_entry(np.abs(call.args[1]) * (5.0 * y + 2.0 * (1.0 - y)))],)
+
+
+def _sigmoid_vjp(call: Call) -> tuple[Parts, ...]:
+    """1 − y keeps the absolute error of y."""
+    return ([_entry(4.0 * np.abs(call.args[1]) * call.saved.values[0])],)
+
+
+def _gelu(call: Call) -> tuple[Parts, ...]:
+    """Φ = (1 + erf)/2 has an absolute error."""
+    x = np.abs(call.args[0])
+    return ([_entry(_size(x, 2.0 * call.results[0]))],)
+
+
+def _gelu_vjp(call: Call) -> tuple[Parts, ...]:
+    x = call.saved.values[0]
+    density = np.exp(-0.5 * x * x) * (2.0 * np.pi) ** -0.5
+    return ([_entry(np.abs(call.args[1]) * _size(1.5, np.abs(x) * density * (3.0 + x * x)))],)
+
+
+def _gelu_tanh(call: Call) -> tuple[Parts, ...]:
+    return ([_entry(_size(2.0 * call.args[0], 2.0 * call.results[0]))],)
+
+
+def _gelu_tanh_vjp(call: Call) -> tuple[Parts, ...]:
+    x, t = call.saved.values
+    slope = (2.0 / np.pi) ** 0.5 * (1.0 + 3.0 * 0.044715 * x * x)
+    return ([_entry(np.abs(call.args[1]) * _size(3.0, 0.5 * x * slope * (5.0 * np.abs(t) + 3.0 * (1.0 - t * t))))],)
+
+
+# Residual sections, gates, losses
+
+
+def _add(call: Call) -> tuple[Parts, ...]:
+    size, channels = np.abs(call.results[0]), call.options["channels"]
+    if channels is not None:
+        size[:, [c for c in range(size.shape[1]) if c not in channels]] = 0.0
+    return ([_entry(size)],)
+
+
+def _add_vjp(call: Call) -> tuple[Parts, ...]:
+    """Where the two gradients meet again they are added, which is no function of the Backend: one rounding, put here."""
+    return [_entry(np.abs(call.results[0]))], []
+
+
+def _gate(call: Call) -> tuple[Parts, ...]:
+    g = call.args[1]
+    interior = ((g != 0.0) & (g != 1.0)).astype(np.float64)
+    return ([_entry(np.abs(call.results[0]) * (interior if g.ndim == 0 else _channels(interior, call.args[0].ndim)))],)
+
+
+def _log_sum(log_softmax: Array) -> tuple[Array, Array]:
+    """(log Σ exp(logit − max), the size of its error), N×1: exp carries its argument's rounding, the sum E2's."""
+    log_sum = -log_softmax.max(axis=1, keepdims=True)
+    spread = (np.exp(log_softmax) * np.abs(log_softmax + log_sum)).sum(axis=1, keepdims=True)
+    return log_sum, _size(math.sqrt(log_softmax.shape[1] / 3.0), 2.0 + spread, log_sum)
+
+
+def _cross_entropy(call: Call) -> tuple[Parts, ...]:
+    log_softmax, labels, reduction = call.saved.values
+    log_sum, size = _log_sum(log_softmax)
+    losses = -log_softmax[np.arange(len(labels)), labels]
+    each = _size(size[:, 0], losses - log_sum[:, 0], losses)
+    total = _size(_total(losses), np.sqrt(np.square(each).sum()), losses.sum())
+    return ([_entry(total / (len(labels) if reduction == "mean" else 1))],)
+
+
+def _cross_entropy_vjp(call: Call) -> tuple[Parts, ...]:
+    log_softmax, labels, reduction = call.saved.values
+    log_sum, size = _log_sum(log_softmax)
+    factor = np.abs(call.args[1]) / (len(labels) if reduction == "mean" else 1)
+    p = np.exp(log_softmax)
+    entries = _size(factor * p * _size(log_softmax, log_softmax + log_sum, 2.0), 2.0 * call.results[0])
+    return ([_entry(entries), (factor * p, size)],)
+
+
+def _mean_squared_error(call: Call) -> tuple[Parts, ...]:
+    difference, count = call.saved.values
+    squares = np.square(difference)
+    return ([_entry(_size(_total(squares), 3.0 * np.sqrt(np.square(squares).sum()), squares.sum()) / count)],)
+
+
+def _weight_decay(call: Call) -> tuple[Parts, ...]:
+    squares = np.square(call.args[0])
+    size = _size(_total(squares), np.sqrt(np.square(squares).sum()), 2.0 * squares.sum())
+    return ([_entry(0.5 * call.options["strength"] * size)],)
+
+
+#: Function → the parts of its noise, one list per result.
+MODELS: dict[str, Model] = {name: _direct(name) for name in TERMS} | {
+    "batch_norm": _batch_norm,
+    "batch_norm_vjp": _batch_norm_vjp,
+    "batch_norm_eval": _batch_norm,
+    "batch_norm_eval_vjp": _batch_norm_vjp,
+    "leaky_relu": _leaky_relu,
+    "leaky_relu_vjp": _leaky_relu,
+    "tanh": _roundings(4),
+    "tanh_vjp": _tanh_vjp,
+    "sigmoid": _roundings(9),
+    "sigmoid_vjp": _sigmoid_vjp,
+    "gelu": _gelu,
+    "gelu_vjp": _gelu_vjp,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_tanh_vjp": _gelu_tanh_vjp,
+    "max_pool": _exact,
+    "global_average_pool_vjp": _roundings(2),
+    "flatten": _exact,
+    "flatten_vjp": _exact,
+    "subsample_pad": _exact,
+    "subsample_pad_vjp": _exact,
+    "add": _add,
+    "add_vjp": _add_vjp,
+    "gate": _gate,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_vjp": _cross_entropy_vjp,
+    "mean_squared_error": _mean_squared_error,
+    "mean_squared_error_vjp": _roundings(4),
+    "weight_decay": _weight_decay,
+    "weight_decay_vjp": _roundings(3),
+}
+
+
+def noisy(backend: Backend, *, unit: float, rng: np.random.Generator) -> Backend:
+    """`backend` with Gaussian noise, of the size of a rounding error in precision `unit`, on every result.
+
+    backend: the oracle or a mutant of it (its Saved is read). Saved and branch stay those of the unperturbed call on the
+    same inputs, so every VJP is that of the function at its noisy inputs.
+    """
+
+    def drawn(result: Any, parts: Parts) -> Any:
+        for weight, scale in parts:
+            result = result + weight * (unit * scale * rng.standard_normal(scale.shape))
+        return result
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        model = MODELS[name]
+
+        def run_forward(*args: Any, **options: Any) -> tuple[Array, Saved]:
+            y, saved = function(*args, **options)
+            (parts,) = model(Call(function, args, options, (y,), saved))
+            return drawn(y, parts), saved
+
+        def run_vjp(saved: Saved, dy: Array, **options: Any) -> tuple[Any, ...]:
+            results = function(saved, dy, **options)
+            parts = model(Call(function, (saved, dy), options, results, saved))
+            return tuple(drawn(r, p) for r, p in zip(results, parts, strict=True))
+
+        return run_vjp if name.endswith("_vjp") else run_forward
+
+    functions: dict[str, Any] = {name: wrapped(name, getattr(backend, name)) for name in FUNCTIONS}
+    return Backend(f"noisy {backend.name}", **functions)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tolerances
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a correct implementation may be from the oracle, entry by entry; shapes as those of the tensors.
+
+    kinks: layer name → that of the *input* of each ReLU and max pool, by which E3 tells a kink from an error.
+    """
+
+    loss: Array
+    output: Array
+    params: Arrays
+    gates: Array
+    input: Array
+    kinks: Arrays
+
+
+def _tensors(
+    loss: BatchLoss, gates: Array, branches: Mapping[str, Array] | None, run_closed: bool
+) -> tuple[Arrays, Evaluation]:
+    """Every tensor that is judged, by name, from one evaluation with the branches given."""
+    seen: list[Array] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Array, **options: Any) -> Any:
+            seen.append(x)
+            return function(x, **options)
+
+        return run
+
+    backend = loss.backend
+    tape = forward(
+        loss.network,
+        dataclasses.replace(backend, leaky_relu=watched(backend.leaky_relu), max_pool=watched(backend.max_pool)),
+        loss.params,
+        loss.x,
+        gates,
+        statistics=loss.statistics,
+        train=loss.train,
+        branches=branches,
+        run_closed=run_closed,
+    )
+    value, saved = getattr(loss.backend, loss.network.loss.kind)(
+        tape.output, loss.target, reduction=loss.network.loss.reduction
+    )
+    evaluation = Evaluation(value, tape, saved)
+    gradients = loss.gradients(evaluation, input_gradient=True)
+    assert gradients.input is not None
+    tensors = {"loss": value, "output": tape.output, "gates": gradients.gates, "input": gradients.input}
+    tensors |= {f"params {name}": g for name, g in gradients.params.items()}
+    return tensors | {f"kinks {name}": x for name, x in zip(tape.branches, seen, strict=True)}, evaluation
+
+
+def _smoothed(variance: Array, runs: int) -> Array:
+    """Per-entry standard deviation from few runs.
+
+    An entry's own variance over `runs` runs scatters by √(2/runs). It is averaged with FIT_RUNS runs' worth of the separable
+    fit row·column/mean (a weight gradient is a sum of outer products) and MEAN_RUNS of the tensor's mean. Entries that no
+    noise reached (behind a closed gate, a dead unit) keep 0.
+    """
+    reached = variance > 0.0
+    if not reached.any():
+        return np.zeros_like(variance)
+    mean = variance[reached].mean()
+    table = variance.reshape(len(variance), -1) if variance.ndim else variance.reshape(1, 1)
+    fit = np.outer(table.mean(axis=1), table.mean(axis=0)).reshape(variance.shape) / table.mean()
+    estimate = (runs * variance + FIT_RUNS * fit + MEAN_RUNS * mean) / (runs + FIT_RUNS + MEAN_RUNS)
+    return np.asarray(np.sqrt(np.where(reached, estimate, 0.0)))
+
+
+def network_tolerance(
+    loss: BatchLoss,
+    gates: Array,
+    *,
+    unit: float,
+    runs: int = 8,
+    factor: float = NETWORK_FACTOR,
+    seed: int = 0,
+    run_closed: bool = False,
+    branches: Mapping[str, Array] | None = None,
+) -> Tolerance:
+    """E2 for a whole network: loss, output and all gradients at `gates`, for an implementation in precision `unit`.
+
+    The oracle computes, whatever loss.backend is; weights and inputs count as exact, so give numbers that the precision
+    holds. branches: those to freeze, if not the oracle's own (E3: the candidate's, at a kink).
+    """
+    tiny = smallest_normal(unit)
+    wide: dict[str, Any] = {
+        "params": {name: np.asarray(p, dtype=np.float64) for name, p in loss.params.items()},
+        "statistics": {name: np.asarray(s, dtype=np.float64) for name, s in (loss.statistics or {}).items()},
+        "x": np.asarray(loss.x, dtype=np.float64),
+        "target": loss.target if loss.target.dtype.kind in "iu" else np.asarray(loss.target, dtype=np.float64),
+    }
+    exact = dataclasses.replace(loss, backend=ORACLE, **wide)
+    gates = np.asarray(gates, dtype=np.float64)
+    base, evaluation = _tensors(exact, gates, branches, run_closed)
+    frozen = evaluation.tape.branches
+    squares = {name: np.zeros_like(t) for name, t in base.items()}
+    for run in range(runs):
+        rng = np.random.default_rng([seed, run])
+        perturbed, _ = _tensors(
+            dataclasses.replace(exact, backend=noisy(ORACLE, unit=INJECTED, rng=rng)), gates, frozen, run_closed
+        )
+        for name, t in perturbed.items():
+            squares[name] += np.square(t - base[name])
+    scale = factor * unit / INJECTED
+    found = {name: scale * _smoothed(s / runs, runs) + tiny for name, s in squares.items()}
+    params, kinks = ({n: found[f"{kind} {n}"] for n in names} for kind, names in (("params", exact.params), ("kinks", frozen)))
+    return Tolerance(found["loss"], found["output"], params, found["gates"], found["input"], kinks)
+
+
+class LayerTolerance(NamedTuple):
+    """For one result of a function: within `noise` a correct implementation stays (E2); beyond `certain` it is wrong (E1).
+
+    certain is +inf where the result is no direct sum of products; noise never exceeds it.
+    """
+
+    noise: Array
+    certain: Array
+
+
+def layer_tolerance(
+    function: str, *args: Any, unit: float, factor: float = LAYER_FACTOR, **options: Any
+) -> tuple[LayerTolerance | None, ...]:
+    """E2 and E1 for the oracle's `function` on these arguments (a VJP: its Saved and dy), one per result.
+
+    Floats are widened to float64 and count as exact. None for a result that is None (an input gradient not asked for).
+    """
+    tiny = smallest_normal(unit)
+    args, options = _mapped(args, np.float64), _mapped(options, np.float64)
+    returned = getattr(ORACLE, function)(*args, **options)
+    vjp = function.endswith("_vjp")
+    call = Call(getattr(ORACLE, function), args, options, returned if vjp else returned[:1], args[0] if vjp else returned[1])
+    infinite = [None if r is None else np.full(r.shape, np.inf) for r in call.results]
+    certain: Sequence[Array | None] = infinite
+    if function in TERMS:
+        sums = zip(TERMS[function](call), call.on(np.abs), strict=True)
+        certain = [None if m is None else inner_product_bound(n, m, unit, roundings=1) for n, m in sums]
+    found: list[LayerTolerance | None] = []
+    for result, parts, bound in zip(call.results, MODELS[function](call), certain, strict=True):
+        if bound is None:
+            found.append(None)
+            continue
+        size = np.broadcast_to(_size(0.0, *(weight * scale for weight, scale in parts)), result.shape)
+        found.append(LayerTolerance(np.minimum(factor * unit * size + tiny, bound), bound))
+    return tuple(found)

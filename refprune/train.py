@@ -1,0 +1,363 @@
+"""Concurrent training and pruning: projected SGD on (W, θ), removal of gates while training goes on (SPEC O6, O7, O9).
+
+`init` makes a State, `step` turns it into the next one, `remove` makes it smaller; States are never changed. Every random
+number comes from `Streams(seed)` by (purpose, step), so a State and the data determine everything that follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .backend import Backend
+from .config import Config
+from .data import Dataset
+from .errors import InputError
+from .estimators import ESTIMATORS, sample
+from .flattening import beta_from_log_gamma
+from .layers import Array
+from .layerspec import UnitGate
+from .network import Arrays, forward, initial_statistics, initialise
+from .objective import BatchLoss, average_statistics, update_statistics
+from .spec import Network
+from .streams import Streams
+from .surgery import Cut, prune
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that training goes on from.
+
+    theta: (G,) float64. step: updates done. macs: multiply-accumulates spent on training so far, every pass counted.
+    finished: all gates are decided and the run is over.
+    """
+
+    network: Network
+    params: Arrays
+    velocity: Arrays
+    statistics: Arrays
+    theta: Array
+    step: int = 0
+    macs: int = 0
+    finished: bool = False
+
+
+class Pruned(NamedTuple):
+    """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units."""
+
+    step: int
+    removed: dict[str, int]
+    closed_for_emptiness: tuple[str, ...]
+
+
+class StepMetrics(NamedTuple):
+    """loss: c(W, Ξ) on the batch at the sampled gates; gates_on: how many were 1."""
+
+    loss: float
+    gates_on: int
+
+
+class NonFiniteLoss(InputError):
+    """The loss is no longer a finite number; the message names the first layer whose output is not finite."""
+
+
+class Images(NamedTuple):
+    """A data set as the network takes it: x N×input_shape in the training dtype, standardised; labels N."""
+
+    x: Array
+    labels: Array
+
+
+def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
+    """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images."""
+    limit = config.data.train_limit or len(dataset.train_labels)
+    train, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
+    if len(train) < config.training.batch_size:
+        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {len(train)} training images")
+    dtype = config.training.dtype
+    pixels = np.moveaxis(train, 1, 0).reshape(train.shape[1], -1)
+    mean = np.array([channel.mean(dtype=np.float64) for channel in pixels])
+    deviation = np.array([channel.std(dtype=np.float64) for channel in pixels])
+    scale = (1.0 / np.where(deviation > 0, deviation, 1.0)).astype(dtype)[:, None, None]
+    shift = mean.astype(dtype)[:, None, None]
+
+    def standardise(images: Array) -> Array:
+        standard: Array = (images.astype(dtype) - shift) * scale
+        return standard
+
+    return Images(standardise(train), labels), Images(standardise(dataset.test_images), dataset.test_labels)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# init, step, remove
+
+
+def ungated(network: Network) -> Network:
+    """The same network with every gate fixed to 1: the unpruned network to compare with."""
+    on = np.ones(network.gate_count, dtype=bool)
+    return prune(network, on, fix=on).network
+
+
+def init(config: Config, network: Network) -> State:
+    """The state before the first step."""
+    dtype = config.training.dtype
+    params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
+    velocity = {name: np.zeros_like(p) for name, p in params.items()}
+    theta = np.full(network.gate_count, config.gates.initial)
+    return State(network, params, velocity, initial_statistics(network, dtype=dtype), _project(theta, config))
+
+
+def penalties(config: Config, samples: int) -> tuple[float, float]:
+    """(β, λ) of the per-sample objective O1, whatever scaling the configuration uses."""
+    penalty, decay = config.objective.penalty, config.objective.weight_decay
+    if config.objective.scaling == "per_sample":
+        return penalty, decay
+    return beta_from_log_gamma(-penalty, samples), decay / samples
+
+
+def schedule_factor(kind: str, progress: float) -> float:
+    """Factor on both step sizes at `progress` ∈ [0, 1] of the run; past the end it stays where it ended."""
+    progress = min(progress, 1.0)
+    if kind == "constant":
+        return 1.0
+    if kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    rise = 0.3
+    if progress < rise:
+        return progress / rise
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - rise) / (1.0 - rise)))
+
+
+def step(state: State, x: Array, labels: Array, config: Config, backend: Backend, *, samples: int) -> tuple[State, StepMetrics]:
+    """One step of projected SGD on a mini-batch (O6); `samples` is N, the number of training images.
+
+    W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β), δ, 1−δ).
+    """
+    gates, training = config.gates, config.training
+    kind = ESTIMATORS[gates.estimator]
+    steps_per_epoch = samples // training.batch_size
+    beta, decay = penalties(config, samples)
+    factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
+    learns_theta = state.theta.size > 0 and state.step >= gates.warmup_epochs * steps_per_epoch
+
+    uniform = _gate_uniforms(state, config)
+    loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
+    base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=learns_theta and kind.needs_closed_paths)
+    if not np.isfinite(base.loss):
+        raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {first_non_finite(loss, base.tape.gates)}")
+    gradients = loss.gradients(base)
+    macs = base.tape.macs + gradients.macs
+
+    theta = state.theta
+    if learns_theta:
+        estimate = kind.function(loss, base, gradients.gates, theta, uniform)
+        theta = _project(theta - gates.learning_rate * factor * (estimate.gradient + beta), config)
+        macs += estimate.macs
+    params, velocity = _momentum_step(state, gradients.params, config, config.optimiser.learning_rate * factor, decay)
+    statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
+    following = State(state.network, params, velocity, statistics, theta, state.step + 1, state.macs + macs)
+    return following, StepMetrics(float(base.loss), int(base.tape.gates.sum()))
+
+
+def _gate_uniforms(state: State, config: Config) -> Array:
+    """Uniforms (K, G), one stream per gate group and step, so that a removal does not change the others' numbers."""
+    streams, k = Streams(config.seed), config.gates.samples
+    parts = [streams.uniform(f"gates/{g.name}", state.step, (k, g.stop - g.start)) for g in state.network.gates]
+    return np.concatenate(parts, axis=1) if parts else np.zeros((k, 0))
+
+
+def _project(theta: Array, config: Config) -> Array:
+    return np.clip(theta, config.gates.floor, 1.0 - config.gates.floor)
+
+
+def _momentum_step(
+    state: State, gradients: Arrays, config: Config, learning_rate: float, decay: float
+) -> tuple[Arrays, Arrays]:
+    params, velocity = {}, {}
+    for name, w in state.params.items():
+        g = gradients[name]
+        if decay and (config.objective.decay == "all" or name.endswith(".weight")):
+            g = g + w.dtype.type(decay) * w
+        velocity[name] = config.optimiser.momentum * state.velocity[name] + g
+        params[name] = w - w.dtype.type(learning_rate) * velocity[name]
+    return params, velocity
+
+
+def first_non_finite(loss: BatchLoss, gates: Array) -> str:
+    """Which parameter or which layer's output is the first that is not finite."""
+    for name, p in loss.params.items():
+        if not np.isfinite(p).all():
+            return f"the first parameter that is not finite is {name}"
+    bad: list[str] = []
+
+    def look(name: str, y: Array) -> None:
+        if not bad and not np.isfinite(y).all():
+            bad.append(name)
+
+    with np.errstate(all="ignore"):
+        forward(
+            loss.network,
+            loss.backend,
+            loss.params,
+            loss.x,
+            gates,
+            statistics=loss.statistics,
+            train=loss.train,
+            observe=look,
+        )
+    return f"the first layer with an output that is not finite is {bad[0] if bad else 'the loss itself'}"
+
+
+def cut_state(state: State, cut: Cut) -> State:
+    """The state of the smaller network: parameters, momenta, statistics and θ without the removed gates (O7)."""
+    return dataclasses.replace(
+        state,
+        network=cut.network,
+        params=cut.arrays(state.params),
+        velocity=cut.arrays(state.velocity),
+        statistics=cut.arrays(state.statistics),
+        theta=state.theta[cut.gates],
+    )
+
+
+def threshold_rule(network: Network, theta: Array, threshold: float) -> Array:
+    """The rule `threshold` (D6): keep, (G,), False where θ ≤ τ."""
+    return _spare_plain_layers(network, theta > threshold, theta)
+
+
+def _spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
+    """`keep`, but a plain layer never loses all its units: the one with the largest θ stays."""
+    keep = keep.copy()
+    for group in network.gates:
+        plain_layer = isinstance(network.layers[group.position], UnitGate)
+        if plain_layer and not keep[group.slice].any():
+            keep[group.start + int(theta[group.slice].argmax())] = True
+    return keep
+
+
+def remove(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:
+    """Remove the gates where `keep` is False, for good, and fix those where `fix` is True to 1."""
+    removed = {g.name: int((~keep[g.slice]).sum()) for g in state.network.gates if not keep[g.slice].all()}
+    cut = prune(state.network, keep, fix=fix, empty=config.gates.empty)
+    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Batches, evaluation, the end
+
+
+def epoch_batches(images: Images, config: Config, epoch: int, first: int = 0) -> Iterator[tuple[Array, Array]]:
+    """The epoch's mini-batches from number `first` on, in the order of the stream "shuffle"; a last partial one is left out."""
+    size = config.training.batch_size
+    order = Streams(config.seed).permutation("shuffle", epoch, len(images.labels))
+    for i in range(first, len(order) // size):
+        index = order[i * size : (i + 1) * size]
+        yield images.x[index], images.labels[index]
+
+
+class Score(NamedTuple):
+    """Mean loss in nats and share of right answers."""
+
+    loss: float
+    accuracy: float
+
+
+def evaluate(state: State, images: Images, backend: Backend, *, gates: str = "mode", batch_size: int = 1000) -> Score:
+    """Loss and accuracy in eval mode. While θ is interior, `gates` names what is evaluated (O9): "mode" or "mean"."""
+    values = {"mode": (state.theta >= 0.5).astype(np.float64), "mean": state.theta}[gates]
+    loss, right = 0.0, 0
+    for i in range(0, len(images.labels), batch_size):
+        x, labels = images.x[i : i + batch_size], images.labels[i : i + batch_size]
+        tape = forward(state.network, backend, state.params, x, values, statistics=state.statistics)
+        batch_loss, _ = backend.cross_entropy(tape.output, labels, reduction="sum")
+        loss += float(batch_loss)
+        right += int((tape.output.argmax(axis=1) == labels).sum())
+    return Score(loss / len(images.labels), right / len(images.labels))
+
+
+def decided(state: State, config: Config) -> tuple[Array, Array]:
+    """(off, on): the gates with θ ≤ τ and those with θ ≥ 1−τ."""
+    tau = config.gates.threshold
+    return state.theta <= tau, state.theta >= 1.0 - tau
+
+
+class Decision(NamedTuple):
+    """A gate that was still undecided at the end (O9): its θ, J at its two vertices, and which was taken."""
+
+    gate: str
+    unit: int
+    theta: float
+    objective_on: float
+    objective_off: float
+    on: bool
+
+
+def decide(state: State, images: Images, config: Config, backend: Backend) -> tuple[Array, list[Decision], int]:
+    """Decide every gate by O9: those inside (τ, 1−τ) one after the other, least certain last, by J at their two vertices.
+
+    J is the mean training loss over all batches plus β for the gate, the other gates at their decided or more likely value.
+    Returns the final gate vector, what was compared, and the multiply-accumulates it took.
+    """
+    beta, _ = penalties(config, len(images.labels))
+    off, on = decided(state, config)
+    gates = np.where(on, 1.0, np.where(off, 0.0, (state.theta >= 0.5).astype(np.float64)))
+    names = [(g.name, i - g.start) for g in state.network.gates for i in range(g.start, g.stop)]
+    decisions, macs = [], 0
+    undecided = np.flatnonzero(~off & ~on)
+    for g in undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]:
+        values = []
+        for vertex in (1.0, 0.0):
+            gates[g] = vertex
+            c, spent = _training_loss(state, images, config, backend, gates)
+            values.append(c + beta * vertex)
+            macs += spent
+        gates[g] = float(values[0] < values[1])
+        name, unit = names[g]
+        decisions.append(Decision(name, unit, float(state.theta[g]), values[0], values[1], on=bool(gates[g])))
+    return gates, decisions, macs
+
+
+def _training_loss(state: State, images: Images, config: Config, backend: Backend, gates: Array) -> tuple[float, int]:
+    losses, macs = [], 0
+    for x, labels in epoch_batches(images, config, epoch=0):
+        result = BatchLoss(state.network, backend, state.params, x, labels, state.statistics).evaluate(gates)
+        losses.append(float(result.loss))
+        macs += result.tape.macs
+    return float(np.mean(losses)), macs
+
+
+class Settlement(NamedTuple):
+    """The end of a run: the final state, the last removal with its cut, and the gates that had to be decided."""
+
+    state: State
+    keep: Array
+    cut: Cut
+    pruned: Pruned
+    decisions: list[Decision]
+
+
+def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
+    """Every gate becomes 0 or 1, then running statistics are re-estimated on the network without gates (O7, O9, N4)."""
+    gates, decisions, macs = decide(state, images, config, backend)
+    keep = _spare_plain_layers(state.network, gates == 1.0, state.theta)
+    smaller, cut, pruned = remove(state, keep, config, fix=keep)
+    statistics, spent = _reestimate(smaller, images, config, backend)
+    final = dataclasses.replace(smaller, statistics=statistics, macs=state.macs + macs + spent, finished=True)
+    return Settlement(final, keep, cut, pruned, decisions)
+
+
+def _reestimate(state: State, images: Images, config: Config, backend: Backend) -> tuple[Arrays, int]:
+    if not state.statistics:
+        return state.statistics, 0
+    collected: list[Mapping[str, tuple[Array, Array, int]]] = []
+    macs = 0
+    for x, _ in epoch_batches(images, config, epoch=0):
+        tape = forward(state.network, backend, state.params, x, train=True)
+        collected.append(tape.batch_statistics)
+        macs += tape.macs
+    return average_statistics(state.network, collected), macs
