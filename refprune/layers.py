@@ -5,8 +5,9 @@ Contract of every pair (f, f_vjp), which every other backend keeps too:
 * `y, saved = f(x, ..., conventions by keyword)`; `saved` holds what the VJP needs, and the *branch* that was taken.
 * `f_vjp(saved, dy)` returns the gradient with respect to x, followed by those of the other array arguments, in order.
 * A function with kinks (ReLU, max pooling) accepts `branch=` and then takes that branch instead of its own (G3).
-* Inputs are never changed and may have any strides, be read-only, or have batch size 1. The result is C-ordered or a
-  view only where the docstring says so. The dtype of x is kept: float64 and complex128 are the oracle's precisions.
+* Inputs are never changed and may have any strides, be read-only, or have batch size 1. Results may have any strides, and
+  are views of an input only where the docstring says so. The dtype of x is kept: float64 and complex128 are the oracle's
+  precisions.
 * Complex inputs carry a complex step (G2): branches go by the real part, nothing takes a modulus or conjugates.
 
 Shapes: dense data N×n, images N×C×H×W, weights as in PyTorch (out×in, out×in/groups×kh×kw).
@@ -186,7 +187,7 @@ def leaky_relu(x: Array, *, slope: float, at_zero: float, branch: Array | None =
 
     at_zero ∈ [0, 1] says which subgradient is taken at exactly 0: slope + at_zero·(1 − slope). PyTorch: 0.
     """
-    taken = np.sign(x.real).astype(np.int8) if branch is None else branch
+    taken = (x.real > 0).astype(np.int8) - (x.real < 0).astype(np.int8) if branch is None else branch
     factor = np.choose(taken + 1, (slope, slope + at_zero * (1.0 - slope), 1.0)).astype(x.real.dtype)
     return x * factor, Saved((factor,), taken)
 
@@ -197,30 +198,37 @@ def leaky_relu_vjp(saved: Saved, dy: Array) -> tuple[Array]:
     return (dy * factor,)
 
 
+def _decaying_exponential(x: Array) -> Array:
+    """e^{−|x|}, |·| taken by the sign of the real part: never overflows, and stays analytic (G2)."""
+    return np.exp(np.where(x.real < 0, x, -x))
+
+
 def tanh(x: Array) -> tuple[Array, Saved]:
     """y = tanh x."""
-    y = np.tanh(x)
-    return y, Saved((y,))
+    return np.tanh(x), Saved((x,))
 
 
 def tanh_vjp(saved: Saved, dy: Array) -> tuple[Array]:
-    """dx = dy (1 − y²)."""
-    (y,) = saved.values
-    return (dy * (1.0 - y * y),)
+    """dx = dy/cosh² x = dy · 4e/(1 + e)² with e = e^{−2|x|}; 1 − y², which frameworks use, loses all digits from |x| ≈ 19."""
+    (x,) = saved.values
+    return (dy * _sech_squared(x),)
+
+
+def _sech_squared(x: Array) -> Array:
+    e = _decaying_exponential(2.0 * x)
+    return 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 
 def sigmoid(x: Array) -> tuple[Array, Saved]:
     """y = 1/(1 + e^{−x}), in two branches so that neither exponential overflows (G2)."""
-    negative = x.real < 0
-    e = np.exp(np.where(negative, x, -x))
-    y = np.where(negative, e, 1.0) / (1.0 + e)
-    return y, Saved((y,))
+    e = _decaying_exponential(x)
+    return np.where(x.real < 0, e, 1.0) / (1.0 + e), Saved((e,))
 
 
 def sigmoid_vjp(saved: Saved, dy: Array) -> tuple[Array]:
-    """dx = dy y (1 − y)."""
-    (y,) = saved.values
-    return (dy * y * (1.0 - y),)
+    """dx = dy · e/(1 + e)² with e = e^{−|x|}; y(1 − y), which frameworks use, loses its digits for large x."""
+    (e,) = saved.values
+    return (dy * (e / ((1.0 + e) * (1.0 + e))),)
 
 
 def gelu(x: Array) -> tuple[Array, Saved]:
@@ -240,15 +248,16 @@ _GELU_SCALE, _GELU_CUBE = (2.0 / np.pi) ** 0.5, 0.044715
 
 def gelu_tanh(x: Array) -> tuple[Array, Saved]:
     """y = x/2 · (1 + tanh(√(2/π)(x + 0.044715 x³))) (PyTorch's approximate="tanh")."""
-    t = np.tanh(_GELU_SCALE * (x + _GELU_CUBE * x * x * x))
-    return 0.5 * x * (1.0 + t), Saved((x, t))
+    u = _GELU_SCALE * (x + _GELU_CUBE * x * x * x)
+    t = np.tanh(u)
+    return 0.5 * x * (1.0 + t), Saved((x, u, t))
 
 
 def gelu_tanh_vjp(saved: Saved, dy: Array) -> tuple[Array]:
-    """dx = dy ( (1 + t)/2 + x/2 · (1 − t²)·√(2/π)(1 + 3·0.044715 x²) )."""
-    x, t = saved.values
+    """dx = dy ( (1 + t)/2 + x/2 · sech²(u)·√(2/π)(1 + 3·0.044715 x²) ) with t = tanh u."""
+    x, u, t = saved.values
     inner = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
-    return (dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner),)
+    return (dy * (0.5 * (1.0 + t) + 0.5 * x * _sech_squared(u) * inner),)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -368,7 +377,7 @@ def gate_vjp(saved: Saved, dy: Array) -> tuple[Array, Array]:
     """dx = g ⊙ dy;  dg = Σ x·dy over everything that g multiplies."""
     x, g = saved.values
     axes = tuple(range(x.ndim)) if g.ndim == 0 else (0, *range(2, x.ndim))
-    return dy * (g if g.ndim == 0 else _per_channel(g, x.ndim)), (x * dy).sum(axis=axes)
+    return dy * (g if g.ndim == 0 else _per_channel(g, x.ndim)), np.asarray((x * dy).sum(axis=axes))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -377,19 +386,23 @@ def gate_vjp(saved: Saved, dy: Array) -> tuple[Array, Array]:
 
 def cross_entropy(logits: Array, labels: Array, *, reduction: str) -> tuple[Array, Saved]:
     """−log softmax(logits)[label] in nats, over the batch: "mean" (PyTorch) or "sum". logits N×K, labels N integers."""
-    shifted = logits - logits.real.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(shifted).sum(axis=1))
-    losses = log_sum - shifted[np.arange(len(labels)), labels]
-    log_softmax = shifted - log_sum[:, None]
+    rows, largest = np.arange(len(labels)), logits.real.argmax(axis=1)
+    shifted = logits - logits[rows, largest][:, None]
+    others = np.exp(shifted)
+    others[rows, largest] = 0.0
+    log_sum = np.log1p(others.sum(axis=1))  # of the sum of all, the largest being e⁰: exact for confident answers too
+    losses = log_sum - shifted[rows, labels]
     loss = losses.mean() if reduction == "mean" else losses.sum()
-    return np.asarray(loss), Saved((log_softmax, labels, reduction))
+    return np.asarray(loss), Saved((shifted - log_sum[:, None], labels, reduction))
 
 
 def cross_entropy_vjp(saved: Saved, dy: Array) -> tuple[Array]:
-    """d logits = (softmax − onehot)·dy, divided by N for the mean."""
+    """d logits = (softmax − onehot)·dy, divided by N for the mean; at the label it is minus the sum of the others."""
     log_softmax, labels, reduction = saved.values
+    rows = np.arange(len(labels))
     d = np.exp(log_softmax)
-    d[np.arange(len(labels)), labels] -= 1.0
+    d[rows, labels] = 0.0
+    d[rows, labels] = -d.sum(axis=1)
     return (d * (dy / len(labels) if reduction == "mean" else dy),)
 
 

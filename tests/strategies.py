@@ -1,0 +1,284 @@
+"""Hypothesis strategies for layer cases: valid by construction, shapes drawn, values from a drawn seed.
+
+`cases(op)` are smooth: at least MARGIN away from every kink. `integer_cases(op)` have entries in -2 … 2: zeros and ties
+on purpose. Dimension letters: N batch, C channels, H×W pixels, O output channels, kh×kw kernel.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+#: Smooth cases: |x| ≥ MARGIN before a ReLU, any two entries of a pooled image differ by ≥ MARGIN.
+MARGIN = 0.05
+
+LAYOUTS = ("C", "Fortran", "step", "negative", "read-only")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A call f(*arrays, *constants, **options); gradients exist for the arrays only."""
+
+    op: str
+    arrays: tuple[np.ndarray, ...]
+    options: Mapping[str, Any]
+    constants: tuple[np.ndarray, ...] = ()
+    seed: int = 0
+    smooth: bool = True
+
+    def normal(self, purpose, shape, dtype=np.float64):
+        """Random numbers that belong to this case: the same for the same purpose and shape."""
+        return np.asarray(np.random.default_rng([self.seed, purpose]).standard_normal(shape)).astype(dtype)
+
+    def astype(self, dtype):
+        """The case in another precision; integer constants (labels) stay. Real constants stay real."""
+        real = np.zeros(0, dtype).real.dtype
+        constants = tuple(c.astype(real) if c.dtype.kind == "f" else c for c in self.constants)
+        return dataclasses.replace(self, arrays=tuple(a.astype(dtype) for a in self.arrays), constants=constants)
+
+    def relaid(self, layout):
+        """The same numbers in another memory layout."""
+        arrays, constants = (tuple(relayout(a, layout) for a in group) for group in (self.arrays, self.constants))
+        return dataclasses.replace(self, arrays=arrays, constants=constants)
+
+    def __repr__(self):
+        shapes = " ".join(str(a.shape) for a in (*self.arrays, *self.constants))
+        kind = "smooth" if self.smooth else "integer"
+        return f"Case({self.op} {shapes} {dict(self.options)} {kind} seed={self.seed})"
+
+    def _repr_pretty_(self, printer, cycle):
+        printer.text(repr(self))  # Hypothesis would print the fields
+
+
+def relayout(a, layout):
+    """A copy of `a` in the memory layout named; what has at most one element along every axis cannot differ."""
+    if layout == "Fortran":
+        return np.array(a, order="F")
+    if layout == "step" and a.ndim:
+        return np.repeat(np.array(a), 2, axis=-1)[..., ::2]
+    if layout == "negative" and a.ndim:
+        return np.flip(np.ascontiguousarray(np.flip(a)))
+    copy = np.array(a, order="C")
+    copy.setflags(write=layout != "read-only")
+    return copy
+
+
+layouts = st.sampled_from(LAYOUTS)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def shapes_nchw(draw, n=4, c=4, hw=6):
+    return draw(st.integers(1, n)), draw(st.integers(1, c)), draw(st.integers(1, hw)), draw(st.integers(1, hw))
+
+
+@st.composite
+def shapes_nc(draw, n=5, c=6):
+    return draw(st.integers(1, n)), draw(st.integers(1, c))
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def uniform(rng, shape, smooth, low=-3.0, high=3.0):
+    return np.asarray(rng.uniform(low, high, shape)) if smooth else np.asarray(rng.integers(-2, 3, shape).astype(float))
+
+
+def off_zero(rng, shape, smooth):
+    """Smooth: MARGIN ≤ |x| ≤ 3."""
+    if not smooth:
+        return uniform(rng, shape, smooth)
+    return rng.uniform(MARGIN, 3.0, shape) * rng.choice((-1.0, 1.0), shape)
+
+
+def distinct(rng, shape, smooth):
+    """Smooth: any two entries differ by at least MARGIN; positive and negative."""
+    if not smooth:
+        return uniform(rng, shape, smooth)
+    size = math.prod(shape)
+    order = rng.permutation(size).reshape(shape) - size // 2
+    return 2.0 * MARGIN * order + rng.uniform(0.0, MARGIN, shape)
+
+
+def spread(rng, shape, smooth):
+    """Smooth: per channel its own mean (up to 2) and standard deviation (e^-2 … e^2)."""
+    if not smooth:
+        return uniform(rng, shape, smooth)
+    channels = (1, shape[1]) + (1,) * (len(shape) - 2)
+    return rng.uniform(-2.0, 2.0, channels) + np.exp(rng.uniform(-2.0, 2.0, channels)) * rng.standard_normal(shape)
+
+
+# One composite per family of layers -----------------------------------------------------------------------------------
+
+
+@st.composite
+def dense_cases(draw, op, smooth):
+    (n, i), o, seed = draw(shapes_nc()), draw(st.integers(1, 5)), draw(seeds)
+    rng = np.random.default_rng(seed)
+    shapes = [(n, i), (o, i), (o,)][: draw(st.integers(2, 3))]
+    return Case(op, tuple(uniform(rng, s, smooth) for s in shapes), {}, seed=seed, smooth=smooth)
+
+
+@st.composite
+def conv2d_cases(draw, op, smooth):
+    """Groups (depthwise: one channel per group), stride beyond the kernel, dilation, another padding on every side."""
+    seed, groups = draw(seeds), draw(st.integers(1, 3))
+    n, c, o = draw(st.integers(1, 3)), groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    kernel, stride, dilation, padding, size = [], [], [], [], []
+    for _ in range(2):
+        kernel.append(draw(st.integers(1, 3)))
+        stride.append(draw(st.integers(1, 4)))
+        dilation.append(draw(st.integers(1, 2)))
+        padding.append((draw(st.integers(0, 2)), draw(st.integers(0, 2))))
+        least = (kernel[-1] - 1) * dilation[-1] + 1 - sum(padding[-1])
+        size.append(max(least, 1) + draw(st.integers(0, 3)))
+    shapes = [(n, c, *size), (o, c // groups, *kernel), (o,)][: draw(st.integers(2, 3))]
+    options = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation), "groups": groups}
+    rng = np.random.default_rng(seed)
+    return Case(op, tuple(uniform(rng, s, smooth) for s in shapes), options, seed=seed, smooth=smooth)
+
+
+@st.composite
+def shapes_normalised(draw, least):
+    """N×C or N×C×H×W with at least `least` values per channel."""
+    c = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        return least + draw(st.integers(0, 4)), c
+    n, h, w = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return n, c, h, max(w, -(-least // (n * h)))
+
+
+@st.composite
+def batch_norm_cases(draw, op, smooth):
+    train = op == "batch_norm"
+    shape, seed = draw(shapes_normalised(2 if train else 1)), draw(seeds)
+    eps, rng = draw(st.sampled_from((1e-5, 1e-3, 0.1))), np.random.default_rng(seed)
+    arrays = (spread(rng, shape, smooth), *(uniform(rng, shape[1], smooth) for _ in range(2)))
+    constants = () if train else (uniform(rng, shape[1], smooth), rng.uniform(0.1, 3.0, shape[1]))
+    return Case(op, arrays, {"eps": eps}, constants, seed, smooth)
+
+
+@st.composite
+def activation_cases(draw, op, smooth):
+    shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
+    rng = np.random.default_rng(seed)
+    if op != "leaky_relu":
+        return Case(op, (uniform(rng, shape, smooth),), {}, seed=seed, smooth=smooth)
+    options = {"slope": draw(st.sampled_from((0.0, 0.01, 0.3))), "at_zero": draw(st.sampled_from((0.0, 0.5, 1.0)))}
+    return Case(op, (off_zero(rng, shape, smooth),), options, seed=seed, smooth=smooth)
+
+
+@st.composite
+def pool_cases(draw, op, smooth):
+    """Padding below the kernel on every side, so that each window holds a real pixel."""
+    n, c, seed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(seeds)
+    kernel, stride, padding, size = [], [], [], []
+    for _ in range(2):
+        k = draw(st.integers(1, 3))
+        kernel.append(k)
+        stride.append(draw(st.integers(1, 4)))
+        padding.append((draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))))
+        size.append(max(k - sum(padding[-1]), 1) + draw(st.integers(0, 4)))
+    options = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": tuple(padding)}
+    if op == "max_pool":
+        options["ties"] = draw(st.sampled_from(("first", "last")))
+    else:
+        options["count_padding"] = draw(st.booleans())
+    rng = np.random.default_rng(seed)
+    values = distinct if op == "max_pool" else uniform
+    return Case(op, (values(rng, (n, c, *size), smooth),), options, seed=seed, smooth=smooth)
+
+
+@st.composite
+def image_cases(draw, op, smooth):
+    seed = draw(seeds)
+    x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
+    return Case(op, (x,), {}, seed=seed, smooth=smooth)
+
+
+@st.composite
+def subsample_pad_cases(draw, op, smooth):
+    seed, stride = draw(seeds), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    options = {"stride": stride, "before": draw(st.integers(0, 3)), "after": draw(st.integers(0, 3))}
+    x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
+    return Case(op, (x,), options, seed=seed, smooth=smooth)
+
+
+@st.composite
+def add_cases(draw, op, smooth):
+    """All channels, or path on a non-empty subset of them in any order."""
+    shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
+    channels = None
+    if draw(st.booleans()):
+        channels = tuple(draw(st.permutations(range(shape[1]))))[: draw(st.integers(1, shape[1]))]
+    path = shape if channels is None else (shape[0], len(channels), *shape[2:])
+    rng = np.random.default_rng(seed)
+    return Case(op, (uniform(rng, shape, smooth), uniform(rng, path, smooth)), {"channels": channels}, seed=seed, smooth=smooth)
+
+
+@st.composite
+def gate_cases(draw, op, smooth):
+    shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
+    rng = np.random.default_rng(seed)
+    g = uniform(rng, draw(st.sampled_from(((), shape[1:2]))), smooth)
+    return Case(op, (uniform(rng, shape, smooth), g), {}, seed=seed, smooth=smooth)
+
+
+@st.composite
+def loss_cases(draw, op, smooth):
+    shape, seed = draw(shapes_nc()), draw(seeds)
+    rng = np.random.default_rng(seed)
+    x = uniform(rng, shape, smooth)
+    if op == "cross_entropy":
+        constant, reductions = rng.integers(0, shape[1], shape[0]), ("mean", "sum")
+    else:
+        constant, reductions = uniform(rng, shape, smooth), ("mean", "batch_mean", "sum")
+    return Case(op, (x,), {"reduction": draw(st.sampled_from(reductions))}, (constant,), seed, smooth)
+
+
+@st.composite
+def weight_decay_cases(draw, op, smooth):
+    shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
+    options = {"strength": draw(st.sampled_from((0.0, 5e-4, 0.3)))}
+    return Case(op, (uniform(np.random.default_rng(seed), shape, smooth),), options, seed=seed, smooth=smooth)
+
+
+_FAMILIES = {
+    "dense": dense_cases,
+    "conv2d": conv2d_cases,
+    "batch_norm": batch_norm_cases,
+    "batch_norm_eval": batch_norm_cases,
+    "leaky_relu": activation_cases,
+    "tanh": activation_cases,
+    "sigmoid": activation_cases,
+    "gelu": activation_cases,
+    "gelu_tanh": activation_cases,
+    "max_pool": pool_cases,
+    "average_pool": pool_cases,
+    "global_average_pool": image_cases,
+    "flatten": image_cases,
+    "subsample_pad": subsample_pad_cases,
+    "add": add_cases,
+    "gate": gate_cases,
+    "cross_entropy": loss_cases,
+    "mean_squared_error": loss_cases,
+    "weight_decay": weight_decay_cases,
+}
+OPS = tuple(_FAMILIES)
+
+
+def cases(op):
+    """Smooth cases of one operation, at least MARGIN away from its kinks."""
+    return _FAMILIES[op](op, True)
+
+
+def integer_cases(op):
+    """Entries in -2 … 2: zeros and ties everywhere, and sums of products without rounding."""
+    return _FAMILIES[op](op, False)
+
+
+def all_cases(op):
+    return st.one_of(cases(op), integer_cases(op))
