@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         print(line)
     page = report.write_html(directory, summary)
     print(f"\nrun directory: {directory}" + (f"\nreport: {page}" if page else f"\n{report.HINT}"))
-    return 0
+    return 0 if report.holds(summary) else 1
 
 
 def _data_list(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from .backend import NAMES
 from .errors import InputError
 from .estimators import ESTIMATORS
 
-SCHEDULES = ("constant", "cosine", "one_cycle")
+SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Gates:
 class Optimiser:
     """Momentum SGD as in PyTorch: v ← m v + g, w ← w − η v. The schedule's factor multiplies η and η_θ alike (O6).
 
-    "constant"; "cosine": falls to 0 over the epochs; "one_cycle": rises over the first 30 %, then falls as cosine.
+    "constant"; "cosine": falls to 0 over the epochs; "one_cycle": rises over the first 30 %, then falls as cosine;
+    "warmup_stable_decay": rises over the first 10 %, stays, falls linearly over the last 20 %.
     """
 
     learning_rate: float = 0.01

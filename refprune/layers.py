@@ -272,7 +272,7 @@ def max_pool(
     ties = "first" (row-major, PyTorch) or "last": which of equal maxima is chosen, and so receives the gradient.
     """
     windows = _windows(_pad(x, padding, -np.inf), kernel, stride)
-    flat = windows.reshape(*windows.shape[:4], -1)
+    flat = windows.reshape(*windows.shape[:4], kernel[0] * kernel[1])
     if branch is not None:
         taken = branch
     elif ties == "first":

@@ -34,6 +34,11 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def holds(summary: Mapping[str, Any]) -> bool:
+    """Was every compact network the masked one, as far as it was compared?"""
+    return all((run["masked_compact_error"] or 0.0) <= 1.0 for run in summary["runs"].values())
+
+
 def _share(run: Mapping[str, Any], key: str) -> str:
     return f"{run[key]:,} ({run[key] / run[key + '_at_start']:.0%})"
 

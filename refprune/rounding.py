@@ -73,7 +73,7 @@ def _mapped(value: Any, f: Callable[[Array], Any]) -> Any:
         return {key: _mapped(v, f) for key, v in value.items()}
     if isinstance(value, tuple):
         return tuple(_mapped(v, f) for v in value)
-    return f(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+    return np.asarray(f(value)) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,25 @@ def _summed(n: float, s: Array, squares: Array) -> Array:
 
 
 def _total(x: Array, axes: tuple[int, ...] | None = None) -> Array:
-    """E2 for the plain sum of x over axes: n − 1 additions."""
-    s = x.sum(axis=axes)
-    return _summed(max(x.size / max(s.size, 1) - 1.0, 0.0), s, np.square(x).sum(axis=axes))
+    """E2 for the plain sum of x over axes: √(Σ S_k²/3), S_k the partial sums in this order, or the formula if that is more.
+
+    In it L equal terms count L², not L: they all round the same way, as do the gradients that a global average pool hands
+    to all its pixels (equal to 1e-5, which noise keeps).
+    """
+    axes = tuple(range(x.ndim)) if axes is None else axes
+    kept = [a for a in range(x.ndim) if a not in axes]
+    terms = x.transpose(*kept, *axes).reshape(math.prod(x.shape[a] for a in kept), math.prod(x.shape[a] for a in axes))
+    n = terms.shape[1]
+    if n <= 1:
+        return np.zeros([x.shape[a] for a in kept])
+    partial, ordered, index = np.cumsum(terms, axis=1), np.sort(terms, axis=1), np.arange(n)
+    starts = np.ones(terms.shape, dtype=bool)
+    starts[:, 1:] = np.abs(np.diff(ordered)) > 1e-5 * np.abs(ordered[:, 1:])
+    in_run = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    lengths = ((2 * in_run + 1) * (ordered != 0.0)).sum(axis=1)
+    formula = lengths * np.square(partial[:, -1]) / 3.0 + n * np.square(terms).sum(axis=1) / 6.0
+    size = np.sqrt(np.maximum(formula, np.square(partial).sum(axis=1) / 3.0))
+    return np.asarray(size.reshape([x.shape[a] for a in kept]))
 
 
 def _exact(call: Call) -> tuple[Parts, ...]:
@@ -158,7 +174,7 @@ TERMS: dict[str, Terms] = {
     "max_pool_vjp": _overlap,
     "average_pool": lambda call: (math.prod(call.options["kernel"]) + 1,),
     "average_pool_vjp": lambda call: (_overlap(call)[0] + 1,),
-    "global_average_pool": lambda call: (math.prod(call.args[0].shape[2:]) + 1,),
+    "global_average_pool": lambda call: (math.prod(call.args[0].shape[2:]),),
     "gate_vjp": lambda call: (1, call.args[1].size // max(call.saved.values[1].size, 1)),
 }
 
@@ -170,12 +186,30 @@ def _direct(name: str) -> Model:
         squares = call.on(np.square)
         if name == "average_pool":
             squares = (squares[0] / call.saved.values[1],)
-        if name == "global_average_pool":
-            squares = (squares[0] / math.prod(call.args[0].shape[2:]),)
         sizes = zip(TERMS[name](call), call.results, squares, strict=True)
         return tuple([] if r is None else [_entry(_summed(n, r, q))] for n, r, q in sizes)
 
     return model
+
+
+def _affine_vjp(name: str) -> Model:
+    """Two direct sums of products, and the plain sum Σ dy."""
+
+    def model(call: Call) -> tuple[Parts, ...]:
+        dy = call.args[1]
+        return *_direct(name)(call)[:2], [_entry(_total(dy, (0, *range(2, dy.ndim))))]
+
+    return model
+
+
+def _global_average_pool(call: Call) -> tuple[Parts, ...]:
+    x, pixels = call.args[0], math.prod(call.args[0].shape[2:])
+    return ([_entry(_size(_total(x, (2, 3)) / pixels, call.results[0]))],)
+
+
+def _global_average_pool_vjp(call: Call) -> tuple[Parts, ...]:
+    """One division for all pixels of a channel."""
+    return ([(1.0, 1.5 * np.abs(call.results[0][:, :, :1, :1]))],)
 
 
 # Batch-norm. With n values per channel, m = mean, v = variance, c = x − m, f = gain/√(v + eps):
@@ -248,25 +282,25 @@ def _leaky_relu(call: Call) -> tuple[Parts, ...]:
 
 
 def _tanh_vjp(call: Call) -> tuple[Parts, ...]:
-    y = np.square(call.saved.values[0])
+    """Frameworks use 1 − y², with y's absolute error."""
+    y = np.square(np.tanh(call.saved.values[0]))
     return ([_entry(np.abs(call.args[1]) * (5.0 * y + 2.0 * (1.0 - y)))],)
 
 
 def _sigmoid_vjp(call: Call) -> tuple[Parts, ...]:
-    """1 − y keeps the absolute error of y."""
-    return ([_entry(4.0 * np.abs(call.args[1]) * call.saved.values[0])],)
+    """Frameworks use y(1 − y), with y's absolute error (which side of 0 x was on is not known here: the larger of the two)."""
+    return ([_entry(4.0 * np.abs(call.args[1]) / (1.0 + call.saved.values[0]))],)
 
 
 def _gelu(call: Call) -> tuple[Parts, ...]:
-    """Φ = (1 + erf)/2 has an absolute error."""
-    x = np.abs(call.args[0])
-    return ([_entry(_size(x, 2.0 * call.results[0]))],)
+    """Φ = (1 + erf)/2 has an absolute error; a vectorised erf in float32 is off by some 4u (PyTorch)."""
+    return ([_entry(2.0 * _size(call.args[0], call.results[0]))],)
 
 
 def _gelu_vjp(call: Call) -> tuple[Parts, ...]:
     x = call.saved.values[0]
     density = np.exp(-0.5 * x * x) * (2.0 * np.pi) ** -0.5
-    return ([_entry(np.abs(call.args[1]) * _size(1.5, np.abs(x) * density * (3.0 + x * x)))],)
+    return ([_entry(np.abs(call.args[1]) * _size(2.0, np.abs(x) * density * (3.0 + x * x)))],)
 
 
 def _gelu_tanh(call: Call) -> tuple[Parts, ...]:
@@ -274,7 +308,7 @@ def _gelu_tanh(call: Call) -> tuple[Parts, ...]:
 
 
 def _gelu_tanh_vjp(call: Call) -> tuple[Parts, ...]:
-    x, t = call.saved.values
+    x, t = call.saved.values[0], call.saved.values[-1]
     slope = (2.0 / np.pi) ** 0.5 * (1.0 + 3.0 * 0.044715 * x * x)
     return ([_entry(np.abs(call.args[1]) * _size(3.0, 0.5 * x * slope * (5.0 * np.abs(t) + 3.0 * (1.0 - t * t))))],)
 
@@ -354,7 +388,10 @@ MODELS: dict[str, Model] = {name: _direct(name) for name in TERMS} | {
     "gelu_tanh": _gelu_tanh,
     "gelu_tanh_vjp": _gelu_tanh_vjp,
     "max_pool": _exact,
-    "global_average_pool_vjp": _roundings(2),
+    "dense_vjp": _affine_vjp("dense_vjp"),
+    "conv2d_vjp": _affine_vjp("conv2d_vjp"),
+    "global_average_pool": _global_average_pool,
+    "global_average_pool_vjp": _global_average_pool_vjp,
     "flatten": _exact,
     "flatten_vjp": _exact,
     "subsample_pad": _exact,
@@ -457,19 +494,18 @@ def _tensors(
     return tensors | {f"kinks {name}": x for name, x in zip(tape.branches, seen, strict=True)}, evaluation
 
 
-def _smoothed(variance: Array, runs: int) -> Array:
+def _smoothed(variance: Array, reached: Array, runs: int) -> Array:
     """Per-entry standard deviation from few runs.
 
     An entry's own variance over `runs` runs scatters by √(2/runs). It is averaged with FIT_RUNS runs' worth of the separable
     fit row·column/mean (a weight gradient is a sum of outer products) and MEAN_RUNS of the tensor's mean. Entries that no
     noise reached (behind a closed gate, a dead unit) keep 0.
     """
-    reached = variance > 0.0
     if not reached.any():
         return np.zeros_like(variance)
     mean = variance[reached].mean()
     table = variance.reshape(len(variance), -1) if variance.ndim else variance.reshape(1, 1)
-    fit = np.outer(table.mean(axis=1), table.mean(axis=0)).reshape(variance.shape) / table.mean()
+    fit = np.outer(table.mean(axis=1), table.mean(axis=0)).reshape(variance.shape) / max(table.mean(), 1e-300)
     estimate = (runs * variance + FIT_RUNS * fit + MEAN_RUNS * mean) / (runs + FIT_RUNS + MEAN_RUNS)
     return np.asarray(np.sqrt(np.where(reached, estimate, 0.0)))
 
@@ -502,6 +538,7 @@ def network_tolerance(
     base, evaluation = _tensors(exact, gates, branches, run_closed)
     frozen = evaluation.tape.branches
     squares = {name: np.zeros_like(t) for name, t in base.items()}
+    reached = {name: np.zeros(t.shape, dtype=bool) for name, t in base.items()}
     for run in range(runs):
         rng = np.random.default_rng([seed, run])
         perturbed, _ = _tensors(
@@ -509,8 +546,9 @@ def network_tolerance(
         )
         for name, t in perturbed.items():
             squares[name] += np.square(t - base[name])
+            reached[name] |= t != base[name]
     scale = factor * unit / INJECTED
-    found = {name: scale * _smoothed(s / runs, runs) + tiny for name, s in squares.items()}
+    found = {name: scale * _smoothed(s / runs, reached[name], runs) + tiny for name, s in squares.items()}
     params, kinks = ({n: found[f"{kind} {n}"] for n in names} for kind, names in (("params", exact.params), ("kinks", frozen)))
     return Tolerance(found["loss"], found["output"], params, found["gates"], found["input"], kinks)
 

@@ -127,6 +127,8 @@ def schedule_factor(kind: str, progress: float) -> float:
         return 1.0
     if kind == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if kind == "warmup_stable_decay":
+        return min(progress / 0.1, 1.0, (1.0 - progress) / 0.2)
     rise = 0.3
     if progress < rise:
         return progress / rise

@@ -1,0 +1,43 @@
+"""The numba backend: the layers that cost time, compiled, for float32 and float64.
+
+Numba is imported when `functions` is called, never by `import refprune`. Each kernel is compiled when it first runs. What
+a kernel does not take — another dtype, mixed dtypes, shapes that do not meet — goes to the oracle's function of the same
+name, which computes it or raises its own error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ["functions"]
+
+
+def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
+    """The functions that replace the oracle's, by name; at most `threads` threads work in each (None: all of Numba's).
+
+    The results are the same bits for every number of threads. Numba's own setting is neither read nor changed.
+    """
+    import numba
+
+    from . import conv, elementwise, matmul, pool, reduce
+
+    config: Any = numba.config
+    available = int(config.NUMBA_NUM_THREADS)
+    if threads is None:
+        threads = available
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= available:
+        raise InputError(f"threads: {threads!r} is not possible here; allowed are the integers 1 to {available}")
+    chosen = (
+        *(matmul.dense, matmul.dense_vjp, conv.conv2d, conv.conv2d_vjp),
+        *(reduce.batch_norm, reduce.batch_norm_vjp, reduce.batch_norm_eval, reduce.batch_norm_eval_vjp),
+        *(reduce.cross_entropy, reduce.cross_entropy_vjp),
+        *(elementwise.leaky_relu, elementwise.leaky_relu_vjp, elementwise.gate, elementwise.gate_vjp),
+        *(elementwise.add, elementwise.add_vjp, elementwise.subsample_pad, elementwise.subsample_pad_vjp),
+        *(pool.max_pool, pool.max_pool_vjp, pool.average_pool, pool.average_pool_vjp),
+        *(pool.global_average_pool, pool.global_average_pool_vjp),
+    )
+    return {f.__name__: functools.partial(f, threads) for f in chosen}

@@ -1,0 +1,255 @@
+"""Layers that touch every number once. Same contracts as in `layers`; images are seen as N×C×P, dense data as N×C×1."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import layers
+from ..layers import Array, Pair, Saved
+from .compiled import ELEMENT_GRAIN, index, inner, int8, kernel, reader, ready, real64, same_float, share, writer
+
+BLOCK = 512  # columns whose sums over the batch are carried at once
+
+
+def planes(x: Array) -> tuple[int, int, int]:
+    """The shape N×C×P under which kernels see x."""
+    return x.shape[0], x.shape[1], prod(x.shape[2:])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Leaky ReLU
+
+
+class _Slopes(NamedTuple):
+    negative: float
+    at_zero: float
+    positive: float = 1.0
+
+
+@kernel(lambda f: (reader(f, 1), f, f, f, writer(f, 1), writer(int8, 1)))
+def _leaky_relu(
+    part: int, parts: int, x: Array, negative: float, at_zero: float, positive: float, y: Array, sign: Array
+) -> None:
+    low, high = part * len(x) // parts, (part + 1) * len(x) // parts
+    x, y, sign = x[low:high], y[low:high], sign[low:high]  # an index that starts at 0 is one LLVM can vectorise
+    for i in range(len(x)):
+        v = x[i]
+        factor = positive if v > 0 else (negative if v < 0 else at_zero)
+        y[i] = v * factor
+        sign[i] = 1 if v > 0 else (-1 if v < 0 else 0)
+
+
+@kernel(lambda f: (reader(f, 1), f, f, f, reader(int8, 1), writer(f, 1)))
+def _leaky_relu_vjp(
+    part: int, parts: int, dy: Array, negative: float, at_zero: float, positive: float, sign: Array, dx: Array
+) -> None:
+    low, high = part * len(dy) // parts, (part + 1) * len(dy) // parts
+    dy, sign, dx = dy[low:high], sign[low:high], dx[low:high]
+    for i in range(len(dy)):
+        factor = positive if sign[i] > 0 else (negative if sign[i] < 0 else at_zero)
+        dx[i] = dy[i] * factor
+
+
+def leaky_relu(
+    threads: int, x: Array, *, slope: float, at_zero: float, branch: Array | None = None
+) -> tuple[Array, Saved]:
+    """Same contract as `layers.leaky_relu`."""
+    if not same_float(x):
+        return layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
+    slopes = _Slopes(slope, slope + at_zero * (1.0 - slope))
+    if branch is not None:  # rare: only when two backends are compared
+        y, saved = layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
+        return y, Saved(slopes, saved.branch)
+    y, sign = np.empty(x.shape, x.dtype), np.empty(x.shape, np.int8)
+    parts = share(threads, x.size, ELEMENT_GRAIN)
+    _leaky_relu[x.dtype](parts, _line(x), *slopes, _line(y), _line(sign))
+    return y, Saved(slopes, sign)
+
+
+def leaky_relu_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+    """Same contract as `layers.leaky_relu_vjp`."""
+    if not isinstance(saved.values, _Slopes):
+        return layers.leaky_relu_vjp(saved, dy)
+    slopes, branch = saved.values, np.asarray(saved.branch, dtype=np.int8)
+    if not (same_float(dy) and dy.shape == branch.shape):
+        factor = np.choose(branch + 1, slopes).astype(dy.real.dtype)
+        return layers.leaky_relu_vjp(Saved((factor,)), dy)
+    dx = np.empty(dy.shape, dy.dtype)
+    parts = share(threads, dy.size, ELEMENT_GRAIN)
+    _leaky_relu_vjp[dy.dtype](parts, _line(dy), *slopes, _line(branch), _line(dx))
+    return (dx,)
+
+
+def _line(x: Array) -> Array:
+    """All entries in one row."""
+    return ready(x).reshape(x.size)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Gates
+
+
+@inner
+def scale_rows(x: Array, n: int, factor: Array, y: Array) -> None:
+    """y[n, c] = factor[c]·x[n, c]."""
+    channels, pixels = x.shape[1], x.shape[2]
+    if pixels == 1:
+        for c in range(channels):
+            y[n, c, 0] = x[n, c, 0] * factor[c]
+    else:
+        for c in range(channels):
+            f = factor[c]
+            for p in range(pixels):
+                y[n, c, p] = x[n, c, p] * f
+
+
+@kernel(lambda f: (reader(f, 3), reader(f, 1), writer(f, 3)))
+def _gate(part: int, parts: int, x: Array, g: Array, y: Array) -> None:
+    for n in range(part * len(x) // parts, (part + 1) * len(x) // parts):
+        scale_rows(x, n, g, y)
+
+
+@kernel(lambda f: (reader(f, 2), reader(f, 2), writer(real64, 1)))
+def _column_products(part: int, parts: int, x: Array, dy: Array, sums: Array) -> None:
+    """sums[j] = Σ_n x[n, j]·dy[n, j], in double precision and in the order of n."""
+    blocks = (len(sums) + BLOCK - 1) // BLOCK
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        low, high = block * BLOCK, min(len(sums), (block + 1) * BLOCK)
+        mine = sums[low:high]
+        mine[:] = 0
+        for n in range(len(x)):
+            x_row, dy_row = x[n, low:high], dy[n, low:high]
+            for j in range(len(mine)):
+                mine[j] += np.float64(x_row[j]) * np.float64(dy_row[j])
+
+
+def _gate_fits(x: Array, g: Array) -> bool:
+    return x.ndim >= 2 and (g.ndim == 0 or g.shape == (x.shape[1],)) and same_float(x, g)
+
+
+def gate(threads: int, x: Array, g: Array) -> tuple[Array, Saved]:
+    """Same contract as `layers.gate`."""
+    if not _gate_fits(x, g):
+        return layers.gate(x, g)
+    return scaled(threads, x, g), Saved((x, g))
+
+
+def gate_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array]:
+    """Same contract as `layers.gate_vjp`."""
+    x, g = saved.values
+    if not (_gate_fits(x, g) and same_float(x, dy) and dy.shape == x.shape):
+        return layers.gate_vjp(saved, dy)
+    n, c, pixels = planes(x)
+    sums = np.empty(c * pixels)
+    parts = share(threads, x.size, ELEMENT_GRAIN)
+    _column_products[x.dtype](parts, ready(x).reshape(n, len(sums)), ready(dy).reshape(n, len(sums)), sums)
+    dg = sums.sum() if g.ndim == 0 else sums.reshape(c, pixels).sum(axis=1)
+    return scaled(threads, dy, g), np.asarray(dg, dtype=x.dtype)
+
+
+def scaled(threads: int, x: Array, g: Array) -> Array:
+    """g ⊙ x."""
+    y = np.empty(x.shape, x.dtype)
+    n, c, pixels = planes(x)
+    shape = (n, c, pixels) if g.ndim else (n, 1, c * pixels)
+    _gate[x.dtype](share(threads, x.size, ELEMENT_GRAIN), ready(x).reshape(shape), _line(g), y.reshape(shape))
+    return y
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Residual sections
+
+
+@kernel(lambda f: (reader(f, 1), reader(f, 1), writer(f, 1)))
+def _add(part: int, parts: int, a: Array, b: Array, y: Array) -> None:
+    low, high = part * len(y) // parts, (part + 1) * len(y) // parts
+    a, b, y = a[low:high], b[low:high], y[low:high]
+    for i in range(len(y)):
+        y[i] = a[i] + b[i]
+
+
+@kernel(lambda f: (reader(f, 3), reader(f, 3), reader(index, 1), writer(f, 3)))
+def _add_channels(part: int, parts: int, shortcut: Array, path: Array, channels: Array, y: Array) -> None:
+    for n in range(part * len(y) // parts, (part + 1) * len(y) // parts):
+        for c in range(y.shape[1]):
+            for p in range(y.shape[2]):
+                y[n, c, p] = shortcut[n, c, p]
+        for k in range(len(channels)):
+            for p in range(y.shape[2]):
+                y[n, channels[k], p] = shortcut[n, channels[k], p] + path[n, k, p]
+
+
+def add(threads: int, shortcut: Array, path: Array, *, channels: tuple[int, ...] | None) -> tuple[Array, Saved]:
+    """Same contract as `layers.add`."""
+    chosen = np.arange(0) if channels is None else np.asarray(channels, dtype=np.intp)
+    if channels is None:
+        matching = path.shape == shortcut.shape
+    else:
+        matching = shortcut.ndim >= 2 and path.shape == (shortcut.shape[0], len(chosen), *shortcut.shape[2:])
+        matching = matching and (not chosen.size or (chosen.min() >= 0 and chosen.max() < shortcut.shape[1]))
+    if not (matching and same_float(shortcut, path)):
+        return layers.add(shortcut, path, channels=channels)
+    y = np.empty(shortcut.shape, shortcut.dtype)
+    parts = share(threads, y.size, ELEMENT_GRAIN)
+    if channels is None:
+        _add[y.dtype](parts, _line(shortcut), _line(path), _line(y))
+        return y, Saved((None,))
+    shape = planes(y)
+    path = ready(path).reshape(shape[0], len(chosen), shape[2])
+    _add_channels[y.dtype](parts, ready(shortcut).reshape(shape), path, chosen, y.reshape(shape))
+    return y, Saved((chosen,))
+
+
+def add_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array]:
+    """Same contract as `layers.add_vjp`."""
+    (chosen,) = saved.values
+    return dy, dy if chosen is None else np.take(dy, chosen, axis=1)
+
+
+@kernel(lambda f: (reader(f, 4), index, index, index, writer(f, 4)))
+def _subsample_pad(part: int, parts: int, x: Array, sh: int, sw: int, before: int, y: Array) -> None:
+    for n in range(part * len(y) // parts, (part + 1) * len(y) // parts):
+        y[n] = 0
+        for c in range(x.shape[1]):
+            for p in range(y.shape[2]):
+                for q in range(y.shape[3]):
+                    y[n, before + c, p, q] = x[n, c, p * sh, q * sw]
+
+
+@kernel(lambda f: (reader(f, 4), index, index, index, writer(f, 4)))
+def _subsample_pad_vjp(part: int, parts: int, dy: Array, sh: int, sw: int, before: int, dx: Array) -> None:
+    for n in range(part * len(dx) // parts, (part + 1) * len(dx) // parts):
+        dx[n] = 0
+        for c in range(dx.shape[1]):
+            for p in range(dy.shape[2]):
+                for q in range(dy.shape[3]):
+                    dx[n, c, p * sh, q * sw] = dy[n, before + c, p, q]
+
+
+def _subsampled(shape: tuple[int, ...], stride: Pair) -> tuple[int, int]:
+    return -(-shape[2] // stride[0]), -(-shape[3] // stride[1])
+
+
+def subsample_pad(threads: int, x: Array, *, stride: Pair, before: int, after: int) -> tuple[Array, Saved]:
+    """Same contract as `layers.subsample_pad`."""
+    if not (x.ndim == 4 and min(stride) > 0 and min(before, after) >= 0 and same_float(x)):
+        return layers.subsample_pad(x, stride=stride, before=before, after=after)
+    y = np.empty((x.shape[0], before + x.shape[1] + after, *_subsampled(x.shape, stride)), x.dtype)
+    _subsample_pad[x.dtype](share(threads, y.size, ELEMENT_GRAIN), ready(x), *stride, before, y)
+    return y, Saved((x.shape, stride, before))
+
+
+def subsample_pad_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+    """Same contract as `layers.subsample_pad_vjp`."""
+    shape, stride, before = saved.values
+    matching = len(shape) == 4 and dy.ndim == 4 and dy.shape[1] >= before + shape[1]
+    if not (matching and dy.shape[::3] == (shape[0], _subsampled(shape, stride)[1]) and same_float(dy)):
+        return layers.subsample_pad_vjp(saved, dy)
+    if dy.shape[2] != _subsampled(shape, stride)[0]:
+        return layers.subsample_pad_vjp(saved, dy)
+    dx = np.empty(shape, dy.dtype)
+    _subsample_pad_vjp[dy.dtype](share(threads, dx.size, ELEMENT_GRAIN), ready(dy), *stride, before, dx)
+    return (dx,)
