@@ -52,13 +52,18 @@ def exact_expectation(loss: BatchLoss, theta: Array) -> float:
 
 def exact_theta_gradient(loss: BatchLoss, theta: Array) -> Array:
     """∂C/∂θ by enumeration (O2): E[c | ξ_g = 1] − E[c | ξ_g = 0], also at θ_g ∈ {0, 1}."""
-    gradient = np.zeros(theta.size)
+    return _enumerated_theta_gradient(loss, theta).gradient
+
+
+def _enumerated_theta_gradient(loss: BatchLoss, theta: Array) -> Estimate:
+    gradient, macs = np.zeros(theta.size), 0
     for gates, _ in enumerate_gates(theta):
+        evaluation = loss.evaluate(gates)
         factors = np.where(gates == 1.0, theta, 1.0 - theta)
         others = np.array([np.prod(np.delete(factors, g)) for g in range(theta.size)])
-        if others.any():
-            gradient += (2.0 * gates - 1.0) * others * float(loss.evaluate(gates).loss)
-    return gradient
+        gradient += (2.0 * gates - 1.0) * others * float(evaluation.loss)
+        macs += evaluation.tape.macs
+    return Estimate(gradient, macs)
 
 
 def exact_weight_gradient(loss: BatchLoss, theta: Array) -> Arrays:
@@ -77,8 +82,7 @@ def exact_weight_gradient(loss: BatchLoss, theta: Array) -> Arrays:
 
 def exact(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
     """2^G passes; G ≤ 20. Zero variance in Ξ."""
-    macs = sum(loss.evaluate(gates).tape.macs for gates, _ in enumerate_gates(theta))
-    return Estimate(exact_theta_gradient(loss, theta), macs)
+    return _enumerated_theta_gradient(loss, theta)
 
 
 def paired(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:

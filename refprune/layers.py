@@ -15,6 +15,7 @@ Shapes: dense data N×n, images N×C×H×W, weights as in PyTorch (out×in, out�
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +33,12 @@ class Saved(NamedTuple):
 
     values: the arrays and conventions the VJP reads; private to the pair that made them.
     branch: the branch taken where the function has kinks; comparable between backends.
-    statistics: (mean, biased variance) per channel, from train-mode batch-norm only.
+    statistics: (mean, biased variance, values per channel) of the batch, from train-mode batch-norm only.
     """
 
     values: tuple[Any, ...]
     branch: Array | None = None
-    statistics: tuple[Array, Array] | None = None
+    statistics: tuple[Array, Array, int] | None = None
 
 
 def _per_channel(v: Array, ndim: int) -> Array:
@@ -138,10 +139,11 @@ def conv2d_vjp(saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple
 def batch_norm(x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
     """Train mode: y = gain·(x − μ)/√(v + eps) + bias, with μ and the *biased* variance v of this batch, per channel.
 
-    x N×C or N×C×H×W. `saved.statistics` = (μ, v). A single value per channel has no variance: ValueError (N4).
+    x N×C or N×C×H×W. `saved.statistics` = (μ, v, values per channel). A single value has no variance: ValueError (N4).
     """
     axes = (0, *range(2, x.ndim))
-    if x.shape[1] and x.size // x.shape[1] == 1:
+    count = len(x) * math.prod(x.shape[2:])
+    if count == 1:
         raise ValueError(f"train-mode batch-norm needs more than one value per channel; got x of shape {x.shape}")
     mean = x.mean(axis=axes)
     centred = x - _per_channel(mean, x.ndim)
@@ -149,7 +151,7 @@ def batch_norm(x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array
     inverse = 1.0 / np.sqrt(variance + eps)
     normal = centred * _per_channel(inverse, x.ndim)
     y = normal * _per_channel(gain, x.ndim) + _per_channel(bias, x.ndim)
-    return y, Saved((normal, inverse, gain), statistics=(mean, variance))
+    return y, Saved((normal, inverse, gain), statistics=(mean, variance, count))
 
 
 def batch_norm_vjp(saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
@@ -157,7 +159,7 @@ def batch_norm_vjp(saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     normal, inverse, gain = saved.values
     axes = (0, *range(2, dy.ndim))
     dbias, dgain = dy.sum(axis=axes), (dy * normal).sum(axis=axes)
-    count = dy.size // max(dy.shape[1], 1)
+    count = len(dy) * math.prod(dy.shape[2:])
     inner = dy - _per_channel(dbias / count, dy.ndim) - normal * _per_channel(dgain / count, dy.ndim)
     return inner * _per_channel(gain * inverse, dy.ndim), dgain, dbias
 

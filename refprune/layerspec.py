@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import SpecError
 from .layers import Padding, Pair
@@ -23,6 +25,21 @@ def choose(what: str, value: object, allowed: Sequence[object]) -> None:
         raise SpecError(f"{what}: {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
 
 
+def _is(value: object, hint: Any) -> bool:
+    """Is `value` of the type that a field declares? Integers count as floats, booleans not as integers."""
+    if isinstance(hint, types.UnionType):
+        return any(_is(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(value) == len(each) and all(_is(v, h) for v, h in zip(value, each, strict=True))
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def _image(layer: Layer, shape: Shape) -> Shape:
     if len(shape) != 3:
         raise SpecError(f"{layer.name}: needs images of shape (channels, height, width), got {shape}")
@@ -32,7 +49,8 @@ def _image(layer: Layer, shape: Shape) -> Shape:
 def _window_output(layer: Layer, shape: Shape, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Pair:
     """Floor((size + padding − extent)/stride) + 1 for height and width."""
     if min(kernel + stride + dilation) < 1 or min(padding[0] + padding[1]) < 0:
-        raise SpecError(f"{layer.name}: kernel {kernel}, stride {stride}, dilation {dilation} ≥ 1, padding {padding} ≥ 0")
+        given = f"kernel {kernel}, stride {stride}, dilation {dilation}, padding {padding}"
+        raise SpecError(f"{layer.name}: {given}: padding must be ≥ 0, all else ≥ 1")
     sizes = []
     for axis, (size, k, s, p, d) in enumerate(zip(shape[1:], kernel, stride, padding, dilation, strict=True)):
         extent = (k - 1) * d + 1
@@ -48,6 +66,13 @@ class Layer:
     """Base of all layer specs. `name` is filled in by the network when empty."""
 
     name: str = dataclasses.field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        for field, hint in get_type_hints(type(self)).items():
+            value = getattr(self, field)
+            if not _is(value, hint):
+                expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
+                raise SpecError(f"{self.name or type(self).__name__}: {field} must be of type {expected}, got {value!r}")
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the output (without the batch axis) for an input of `shape`; SpecError names layer and shapes."""
@@ -112,6 +137,8 @@ class Conv(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         channels = _image(self, shape)[0]
+        if self.channels < 0:
+            raise SpecError(f"{self.name}: channels must be ≥ 0, got {self.channels}")
         if self.groups < 1 or channels % self.groups or self.channels % self.groups:
             raise SpecError(f"{self.name}: groups {self.groups} must divide {channels} inputs and {self.channels} outputs")
         return self.channels, *_window_output(self, shape, self.kernel, self.stride, self.padding, self.dilation)
@@ -141,8 +168,11 @@ class BatchNorm(Layer):
     running_variance: str = "unbiased"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("momentum_of", self.momentum_of, ("batch", "running"))
         choose("running_variance", self.running_variance, ("unbiased", "biased"))
+        if self.eps < 0.0 or not 0.0 <= self.momentum <= 1.0:
+            raise SpecError(f"{self.name}: eps {self.eps} must be ≥ 0, momentum {self.momentum} in [0, 1]")
 
     def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
         return {"gain": shape[:1], "bias": shape[:1]}
@@ -161,6 +191,7 @@ class Activation(Layer):
     at_zero: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("kind", self.kind, ACTIVATIONS)
         if not 0.0 <= self.at_zero <= 1.0:
             raise SpecError(f"at_zero: must lie in [0, 1], got {self.at_zero}")
@@ -192,6 +223,7 @@ class MaxPool(_Pool):
     ties: str = "first"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("ties", self.ties, ("first", "last"))
 
 
@@ -236,7 +268,8 @@ class SubsamplePad(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         channels = _image(self, shape)[0] + self.before + self.after
         if min(self.stride) < 1 or min(self.before, self.after) < 0:
-            raise SpecError(f"{self.name}: stride {self.stride} ≥ 1, before {self.before} and after {self.after} ≥ 0")
+            given = f"stride {self.stride}, before {self.before}, after {self.after}"
+            raise SpecError(f"{self.name}: {given}: stride must be ≥ 1, the others ≥ 0")
         return channels, -(-shape[1] // self.stride[0]), -(-shape[2] // self.stride[1])
 
     def keeps_sign(self) -> bool:
@@ -269,6 +302,7 @@ class Section(Layer):
     channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("gate_place", self.gate_place, ("path", "preactivation"))
         choose("post", self.post, ("identity", "relu"))
 
@@ -285,8 +319,8 @@ class Section(Layer):
         width = stream[0] if self.channels is None else len(self.channels)
         if path != (width, *stream[1:]):
             raise SpecError(f"{self.name}: the path ends with shape {path}, the shortcut with {stream}; they cannot be added")
-        if self.channels is not None and not set(self.channels) <= set(range(stream[0])):
-            raise SpecError(f"{self.name}: channels {self.channels} are not all channels of the stream {stream}")
+        if self.channels is not None and sorted(set(self.channels) & set(range(stream[0]))) != sorted(self.channels):
+            raise SpecError(f"{self.name}: channels {self.channels} must be different channels of the stream {stream}")
         return stream
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import SpecError
-from .layerspec import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, Shape, UnitGate, _Pool
+from .layerspec import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, Shape, SubsamplePad, UnitGate, _Pool
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def unit_links(chain: Sequence[Layer], shapes: Sequence[Shape], index: int, *, i
             raise SpecError(f"{name}: gates the input of section {layer.name}; the width of a residual stream is not pruned")
         if isinstance(layer, UnitGate):
             raise SpecError(f"{name}: the same units have a second gate, {layer.name}")
+        if isinstance(layer, SubsamplePad) and layer.before + layer.after:
+            raise SpecError(f"{name}: {layer.name} pads channels behind the gate; units in front of it cannot be pruned")
         if not layer.keeps_zero():
             raise SpecError(f"{name}: a pruned unit would leak through {layer.name} ({type(layer).__name__}) behind the gate")
     if not in_section:

@@ -67,7 +67,14 @@ def initial_statistics(network: Network, *, dtype: str = "float64") -> Arrays:
 
 @dataclass(frozen=True)
 class LayerGate(Layer):
-    """The gate ξ of a section, as an element of its path."""
+    """The gate ξ of the section called `section`, as an element of its path."""
+
+    section: str
+
+
+def gate_group(gate: Layer) -> str:
+    """Name under which the gate vector holds the gates of a LayerGate or UnitGate."""
+    return gate.section if isinstance(gate, LayerGate) else gate.name
 
 
 class Step(NamedTuple):
@@ -151,9 +158,7 @@ class Tape:
             open_path = () if top.path is None or self.gate_is_closed(top.layer) else top.path
             for step in (top, *top.shortcut, *open_path):
                 if step.saved is not None and step.saved.statistics is not None:
-                    mean, variance = step.saved.statistics
-                    normal = step.saved.values[0]
-                    found[step.layer.name] = (mean, variance, normal.size // max(normal.shape[1], 1))
+                    found[step.layer.name] = step.saved.statistics
         return found
 
     def gate_is_closed(self, layer: Layer) -> bool:
@@ -215,7 +220,7 @@ class _Forward:
     def operands(self, layer: Layer, function: str, x: Array) -> list[Array]:
         """The arrays that the function takes beside x: weights, running statistics, or the gate."""
         if function == "gate":
-            g = self.gates[self.network.gate_slices[layer.name]]
+            g = self.gates[self.network.gate_slices[gate_group(layer)]]
             g = g if np.iscomplexobj(g) else g.astype(x.dtype)
             return [g if isinstance(layer, UnitGate) else g.reshape(())]
         arrays = [self.params[f"{layer.name}.{key}"] for key in layer.parameter_keys()]
@@ -229,7 +234,7 @@ def gated_path(section: Section) -> tuple[Layer, ...]:
     if not section.gate:
         return section.path
     at = section.gate_index()
-    return (*section.path[:at], LayerGate(name=section.name), *section.path[at:])
+    return (*section.path[:at], LayerGate(section.name, name=f"{section.name}.gate"), *section.path[at:])
 
 
 def forward(
@@ -255,10 +260,13 @@ def forward(
     """
     gates = np.ones(network.gate_count) if gates is None else np.asarray(gates)
     expected = network.input_shapes[network.layers[start].name] if start < len(network.layers) else network.output_shape
-    if tuple(x.shape[1:]) != expected:
-        raise InputError(f"x: the network expects inputs of shape (N, {', '.join(map(str, expected))}), got {x.shape}")
+    if tuple(x.shape[1:]) != expected or len(x) == 0:
+        raise InputError(f"x: the network expects inputs of shape (N ≥ 1, {', '.join(map(str, expected))}), got {x.shape}")
     if gates.shape != (network.gate_count,):
         raise InputError(f"gates: the network has {network.gate_count} gates, got an array of shape {gates.shape}")
+    _check_arrays("params", network.parameter_shapes, params)
+    if not train:
+        _check_arrays("statistics", network.statistics_shapes, statistics or {})
     run = _Forward(
         network, backend, params, gates, statistics or {}, train, branches or {}, run_closed=run_closed, observe=observe
     )
@@ -268,6 +276,13 @@ def forward(
         x, step = run.layer(layer, x)
         steps.append(step)
     return Tape(network, backend, params, gates, train, start, tuple(steps), tuple(inputs), x, run.macs)
+
+
+def _check_arrays(what: str, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
+    for name, shape in shapes.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = f"one of shape {arrays[name].shape}" if name in arrays else "none"
+            raise InputError(f"{what}: the network needs an array {name} of shape {shape}, got {found}")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -334,7 +349,7 @@ class _Backward:
         dx, *others = getattr(backend, f"{step.function}_vjp")(step.saved, dy, **options)
         self.macs += 2 * step.macs if want_input else step.macs
         if step.function == "gate":
-            self.gates[self.tape.network.gate_slices[name]] = others[0]
+            self.gates[self.tape.network.gate_slices[gate_group(step.layer)]] = others[0]
         for key, gradient in zip(step.layer.parameter_keys(), others, strict=False):
             self.params[f"{name}.{key}"] = gradient
         return dx  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .backend import Backend
+from .errors import InputError
 from .layers import Array, Saved
 from .layerspec import BatchNorm
 from .network import Arrays, Gradients, Observer, Tape, backward, forward
@@ -39,9 +40,20 @@ class BatchLoss:
     train: bool = True
 
     def evaluate(
-        self, gates: Array, *, after: Evaluation | None = None, position: int = 0, run_closed: bool = False
+        self,
+        gates: Array,
+        *,
+        after: Evaluation | None = None,
+        position: int = 0,
+        run_closed: bool = False,
+        branches: Mapping[str, Array] | None = None,
     ) -> Evaluation:
-        """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5)."""
+        """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5).
+
+        run_closed, branches: as in `network.forward`.
+        """
+        if after is not None and position < after.tape.start:
+            raise InputError(f"position: {position} lies before the {after.tape.start} where the known evaluation starts")
         x = self.x if after is None else after.tape.inputs[position - after.tape.start]
         tape = forward(
             self.network,
@@ -51,12 +63,25 @@ class BatchLoss:
             gates,
             statistics=self.statistics,
             train=self.train,
+            branches=branches,
             run_closed=run_closed,
             start=position,
         )
+        self._check_target(tape.output)
         loss_function = getattr(self.backend, self.network.loss.kind)
         loss, saved = loss_function(tape.output, self.target, reduction=self.network.loss.reduction)
         return Evaluation(loss, tape, saved)
+
+    def _check_target(self, output: Array) -> None:
+        """A wrong target would broadcast or count from the end without a word."""
+        target = self.target
+        if self.network.loss.kind == "mean_squared_error":
+            if target.shape != output.shape:
+                raise InputError(f"target: the squared error needs shape {output.shape}, got {target.shape}")
+        elif target.shape != output.shape[:1] or target.dtype.kind not in "iu":
+            raise InputError(f"target: expected {len(output)} integer labels, got {target.dtype} of shape {target.shape}")
+        elif target.min() < 0 or target.max() >= output.shape[1]:
+            raise InputError(f"target: labels must lie in 0 … {output.shape[1] - 1}, got {target.min()} … {target.max()}")
 
     def gradients(self, evaluation: Evaluation, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
         """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates."""
@@ -80,14 +105,20 @@ def update_statistics(network: Network, statistics: Arrays, batch: Mapping[str, 
     return updated
 
 
-def average_statistics(network: Network, batches: Sequence[Mapping[str, tuple[Array, Array, int]]]) -> Arrays:
-    """Running statistics re-estimated as plain averages over batches, for evaluation once θ is final (N4)."""
-    averaged: Arrays = {}
+def average_statistics(
+    network: Network, statistics: Arrays, batches: Sequence[Mapping[str, tuple[Array, Array, int]]]
+) -> Arrays:
+    """Running statistics re-estimated as plain averages over batches, for evaluation once θ is final (N4).
+
+    A norm is averaged over the batches that hold it; one that none holds (its section was always closed) keeps its own.
+    """
+    averaged = dict(statistics)
     for layer, _ in network.placed():
-        if isinstance(layer, BatchNorm):
-            means, variances, counts = zip(*(batch[layer.name] for batch in batches), strict=True)
-            corrections = [n / (n - 1) if layer.running_variance == "unbiased" else 1.0 for n in counts]
-            averaged[f"{layer.name}.mean"] = np.mean(means, axis=0, dtype=np.float64).astype(means[0].dtype)
-            corrected = [v * c for v, c in zip(variances, corrections, strict=True)]
-            averaged[f"{layer.name}.variance"] = np.mean(corrected, axis=0, dtype=np.float64).astype(means[0].dtype)
+        held = [batch[layer.name] for batch in batches if layer.name in batch]
+        if isinstance(layer, BatchNorm) and held:
+            unbiased = layer.running_variance == "unbiased"
+            variances = [v * (n / (n - 1) if unbiased else 1.0) for _, v, n in held]
+            for key, values in (("mean", [m for m, _, _ in held]), ("variance", variances)):
+                old = statistics[f"{layer.name}.{key}"]
+                averaged[f"{layer.name}.{key}"] = np.mean(values, axis=0, dtype=np.float64).astype(old.dtype)
     return averaged

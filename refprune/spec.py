@@ -81,13 +81,22 @@ class Network:
     loss: Loss = Loss()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple) or not all(isinstance(layer, Layer) for layer in self.layers):
+            raise SpecError(f"layers: expected a tuple of layers, got {self.layers!r}")
+        if not isinstance(self.loss, Loss):
+            raise SpecError(f"loss: expected a Loss, got {self.loss!r}")
+        if not isinstance(self.input_shape, tuple) or len(self.input_shape) not in (1, 3) or not all(
+            type(n) is int and n > 0 for n in self.input_shape
+        ):
+            raise SpecError(f"input_shape: expected (n,) or (channels, height, width), got {self.input_shape!r}")
         object.__setattr__(self, "layers", _named(self.layers))
         names = [layer.name for layer, _ in self.placed()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SpecError(f"layer names must be unique; these occur more than once: {', '.join(twice)}")
         if len(self.output_shape) != 1:
-            raise SpecError(f"{self.layers[-1].name}: the network must end with a vector, got shape {self.output_shape}")
+            end = self.layers[-1].name if self.layers else "layers"
+            raise SpecError(f"{end}: the network must end with a vector, got shape {self.output_shape}")
         _ = self.unit_links  # raises where a unit gate is impossible
 
     def placed(self) -> Iterator[tuple[Layer, Shape]]:
@@ -126,8 +135,12 @@ class Network:
     @cached_property
     def first_trainable(self) -> int:
         """Position of the first chain element with parameters or gates: gradients need not flow further back."""
-        trainable = {name.rpartition(".")[0].split(".")[0] for name in self.parameter_shapes} | {g.name for g in self.gates}
-        return next((i for i, layer in enumerate(self.layers) if layer.name in trainable), len(self.layers))
+
+        def trains(layer: Layer) -> bool:
+            parts = (layer, *layer.shortcut, *layer.path) if isinstance(layer, Section) else (layer,)
+            return any(part.parameter_keys() or part.name in self.gate_slices for part in parts)
+
+        return next((i for i, layer in enumerate(self.layers) if trains(layer)), len(self.layers))
 
     @cached_property
     def parameter_shapes(self) -> dict[str, Shape]:
@@ -218,6 +231,7 @@ def from_json(data: Mapping[str, Any]) -> Network:
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     def build(fields: Mapping[str, Any]) -> Layer | Loss:
+        """The layer or loss that one JSON object describes."""
         kind: type[Layer | Loss] | None = {**KINDS, "Loss": Loss}.get(fields.get("type", ""))
         if kind is None:
             raise SpecError(f"type: {fields.get('type')!r} is not known; allowed are {', '.join(KINDS)}, Loss")
@@ -226,8 +240,9 @@ def from_json(data: Mapping[str, Any]) -> Network:
         except TypeError as error:
             raise SpecError(f"{fields.get('name') or fields['type']}: {error}") from error
 
-    if data.get("format") != "refprune-network-1":
-        raise SpecError(f"format: expected 'refprune-network-1', got {data.get('format')!r}")
+    if not isinstance(data, Mapping) or data.get("format") != "refprune-network-1":
+        found = data.get("format") if isinstance(data, Mapping) else data
+        raise SpecError(f"format: expected an object with format 'refprune-network-1', got {found!r}")
     try:
         return Network(**{key: tuples(value) for key, value in data.items() if key != "format"})
     except TypeError as error:

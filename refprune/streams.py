@@ -1,11 +1,11 @@
 """Named random streams: all randomness is an input (SPEC O8).
 
 A stream is the Philox 4×64-10 generator keyed by the first 16 bytes (two little-endian words) of
-SHA-256("seed|purpose|step"), counter 0. Everything is made of its raw 64-bit words, whose values NumPy guarantees, so that
-another framework, language or NumPy version can draw the same numbers:
+SHA-256("seed|purpose|step"); its blocks of four words have the counters 1, 2, 3, …. Everything is made of these raw 64-bit
+words, whose values NumPy guarantees, so that another framework, language or NumPy version can draw the same numbers:
 
-    uniform      u = (word >> 11)·2⁻⁵³ ∈ [0, 1)
-    normal       Φ⁻¹(u + 2⁻⁵⁴)
+    uniform      (word >> 11)·2⁻⁵³ ∈ [0, 1)
+    normal       Φ⁻¹(((word >> 12) + ½)·2⁻⁵²)
     permutation  stable argsort of n uniforms
 """
 
@@ -41,7 +41,8 @@ class Streams:
 
     def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Float:
         """Standard normal numbers by inversion."""
-        return np.asarray(ndtri(self.uniform(purpose, step, shape) + 2.0**-54))
+        words = self.words(purpose, step, math.prod(shape))
+        return np.asarray(ndtri(((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)).reshape(shape)
 
     def permutation(self, purpose: str, step: int, n: int) -> NDArray[np.intp]:
         """A random order of 0 … n−1."""

@@ -84,7 +84,7 @@ def prune(network: Network, keep: Array, *, fix: Array | None = None, empty: str
 
 
 def _removed_sections(network: Network, keep: Array, *, close: bool) -> tuple[set[str], tuple[str, ...]]:
-    """Names of all sections that go, and of those among them that go only because one layer has no units left."""
+    """Names of all sections that go, and of those among them whose constant goes too, one layer having no units left."""
     removed = {g.name for g in network.gates if g.kind == "layer" and not keep[g.slice].any()}
     emptied = []
     for group in network.gates:
@@ -95,7 +95,8 @@ def _removed_sections(network: Network, keep: Array, *, close: bool) -> tuple[se
             raise InputError(f"keep: removing all units of {group.name} leaves the layers behind it without input")
         if close:
             removed.add(holder.name)
-            emptied.append(holder.name)
+            if network.unit_links[group.name].consumer is not None:
+                emptied.append(holder.name)
     return removed, tuple(emptied)
 
 
@@ -149,10 +150,13 @@ def _ungated(network: Network, gate: UnitGate, keep: Array, fix: Array) -> bool:
 
 
 def _is_nonnegative(layers: Sequence[Layer], before: bool = False) -> bool:
-    """Is the output of this chain known to be ≥ 0? `before`: whether its input is."""
+    """Is the output of this chain known to be ≥ 0, so that another ReLU changes nothing? `before`: whether its input is.
+
+    At exactly 0 the two ReLUs' subgradients multiply; they agree with the first's alone if that is 0.
+    """
     for layer in reversed(layers):
         if isinstance(layer, Activation) and layer.kind != "identity":
-            return layer.kind in ("relu", "sigmoid")
+            return layer.kind == "sigmoid" or (layer.kind == "relu" and layer.at_zero == 0.0)
         if isinstance(layer, Section):
             return layer.post == "relu"
         if not layer.keeps_sign():

@@ -362,4 +362,4 @@ def _reestimate(state: State, images: Images, config: Config, backend: Backend) 
         tape = forward(state.network, backend, state.params, x, train=True)
         collected.append(tape.batch_statistics)
         macs += tape.macs
-    return average_statistics(state.network, collected), macs
+    return average_statistics(state.network, state.statistics, collected), macs

@@ -27,6 +27,7 @@ ORDER = [
     "backend",
     "network",
     "objective",
+    "noise",
     "rounding",
     "estimators",
     "surgery",
@@ -79,7 +80,7 @@ def test_modules_import_only_what_stands_above_them(path):
     own = room(path)
     for name, _ in imports(PACKAGE / path):
         if name.startswith("refprune"):
-            other = (name.split(".") + ["__init__"])[1]
+            other = [*name.split("."), "__init__"][1]
             other = other if other in ORDER else "__init__"
             inside = own == other and len(path.parts) > 1
             assert inside or ORDER.index(other) < ORDER.index(own), f"{path} imports {name}, which stands below it"
@@ -96,7 +97,8 @@ def test_numba_only_in_kernels_and_frameworks_nowhere(path):
 
 def test_the_rules_would_notice(tmp_path):
     """The checks above are made of `imports`: it must see relative, absolute and function-level imports."""
-    source = "from . import cli\nfrom .data import load\nimport numba\ndef f():\n    from refprune import zoo\n    import torch.nn\n"
+    source = "from . import cli\nfrom .data import load\nimport numba\n"
+    source += "def f():\n    from refprune import zoo\n    import torch.nn\n"
     path = PACKAGE / "planted.py"
     tree = {name for name, _ in _imports_of(source, path)}
     assert tree == {"refprune.cli", "refprune.data", "numba", "refprune.zoo", "torch.nn"}
@@ -112,7 +114,8 @@ def _imports_of(source: str, path: Path) -> list[tuple[str, bool]]:
 
 def test_importing_loads_no_numba_and_no_scipy():
     """`import refprune` alone stays far below 0.3 s because it loads nothing heavy; the command line loads no numba."""
-    code = "import sys, refprune; a = set(sys.modules); import refprune.cli, refprune.config; print(sorted(a & {'numpy', 'scipy', 'numba'}), 'numba' in sys.modules)"
+    code = "import sys, refprune; heavy = {'numpy', 'scipy', 'numba'}; print(sorted(heavy & set(sys.modules)), end=' ')\n"
+    code += "import refprune.cli, refprune.config; print('numba' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] False"
 

@@ -237,7 +237,7 @@ def test_batch_norm(seed: int, dtype: Any, train: bool, pixels: tuple[int, ...],
         y, saved = FAST.batch_norm(x, gain, bias, eps=eps)
         want, exact = layers.batch_norm(*_double(x, gain, bias), eps=eps)
         assert exact.statistics is not None
-        mean, variance = exact.statistics
+        mean, variance, _ = exact.statistics
         got, wanted = FAST.batch_norm_vjp(saved, dy), layers.batch_norm_vjp(exact, *_double(dy))
     else:
         mean, variance = inputs.array(channels), inputs.array(channels, positive=True)
@@ -506,7 +506,7 @@ def _bits(backend: Any, names: tuple[str, ...] = ()) -> dict[str, str]:
             return
         y, saved = getattr(backend, name)(*args, **how)
         dy = np.random.default_rng(3).standard_normal(y.shape).astype(np.float32)
-        results = [y, *getattr(backend, vjp)(saved, dy), *(saved.statistics or ())]
+        results = [y, *getattr(backend, vjp)(saved, dy), *(saved.statistics or ())[:2]]
         found[name] = hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()
 
     x, image = inputs.array(150, 131), inputs.array(21, 9, 27, 28)

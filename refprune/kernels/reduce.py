@@ -171,7 +171,7 @@ def batch_norm(threads: int, x: Array, gain: Array, bias: Array, *, eps: float) 
     mean, variance = np.empty(c, x.dtype), np.empty(c, x.dtype)
     _moments[x.dtype](share(threads, x.size, ELEMENT_GRAIN), ready(x).reshape(n, c * pixels), mean, variance)
     y, saved = batch_norm_eval(threads, x, gain, bias, mean, variance, eps=eps)
-    return y, saved._replace(statistics=(mean, variance))
+    return y, saved._replace(statistics=(mean, variance, n * pixels))
 
 
 def batch_norm_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:

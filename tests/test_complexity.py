@@ -1,0 +1,166 @@
+"""Counts: SPEC N6's numbers, sums by hand, and what real passes count as they run."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch_network
+
+from refprune import complexity, zoo
+from refprune.backend import ORACLE
+from refprune.layerspec import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Section,
+    SubsamplePad,
+    UnitGate,
+)
+from refprune.network import initial_statistics, initialise
+from refprune.objective import BatchLoss
+from refprune.spec import Network
+from refprune.streams import Streams
+
+SAME = ((1, 1), (1, 1))
+KNOWN = {"lenet-300-100": (266_610, 266_200), "lenet-5": (431_080, 2_293_000)}
+
+
+def small_options(name):
+    """Options that make a zoo network small enough for many passes."""
+    return {"residual-mlp": {"sections": 3, "width": 5}, "residual-lenet": {"sections": 4, "width": 2}}.get(name, {})
+
+
+def option_a_and_b():
+    """Both shape-changing shortcuts, a stride, groups, unit gates and batch-norm."""
+    a = Section((Conv(4, (3, 3), (2, 2), SAME), BatchNorm(), Activation()), shortcut=(SubsamplePad((2, 2), 1, 1),), post="relu")
+    body = (Conv(6, (1, 1), bias=False), BatchNorm(), Activation(), UnitGate(), Conv(6, (3, 3), (2, 2), SAME))
+    b = Section(body, shortcut=(Conv(6, (1, 1), (2, 2)), BatchNorm()))
+    return Network((2, 8, 8), (a, b, Conv(4, (1, 1), groups=2), GlobalAveragePool(), Dense(3)))
+
+
+#: Network → (parameters, MACs of one input), counted by hand.
+BY_HAND = {
+    "dense": (Network((3,), (Dense(4), Activation(), Dense(2, bias=False))), 3 * 4 + 4 + 4 * 2, 3 * 4 + 4 * 2),
+    "convolution": (
+        Network((2, 6, 5), (Conv(3, (3, 2), (2, 1), ((1, 0), (0, 1))), MaxPool((2, 2), (1, 1)), Flatten(), Dense(2))),
+        3 * 2 * 6 + 3 + (2 * 4 * 3) * 2 + 2,
+        (3 * 3 * 5) * 2 * 6 + (2 * 4 * 3) * 2,
+    ),
+    "dilation": (
+        Network((1, 7, 7), (Conv(2, (3, 3), dilation=(2, 3)), AveragePool((1, 1), (1, 1)), Flatten(), Dense(1))),
+        2 * 9 + 2 + 2 * 3 * 1 + 1,
+        2 * (3 * 1) * 9 + 6,
+    ),
+    "sections": (
+        option_a_and_b(),
+        (4 * 2 * 9 + 4 + 8) + (6 * 4 + 12 + 6 * 6 * 9 + 6) + (6 * 4 + 6 + 12) + (4 * 3 + 4) + (3 * 4 + 3),
+        16 * 4 * 18 + (16 * 6 * 4 + 4 * 6 * 54) + 4 * 6 * 4 + 4 * 4 * 3 + 12,
+    ),
+    "section of dense layers": (
+        Network((3,), (Section((Dense(5), Activation(), Dense(4)), shortcut=(Dense(4),)), Dense(2))),
+        (3 * 5 + 5 + 5 * 4 + 4) + (3 * 4 + 4) + 4 * 2 + 2,
+        3 * 5 + 5 * 4 + 3 * 4 + 4 * 2,
+    ),
+    "nothing to train": (Network((2, 3, 3), (MaxPool((3, 3), (1, 1)), Flatten())), 0, 0),
+}
+
+
+def networks():
+    made = {name: zoo.build(name, small_options(name)) for name in zoo.NETWORKS}
+    return made | {name: network for name, (network, *_) in BY_HAND.items()}
+
+
+@pytest.mark.parametrize(("name", "counts"), KNOWN.items())
+def test_published_networks(name, counts):
+    """N6."""
+    network = zoo.build(name, {})
+    assert (complexity.parameters(network), complexity.macs(network)) == counts
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_counts_by_hand(name):
+    network, parameters, macs = BY_HAND[name]
+    assert complexity.parameters(network) == parameters
+    assert complexity.macs(network) == macs
+
+
+@pytest.mark.parametrize(("sections", "width"), [(0, 4), (1, 1), (12, 64)])
+def test_residual_mlp_by_formula(sections, width):
+    network = zoo.residual_mlp(sections, width)
+    assert complexity.macs(network) == 784 * width + sections * width**2 + 10 * width
+    assert complexity.parameters(network) == complexity.macs(network) + (1 + sections) * width + 10
+
+
+@pytest.mark.parametrize("name", networks())
+def test_the_rows_sum_to_the_totals(name):
+    network = networks()[name]
+    rows = complexity.per_layer(network)
+    assert [row.layer.name for row in rows] == [layer.name for layer, _ in network.placed()]
+    assert sum(row.parameters for row in rows) == complexity.parameters(network)
+    assert sum(row.macs for row in rows) == complexity.macs(network)
+    assert complexity.parameters(network) == sum(math.prod(shape) for shape in network.parameter_shapes.values())
+    for row in rows:
+        assert row.input_shape == network.input_shapes[row.layer.name]
+        assert row.output_shape == row.layer.output_shape(row.input_shape)
+        if isinstance(row.layer, Section):
+            assert (row.parameters, row.macs) == (0, 0)
+    assert all(type(value) is int for row in rows for value in row[3:])
+
+
+def batch_loss(network, batch):
+    streams = Streams(3)
+    x = streams.normal("x", 0, (batch, *network.input_shape))
+    labels = np.zeros(batch, dtype=np.int64)
+    return BatchLoss(network, ORACLE, initialise(network, streams), x, labels, initial_statistics(network))
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("name", networks())
+def test_a_real_training_step_counts_the_same(name, batch):
+    """Forward and backward as they run, against the formula: all gates on, no gradient with respect to the images."""
+    network = networks()[name]
+    loss = batch_loss(network, batch)
+    base = loss.evaluate(np.ones(network.gate_count))
+    assert base.tape.macs == batch * complexity.macs(network)
+    assert base.tape.macs + loss.gradients(base).macs == batch * complexity.training_macs(network)
+    with_images = loss.gradients(base, input_gradient=True)
+    assert base.tape.macs + with_images.macs == 3 * batch * complexity.macs(network)
+
+
+@pytest.mark.parametrize("name", networks())
+def test_pytorch_counts_the_same(name):
+    """PyTorch's side counts weights times output positions as it runs."""
+    network = networks()[name]
+    params = initialise(network, Streams(0))
+    x = torch.zeros(2, *network.input_shape, dtype=torch.float64)
+    gates = torch.ones(network.gate_count, dtype=torch.float64)
+    statistics = torch_network.tensors(initial_statistics(network))
+    _, _, macs = torch_network.run(network, torch_network.tensors(params), gates, x, statistics=statistics, train=False)
+    assert macs == complexity.macs(network)
+    assert sum(p.size for p in params.values()) == complexity.parameters(network)
+
+
+def test_training_by_hand():
+    """Forward, weight gradients and input gradients; the first layer that learns needs none with respect to its input."""
+    assert complexity.training_macs(BY_HAND["dense"][0]) == 3 * (12 + 8) - 12
+    assert complexity.training_macs(BY_HAND["section of dense layers"][0]) == 3 * (15 + 20 + 12 + 8)
+    assert complexity.training_macs(BY_HAND["nothing to train"][0]) == 0
+    frozen_stem = Network((1, 4, 4), (MaxPool((2, 2), (2, 2)), Flatten(), Activation(), Dense(3), Dense(2)))
+    assert complexity.training_macs(frozen_stem) == 3 * (12 + 6) - 12
+
+
+def test_closed_sections_cost_nothing_unless_their_gradient_is_wanted():
+    network = zoo.residual_mlp(3, 5)
+    loss = batch_loss(network, 2)
+    closed = loss.evaluate(np.array([1.0, 0.0, 0.0]))
+    assert closed.tape.macs == 2 * (complexity.macs(network) - 50)
+    assert loss.gradients(closed).macs == 2 * (784 * 5 + 2 * (25 + 50))
+    watched = loss.evaluate(np.array([1.0, 0.0, 0.0]), run_closed=True)
+    assert watched.tape.macs == 2 * complexity.macs(network)
+    assert loss.gradients(watched).macs == loss.gradients(closed).macs

@@ -1,0 +1,485 @@
+"""C(W, θ), its gradients and their estimators (SPEC O1-O5).
+
+Algebra is checked without rounding: a `Table` plays the network, its losses are small integers and θ is made of eighths, so
+that float64 is exact. Unbiasedness for up to 3 gates is an exact integral over the uniforms (the integrand is piecewise
+linear); on real networks it is a z-score.
+"""
+
+import dataclasses
+import itertools
+import math
+from fractions import Fraction
+from types import SimpleNamespace
+
+import network_strategies as ns
+import numpy as np
+import pytest
+import torch
+import torch_network
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_close, assert_identical, gamma
+
+from refprune.backend import ORACLE
+from refprune.errors import InputError
+from refprune.estimators import (
+    ESTIMATORS,
+    Estimate,
+    enumerate_gates,
+    exact_expectation,
+    exact_theta_gradient,
+    exact_weight_gradient,
+    sample,
+)
+from refprune.layers import Saved
+from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
+from refprune.objective import BatchLoss, Evaluation
+from refprune.spec import GateGroup, Loss, Network
+
+U = 2.0**-53
+UNBIASED = ("exact", "paired", "reinforce", "arm", "disarm")
+FALSE_ALARM = 5.0  # |z| of a normal mean: 6e-7 a gate
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A BatchLoss whose c(Ξ) is looked up: gate g is bit g of the index; every pass costs 1."""
+
+    c: tuple[int, ...]
+
+    @property
+    def size(self):
+        return len(self.c).bit_length() - 1
+
+    @property
+    def network(self):
+        return SimpleNamespace(gates=tuple(GateGroup(f"g{g}", "layer", g, g + 1, g) for g in range(self.size)))
+
+    def evaluate(self, gates, *, after=None, position=0, run_closed=False):
+        value = self.c[int(gates @ 2 ** np.arange(self.size))]
+        return Evaluation(np.asarray(float(value)), SimpleNamespace(gates=gates, macs=1), None)
+
+
+def tables(least=1, most=4):
+    values = st.integers(-1000, 1000)
+    return st.integers(least, most).flatmap(lambda g: st.tuples(*[values] * 2**g)).map(Table)
+
+
+def thetas(size, low=0, high=8):
+    return st.tuples(*[st.integers(low, high)] * size).map(lambda e: np.array(e) / 8.0)
+
+
+@st.composite
+def tables_and_thetas(draw, low=0, high=8, **sizes):
+    table = draw(tables(**sizes))
+    return table, draw(thetas(table.size, low, high))
+
+
+def expectation(table, theta):
+    """C(θ) from its definition, in fractions."""
+    total = Fraction(0)
+    for bits in itertools.product((0, 1), repeat=table.size):
+        p = math.prod((Fraction(t) if b else 1 - Fraction(t)) for b, t in zip(bits, theta.tolist(), strict=True))
+        total += p * table.c[sum(b << g for g, b in enumerate(bits))]
+    return total
+
+
+def moved(theta, g, value):
+    other = theta.copy()
+    other[g] = value
+    return other
+
+
+def slope(table, theta, g):
+    """E[c | ξ_g = 1] − E[c | ξ_g = 0]."""
+    return expectation(table, moved(theta, g, 1.0)) - expectation(table, moved(theta, g, 0.0))
+
+
+# Enumeration ------------------------------------------------------------------------------------------------------------
+
+
+@given(tables_and_thetas())
+def test_expectation_and_gradient_are_their_definitions(drawn):
+    """O1, O2, exactly, at θ ∈ {0, 1} too: catches a lost branch, a wrong probability, a conditional on the wrong gate."""
+    table, theta = drawn
+    assert exact_expectation(table, theta) == float(expectation(table, theta))
+    assert exact_theta_gradient(table, theta).tolist() == [float(slope(table, theta, g)) for g in range(table.size)]
+    assert sum(p for _, p in enumerate_gates(theta)) == 1.0
+
+
+@given(tables_and_thetas(), st.sampled_from((-0.125, 0.0625, 0.5)))
+def test_c_is_multi_affine(drawn, h):
+    """O2: C = θ_g E[c|1] + (1−θ_g) E[c|0], and any finite difference of C is ∂C/∂θ_g exactly (even outside the cube)."""
+    table, theta = drawn
+    gradient = exact_theta_gradient(table, theta)
+    for g in range(table.size):
+        on, off = (exact_expectation(table, moved(theta, g, end)) for end in (1.0, 0.0))
+        assert exact_expectation(table, theta) == theta[g] * on + (1.0 - theta[g]) * off
+        difference = expectation(table, moved(theta, g, theta[g] + h)) - expectation(table, theta)
+        assert gradient[g] == float(difference / Fraction(h))
+
+
+@given(tables_and_thetas(low=1, high=7), st.integers(-8, 8))
+def test_no_interior_point_beats_the_vertices(drawn, beta):
+    """O4 for J = C + βΣθ: the best vertex is ≤ J everywhere, and J is the mean over the corners of any box around θ."""
+    table, theta = drawn
+
+    def j(point):
+        return exact_expectation(table, point) + beta * point.sum()
+
+    vertices = [np.array(v, dtype=float) for v in itertools.product((0, 1), repeat=table.size)]
+    assert min(map(j, vertices)) <= j(theta)
+    corners = [theta + 0.125 * (2.0 * v - 1.0) for v in vertices]
+    assert sum(map(j, corners)) / len(corners) == j(theta)
+
+
+def test_an_interior_minimum_is_constant_on_its_face():
+    """O4's other half: c = ξ₁ alone is minimal on the whole face ξ₁ = 0."""
+    table = Table((0, 1, 0, 1))
+    assert exact_theta_gradient(table, np.array([0.0, 0.5])).tolist() == [1.0, 0.0]
+
+
+def test_enumeration_is_bounded():
+    with pytest.raises(InputError, match="theta: enumeration takes at most 20 gates, got 21"):
+        next(enumerate_gates(np.full(21, 0.5)))
+
+
+def test_samples_at_the_ends():
+    """θ = 0 is never on, θ = 1 always, for v ∈ [0, 1): catches ≤ for <."""
+    v = np.array([[0.0, 0.0, 0.5], [0.5, 1.0 - 2.0**-53, 0.25]])
+    assert sample(np.array([0.0, 1.0, 0.5]), v).tolist() == [[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]
+
+
+# Unbiasedness by exact integration --------------------------------------------------------------------------------------
+
+
+def integral(function, table, theta, samples):
+    """(E over v of the estimate, Σ of the absolute values): midpoint rule on the cells where 1[v<θ] and 1[v>1−θ] are fixed.
+
+    Inside a cell every estimate is linear in v, so the midpoint is exact.
+    """
+    cells = []
+    for t in theta.tolist() * samples:
+        edges = sorted({0.0, t, 1.0 - t, 1.0})
+        cells.append([((a + b) / 2.0, b - a) for a, b in itertools.pairwise(edges)])
+    total, size, count = np.zeros(table.size), np.zeros(table.size), 0
+    for cell in itertools.product(*cells):
+        v = np.array([mid for mid, _ in cell]).reshape(samples, table.size)
+        weight = math.prod(width for _, width in cell)
+        base = table.evaluate(sample(theta, v[0]))
+        estimate = function(table, base, np.zeros(table.size), theta, v).gradient
+        total, size, count = total + weight * estimate, size + weight * np.abs(estimate), count + 1
+    return total, size, count
+
+
+def check_unbiased(function, table, theta, samples=1):
+    """The integral is ∂C/∂θ up to the rounding of its sum (some 20 operations a term)."""
+    got, size, count = integral(function, table, theta, samples)
+    want = np.array([float(slope(table, theta, g)) for g in range(table.size)])
+    assert_close("E[estimate]", got, want, gamma(count + 20, U) * (size + np.abs(want)), table=table, theta=theta)
+
+
+@given(tables_and_thetas(most=3))
+@pytest.mark.parametrize("name", ["exact", "paired"])
+def test_estimators_for_all_theta_are_unbiased(name, drawn):
+    """θ ∈ {0, 1} included (O5)."""
+    check_unbiased(ESTIMATORS[name].function, *drawn)
+
+
+@given(tables_and_thetas(low=1, high=7, most=3))
+@pytest.mark.parametrize("name", ["reinforce", "arm", "disarm"])
+def test_estimators_for_interior_theta_are_unbiased(name, drawn):
+    check_unbiased(ESTIMATORS[name].function, *drawn)
+
+
+@given(tables_and_thetas(low=1, high=7, most=2))
+def test_reinforce_with_leave_one_out_is_unbiased(drawn):
+    """K = 2; a baseline that saw its own sample would be biased (planted below)."""
+    check_unbiased(ESTIMATORS["reinforce"].function, *drawn, samples=2)
+
+
+def test_reinforce_with_three_samples_is_unbiased():
+    check_unbiased(ESTIMATORS["reinforce"].function, Table((3, -5, 8, 1)), np.array([0.25, 0.625]), samples=3)
+
+
+def _wrong_sign(name):
+    def estimator(*arguments):
+        return Estimate(-ESTIMATORS[name].function(*arguments).gradient, 0)
+
+    return estimator
+
+
+def _without_variance(name):
+    def estimator(loss, base, gradient, theta, v):
+        return Estimate(ESTIMATORS[name].function(loss, base, gradient, theta, v).gradient * theta * (1.0 - theta), 0)
+
+    return estimator
+
+
+def _own_baseline(loss, base, gradient, theta, v):
+    samples = sample(theta, v)
+    c = np.array([float(loss.evaluate(s).loss) for s in samples])
+    score = (samples - theta) / (theta * (1.0 - theta))
+    return Estimate(((c - c.mean())[:, None] * score).mean(axis=0), 0)
+
+
+def _arm(loss, base, gradient, theta, v, *, anti):
+    c = float(loss.evaluate(anti(theta, v[0]).astype(float)).loss) - float(base.loss)
+    return Estimate(c * (v[0] - 0.5) / (theta * (1.0 - theta)), 0)
+
+
+def _disarm_by_the_larger_side(loss, base, gradient, theta, v):
+    estimate = ESTIMATORS["disarm"].function(loss, base, gradient, theta, v).gradient
+    return Estimate(estimate * np.minimum(theta, 1.0 - theta) / np.maximum(theta, 1.0 - theta), 0)
+
+
+def _always_on_minus_sampled(loss, base, gradient, theta, v):
+    differences = [float(loss.evaluate(moved(base.tape.gates, g, 1.0)).loss) - float(base.loss) for g in range(theta.size)]
+    return Estimate(np.array(differences), 0)
+
+
+ESTIMATOR_MISTAKES = {
+    **{f"{name}: sign": (_wrong_sign(name), 1) for name in UNBIASED},
+    **{f"{name}: no 1/(θ(1−θ))": (_without_variance(name), 1) for name in ("reinforce", "arm", "disarm")},
+    "reinforce: baseline includes its own sample": (_own_baseline, 2),
+    "arm: v instead of 1−v": (lambda *a: _arm(*a, anti=lambda t, v: v < t), 1),
+    "arm: 1[v > θ]": (lambda *a: _arm(*a, anti=lambda t, v: v > t), 1),
+    "arm: the sample against itself at 1−θ": (lambda *a: _arm(*a, anti=lambda t, v: v < 1.0 - t), 1),
+    "disarm: max for min": (_disarm_by_the_larger_side, 1),
+    "paired: on minus sampled": (_always_on_minus_sampled, 1),
+}
+EXAMPLE = Table((3, -5, 8, 1)), np.array([0.25, 0.625])
+
+
+@pytest.mark.parametrize("mistake", ESTIMATOR_MISTAKES)
+def test_planted_mistakes_are_caught(mistake):
+    """Tests the test; the same integral with the right formula passes (above)."""
+    function, samples = ESTIMATOR_MISTAKES[mistake]
+    with pytest.raises(AssertionError):
+        check_unbiased(function, *EXAMPLE, samples=samples)
+
+
+def test_the_right_antithetic_passes():
+    """The planted `_arm` is wrong only where it says so."""
+    check_unbiased(lambda *a: _arm(*a, anti=lambda t, v: v > 1.0 - t), *EXAMPLE)
+
+
+# On real networks -------------------------------------------------------------------------------------------------------
+
+
+class Remembering(BatchLoss):
+    """A BatchLoss that keeps its full passes: the 2^G values of c are few."""
+
+    def evaluate(self, gates, *, after=None, position=0, run_closed=False):
+        if after is not None or run_closed:
+            return super().evaluate(gates, after=after, position=position, run_closed=run_closed)
+        memory = self.__dict__.setdefault("memory", {})
+        if gates.tobytes() not in memory:
+            memory[gates.tobytes()] = super().evaluate(gates)
+        return memory[gates.tobytes()]
+
+
+def _bottleneck(width, hidden, **options):
+    return Section((Dense(hidden), Activation("tanh"), Dense(width)), **options)
+
+
+NETWORKS = {
+    "sections": Network((3,), (*(_bottleneck(3, 2) for _ in range(4)), Dense(3))),
+    "units": Network(
+        (3,),
+        (
+            Dense(2), Activation("tanh"), UnitGate(), Dense(3), Activation("relu"),
+            Section((Dense(3), Activation("tanh"), UnitGate()), post="relu"),
+            Dense(2),
+        ),
+        Loss("mean_squared_error"),
+    ),
+    "images with batch-norm": Network(
+        (1, 6, 6),
+        (
+            Conv(2, (3, 3)), BatchNorm(), Activation("relu"), UnitGate(), MaxPool((2, 2), (2, 2)), Conv(2, (1, 1)),
+            Section((Conv(2, (1, 1)), BatchNorm(), Activation("relu")), gate_place="preactivation"),
+            Section((Conv(2, (1, 1)), Activation("tanh"), Conv(2, (1, 1)), BatchNorm()), (Conv(2, (1, 1)),)),
+            Flatten(), Dense(3),
+        ),
+    ),
+}  # fmt: skip
+
+
+def network_case(name, seed=5):
+    """(remembering loss, θ in [0.2, 0.8], case)."""
+    case = ns.Case(NETWORKS[name], batch=4, seed=seed, train=True)
+    fields = {f.name: getattr(case.loss, f.name) for f in dataclasses.fields(BatchLoss)}
+    theta = 0.2 + 0.6 * case.uniform("theta", (case.network.gate_count,))
+    return Remembering(**fields), theta, case
+
+
+def estimates(name, loss, theta, case, count, samples=1):
+    """`count` independent estimates."""
+    kind, drawn = ESTIMATORS[name], []
+    v = case.uniform("v", (count, samples, theta.size))
+    for row in v:
+        base = loss.evaluate(sample(theta, row[0]), run_closed=kind.needs_closed_paths)
+        gate_gradient = loss.gradients(base).gates if kind.needs_closed_paths else np.zeros(theta.size)
+        drawn.append(kind.function(loss, base, gate_gradient, theta, row).gradient)
+    return np.array(drawn)
+
+
+def z_scores(drawn, want):
+    error = drawn.std(axis=0, ddof=1) / len(drawn) ** 0.5
+    return (drawn.mean(axis=0) - want) / error
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("name", "samples"), [("paired", 1), ("reinforce", 1), ("reinforce", 3), ("arm", 1), ("disarm", 1)])
+def test_estimators_are_unbiased_on_networks(network, name, samples):
+    """Catches a wrong shared prefix, gate order or reuse of the base pass; batch-norm in train mode, unit gates."""
+    loss, theta, case = network_case(network)
+    scores = z_scores(estimates(name, loss, theta, case, 500, samples), exact_theta_gradient(loss, theta))
+    assert np.abs(scores).max() < FALSE_ALARM, scores
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_taylor_is_biased(network):
+    """O5: the same z-score that passes the others finds the bias; so it is not blind."""
+    loss, theta, case = network_case(network)
+    scores = z_scores(estimates("taylor", loss, theta, case, 500), exact_theta_gradient(loss, theta))
+    assert np.abs(scores).max() > FALSE_ALARM, scores
+
+
+def _linear_loss(prediction, target, *, reduction):
+    return np.asarray((prediction * target).sum()), Saved((target,))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_taylor_is_exact_where_c_is_affine_in_each_gate(seed):
+    """Linear layers and a linear loss (another function in the backend's record), integers: no rounding at all."""
+    network = Network(
+        (3,),
+        (
+            Section((Dense(2), UnitGate(), Dense(3))), Dense(2), UnitGate(), Dense(3),
+            Section((Dense(2), Activation("identity"), UnitGate()), channels=(2, 0)), Dense(2),
+        ),
+        Loss("mean_squared_error"),
+    )  # fmt: skip
+    case = ns.Case(network, batch=3, seed=seed, train=True)
+    backend = dataclasses.replace(
+        ORACLE, mean_squared_error=_linear_loss, mean_squared_error_vjp=lambda saved, dy: (saved.values[0] * dy,)
+    )
+    integers = {name: np.rint(3.0 * p) for name, p in case.params.items()}
+    loss = BatchLoss(network, backend, integers, np.rint(3.0 * case.x), np.rint(3.0 * case.target))
+    base = loss.evaluate(case.gates, run_closed=True)
+    theta, v = np.full(case.gates.size, 0.5), np.zeros((1, case.gates.size))
+    arguments = (loss, base, loss.gradients(base).gates, theta, v)
+    taylor, paired = (ESTIMATORS[name].function(*arguments).gradient for name in ("taylor", "paired"))
+    assert_identical("taylor", taylor, paired)
+    assert paired.any()
+
+
+def test_taylor_needs_the_closed_paths():
+    """Kind.needs_closed_paths: without them the derivative of a closed gate is missing, not small."""
+    loss, _, _ = network_case("sections")
+    gates = np.array([1.0, 0.0, 1.0, 0.0])
+    with_paths, without = (loss.gradients(loss.evaluate(gates, run_closed=run)).gates for run in (True, False))
+    assert with_paths.all()
+    assert (without != 0).tolist() == [True, False, True, False]
+    assert ESTIMATORS["taylor"].needs_closed_paths
+
+
+# Weight gradients (O3) --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_weight_gradient_is_theta_times_the_conditional_one(network):
+    """O3 for every section: catches a probability that counts the closed branch; the sum's rounding is bounded (E1)."""
+    loss, theta, case = network_case(network)
+    total = exact_weight_gradient(loss, theta)
+    for group in (g for g in case.network.gates if g.kind == "layer"):
+        section = case.network.layers[group.position]
+        inside = {part.name for part in section.path}
+        conditional = {name: 0.0 for name in total if name.rpartition(".")[0] in inside}
+        size = dict.fromkeys(conditional, 0.0)
+        for gates, p in enumerate_gates(moved(theta, group.start, 1.0)):
+            if p > 0:
+                gradients = loss.gradients(loss.evaluate(gates)).params
+                conditional = {name: c + p * gradients[name] for name, c in conditional.items()}
+                size = {name: s + p * np.abs(gradients[name]) for name, s in size.items()}
+        for name, c in conditional.items():
+            bound = gamma(2 ** (theta.size + 1) + 2 * theta.size, U) * size[name]
+            assert_close(name, total[name], theta[group.start] * c, bound)
+
+
+@pytest.mark.parametrize("network", ["sections", "images with batch-norm"])
+def test_weight_gradient_against_torch(network):
+    """O1, O3: PyTorch differentiates the enumerated C, weights and θ at once."""
+    loss, theta, case = network_case(network)
+    weights = torch_network.tensors(case.params, grad=True)
+    t = torch.tensor(theta, requires_grad=True)
+    x, target = torch.tensor(case.x), torch.tensor(case.target)
+    total, spread = torch.zeros((), dtype=torch.float64), dict.fromkeys(("loss", *weights), 0.0)
+    for bits in itertools.product((0.0, 1.0), repeat=theta.size):
+        gates = torch.tensor(bits, dtype=torch.float64)
+        probability = torch.where(gates == 1, t, 1 - t).prod()
+        output, *_ = torch_network.run(case.network, weights, gates, x, train=True)
+        total = total + probability * torch_network.loss(case.network, output, target)
+        allowed = ns.bounds(case.loss, gates.numpy(), runs=4)
+        for name in spread:
+            spread[name] = spread[name] + probability.item() * allowed[name]
+    total.backward()
+    passes = gamma(2 ** (theta.size + 1), U)
+    largest = max(float(loss.evaluate(gates).loss) for gates, _ in enumerate_gates(theta))
+    assert_close("C", np.asarray(exact_expectation(loss, theta)), total.detach().numpy(), spread["loss"] + passes * largest)
+    gradient_bound = 2.0 * max(float(ns.bounds(case.loss, g, runs=4)["loss"]) for g, _ in enumerate_gates(theta))
+    assert_close("∂C/∂θ", exact_theta_gradient(loss, theta), t.grad.numpy(), gradient_bound + 2.0 * passes * largest)
+    mine = exact_weight_gradient(loss, theta)
+    for name, w in weights.items():
+        assert_close(name, mine[name], w.grad.numpy(), spread[name] + passes * np.abs(mine[name]).max())
+
+
+# Cost -------------------------------------------------------------------------------------------------------------------
+
+
+def test_costs_by_hand():
+    """Multiply-accumulates: a section 3·2 + 2·3 = 12, the head 9, batch 4, Ξ = (1, 0, 1, 0); a closed section costs nothing."""
+    loss, _, _ = network_case("sections")
+    theta, v = np.full(4, 0.5), np.array([[0.1, 0.9, 0.1, 0.9], [0.1, 0.1, 0.1, 0.9]])
+    base = loss.evaluate(np.array([1.0, 0.0, 1.0, 0.0]))
+    assert base.tape.macs == 4 * (2 * 12 + 9)
+
+    def cost(name, rows):
+        return ESTIMATORS[name].function(loss, base, np.zeros(4), theta, v[:rows]).macs / 4
+
+    assert cost("taylor", 1) == 0
+    # the network from the gate's section on, flipped: 0?10, 110, 00, 1: one, two, no, one open section
+    assert cost("paired", 1) == (12 + 9) + (24 + 9) + (0 + 9) + (12 + 9)
+    assert cost("exact", 1) == 16 * 9 + 32 * 12  # every section is open in half of the 16
+    assert cost("reinforce", 1) == 0
+    assert cost("reinforce", 2) == 36 + 9
+    assert cost("arm", 1) == cost("disarm", 1) == 24 + 9  # b̃ = (0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_shared_prefix_saves_and_changes_nothing(network):
+    """paired: the same bits as full passes, for fewer multiply-accumulates."""
+    loss, theta, case = network_case(network)
+    base = loss.evaluate(case.gates)
+    got = ESTIMATORS["paired"].function(loss, base, np.zeros(theta.size), theta, np.zeros((1, theta.size)))
+    others = [loss.evaluate(moved(case.gates, g, 1.0 - case.gates[g])) for g in range(theta.size)]
+    want = [(2.0 * xi - 1.0) * (float(base.loss) - float(o.loss)) for xi, o in zip(case.gates, others, strict=True)]
+    assert got.gradient.tolist() == want
+    assert 0 < got.macs < sum(o.tape.macs for o in others)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_theta_at_the_ends(name):
+    """O5: what divides by θ(1−θ) refuses, naming gate, value and remedy; the others go on."""
+    loss, theta, _ = network_case("sections")
+    for end in (0.0, 1.0):
+        at_end = moved(theta, 2, end)
+        base = loss.evaluate(np.ones(4))
+        arguments = (loss, base, np.zeros(4), at_end, np.full((1, 4), 0.5))
+        if ESTIMATORS[name].needs_interior:
+            with pytest.raises(InputError, match=f"theta: {name} .* gate 2 has {end}; use a floor, or the paired"):
+                ESTIMATORS[name].function(*arguments)
+        else:
+            assert ESTIMATORS[name].function(*arguments).gradient.shape == (4,)
