@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def environment() -> dict[str, Any]:
 class TrainingRun:
     """One network trained to the end, in its own folder; `go` starts or resumes it.
 
-    log: what the checkpoint keeps beside the state, so that a resumed run goes on counting.
+    log: what the checkpoint keeps beside the state, so that a resumed run goes on counting. began: the monotonic time at
+    which the run would have begun without interruptions.
     """
 
     name: str
@@ -97,6 +98,8 @@ class TrainingRun:
     engine: Backend
     directory: Path
     progress: Progress
+    log: Summary = field(default_factory=dict)
+    began: float = 0.0
 
     def go(self) -> dict[str, Any]:
         """Train to the end; returns the run's part of the summary."""
