@@ -53,9 +53,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
     """Write `state` and `run` as the directory's checkpoint; the previous one's arrays are deleted afterwards."""
+    for leftover in directory.glob("checkpoint*.part"):
+        leftover.unlink()
     arrays = {f"{group}/{name}": array for group in GROUPS for name, array in getattr(state, group).items()}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, theta=state.theta, **arrays)
+    np.savez(buffer, theta=state.theta, number=state.number, **arrays)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     file = f"checkpoint-{state.step:08d}-{digest[:8]}.npz"
@@ -88,17 +90,24 @@ def load(directory: Path) -> Checkpoint:
         raise InputError(f"{npz}: cannot be read ({error})") from error
     if hashlib.sha256(content).hexdigest() != header["sha256"]:
         raise InputError(f"{npz}: SHA-256 differs from the one in {path.name}; the file is corrupt or from another checkpoint")
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        raise InputError(f"{npz}: not an archive of plain arrays ({error})") from error
     try:
         network = spec.from_json(header["network"])
     except SpecError as error:
         raise InputError(f"{path}: network: {error}") from error
     params, velocity, statistics = (_group(arrays, group, network, npz) for group in GROUPS)
-    if "theta" not in arrays or arrays["theta"].shape != (network.gate_count,):
-        raise InputError(f"{npz}: theta does not fit the network's {network.gate_count} gates")
+    for name in ("theta", "number"):
+        if name not in arrays or arrays[name].shape != (network.gate_count,):
+            raise InputError(f"{npz}: {name} does not fit the network's {network.gate_count} gates")
+    strange = [name for name in arrays if name not in ("theta", "number") and name.partition("/")[0] not in GROUPS]
+    if strange:
+        raise InputError(f"{npz}: {strange[0]} is none of the arrays of a checkpoint")
     counters = header["step"], header["macs"], header["finished"]
-    return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], *counters), header["run"])
+    return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], arrays["number"], *counters), header["run"])
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"refprune: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"refprune: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("refprune: interrupted; a run goes on with --resume DIR", file=sys.stderr)
         return 130

@@ -183,7 +183,7 @@ def to_toml(config: Config) -> str:
     """The resolved experiment as a TOML file that `load` reads back to the same Config."""
 
     def lines(table: Mapping[str, Any]) -> list[str]:
-        return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
 
     values = to_dict(config)
     top = lines({key: value for key, value in values.items() if not isinstance(value, dict)})
@@ -259,8 +259,14 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
     if gates.floor > gates.threshold:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
+    if optimiser.momentum == 1.0:
+        raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
+    if gates.initial <= gates.threshold:
+        raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
         raise InputError(f"{where}: gates.samples = {gates.samples} is for reinforce; {gates.estimator} takes one sample")
     if gates.undecided == "continue" and gates.max_epochs < training.epochs:
         raise InputError(f"{where}: gates.max_epochs {gates.max_epochs} must be ≥ training.epochs {training.epochs}")
+    if gates.undecided == "continue" and optimiser.schedule != "constant":
+        raise InputError(f"{where}: gates.undecided 'continue' needs a constant schedule; {optimiser.schedule} ends at 0")
     zoo.build(config.network["name"], {k: v for k, v in config.network.items() if k != "name"})

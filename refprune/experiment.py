@@ -29,7 +29,7 @@ from .objective import BatchLoss
 from .progress import Progress
 from .spec import Network
 from .surgery import Cut
-from .train import Images, State
+from .train import Images, NonFiniteLoss, Score, State
 
 EQUIVALENCE_IMAGES = 16
 
@@ -37,17 +37,42 @@ EQUIVALENCE_IMAGES = 16
 Summary = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration and a data set make: the networks to train, by name, prepared images, the backend."""
+
+    settings: Config
+    data: str
+    networks: dict[str, Network]
+    images: Images
+    test: Images
+    engine: Backend
+
+
+def set_up(settings: Config, data_directory: str | None) -> Setup:
+    """Load, build and check everything that a run needs; nothing is written."""
+    dataset = data.load(settings.data.name, data_directory)
+    network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
+    images, test = train.prepare(dataset, settings)
+    if images.x.shape[1:] != network.input_shape:
+        raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
+    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+    networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
+    return Setup(settings, dataset.name, networks, images, test, engine)
+
+
 def run(settings: Config, directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
     """Run the experiment in a new or empty `directory`; returns what summary.json holds."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
-    dataset = data.load(settings.data.name, data_directory)
+    setup = set_up(settings, data_directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory}: cannot be made ({error})") from error
+    checkpoint.write_atomically(directory / "environment.json", json.dumps(environment(), indent=1).encode())
     checkpoint.write_atomically(directory / "config.toml", config.to_toml(settings).encode())
-    return _run(settings, directory, dataset, progress or Progress())
+    return _train_all(setup, directory, progress or Progress())
 
 
 def resume(directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
@@ -55,23 +80,12 @@ def resume(directory: Path, *, data_directory: str | None = None, progress: Prog
     file = directory / "config.toml"
     if not file.is_file():
         raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
-    settings = config.load(str(file))
-    return _run(settings, directory, data.load(settings.data.name, data_directory), progress or Progress())
+    return _train_all(set_up(config.load(str(file)), data_directory), directory, progress or Progress())
 
 
-def _run(settings: Config, directory: Path, dataset: data.Dataset, progress: Progress) -> Summary:
-    options = {key: value for key, value in settings.network.items() if key != "name"}
-    network = zoo.build(settings.network["name"], options)
-    images, test = train.prepare(dataset, settings)
-    if images.x.shape[1:] != network.input_shape:
-        raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
-    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
-    checkpoint.write_atomically(directory / "environment.json", json.dumps(environment(), indent=1).encode())
-    networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
-    results = {}
-    for name, start in networks.items():
-        results[name] = TrainingRun(name, settings, start, images, test, engine, directory / name, progress).go()
-    summary = {"name": settings.name, "seed": settings.seed, "data": dataset.name, "runs": results}
+def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
+    runs = {name: TrainingRun(name, setup, start, directory / name, progress).go() for name, start in setup.networks.items()}
+    summary = {"name": setup.settings.name, "seed": setup.settings.seed, "data": setup.data, "runs": runs}
     checkpoint.write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -91,11 +105,8 @@ class TrainingRun:
     """
 
     name: str
-    settings: Config
+    setup: Setup
     network: Network
-    images: Images
-    test: Images
-    engine: Backend
     directory: Path
     progress: Progress
     log: Summary = field(default_factory=dict)
@@ -115,14 +126,18 @@ class TrainingRun:
         return self._summary(state)
 
     @property
+    def settings(self) -> Config:
+        return self.setup.settings
+
+    @property
     def steps_per_epoch(self) -> int:
-        return len(self.images.labels) // self.settings.training.batch_size
+        return len(self.setup.images.labels) // self.settings.training.batch_size
 
     def _start(self) -> tuple[State, dict[str, Any]]:
         digest = hashlib.sha256(config.to_toml(self.settings).encode()).hexdigest()
         if (self.directory / checkpoint.NAME).exists():
             state, log = checkpoint.load(self.directory)
-            if log["config"] != digest:
+            if log.get("config") != digest:
                 raise InputError(f"{self.directory / checkpoint.NAME}: made with another configuration than this config.toml")
             self._truncate_metrics(log["metrics_bytes"])
             return state, log
@@ -147,9 +162,11 @@ class TrainingRun:
         """From where the state stands to the end of its epoch."""
         training = self.settings.training
         epoch, first = divmod(state.step, self.steps_per_epoch)
-        for x, labels in train.epoch_batches(self.images, self.settings, epoch, first):
+        for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first):
             started = time.monotonic()
-            state, metrics = train.step(state, x, labels, self.settings, self.engine, samples=len(self.images.labels))
+            state, metrics = train.step(
+                state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
+            )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
             keep = train.threshold_rule(state.network, state.theta, self.settings.gates.threshold)
             if not keep.all():
@@ -157,7 +174,9 @@ class TrainingRun:
             if state.step % training.log_every == 0:
                 line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
                 self._write(line | {"macs": state.macs, "theta": _theta_by_name(state)})
-            if training.checkpoint_every and state.step % training.checkpoint_every == 0:
+            due = training.checkpoint_every and state.step % training.checkpoint_every == 0
+            if due and state.step % self.steps_per_epoch:
+                self._evaluate(state, Images(x, labels))
                 self._save(state)
             self.progress.advance()
         self._score_epoch(state, epoch + 1)
@@ -165,9 +184,7 @@ class TrainingRun:
         return state
 
     def _score_epoch(self, state: State, epoch: int) -> None:
-        score = train.evaluate(state, self.test, self.engine)
-        if not np.isfinite(score.loss):
-            raise train.NonFiniteLoss(f"epoch {epoch}: the test loss is {score.loss}; the checkpoint of the epoch before stays")
+        score = self._evaluate(state, self.setup.test)
         row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
         row |= {"gates": "mode", "macs_per_image": complexity.macs(state.network), "sections": count_sections(state.network)}
         row |= {"macs": state.macs, "seconds": self._seconds()}
@@ -178,6 +195,15 @@ class TrainingRun:
             f"loss {score.loss:.4f}  sections {row['sections']:3d}/{count_sections(self.network)}  {self._seconds():6.1f} s"
         )
 
+    def _evaluate(self, state: State, images: Images) -> Score:
+        """The score, which must be finite: only then is a state worth a checkpoint."""
+        score = train.evaluate(state, images, self.setup.engine)
+        if not np.isfinite(score.loss):
+            spoiled = train.non_finite_parameter(state.params)
+            where = "all parameters are finite" if spoiled is None else f"the first parameter that is not finite is {spoiled}"
+            raise NonFiniteLoss(f"step {state.step}: the loss is {score.loss}; {where}; the last good checkpoint stays")
+        return score
+
     def _remove(self, state: State, keep: Array) -> State:
         smaller, cut, pruned = train.remove(state, keep, self.settings)
         on = (state.theta >= 0.5) & keep
@@ -185,10 +211,10 @@ class TrainingRun:
         return smaller
 
     def _settle(self, state: State) -> State:
-        end = train.settle(state, self.images, self.settings, self.engine)
+        end = train.settle(state, self.setup.images, self.settings, self.setup.engine)
         self._record_removal(state, end.cut, end.pruned, end.keep)
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
-        score = train.evaluate(end.state, self.test, self.engine)
+        score = self._evaluate(end.state, self.setup.test)
         self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy}
         self._write({"event": "end"} | self.log["final"] | {"decisions": self.log["decisions"]})
         self._save(end.state)
@@ -197,7 +223,7 @@ class TrainingRun:
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:
             return
-        ratio = masked_against_compact(state, cut, on.astype(np.float64), self.images)
+        ratio = masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
         self.log["removals"].append(row)
@@ -221,7 +247,7 @@ class TrainingRun:
             "first_step_seconds": self.log["first_step_seconds"],
             "removals": self.log["removals"],
             "decisions": self.log["decisions"],
-            "masked_compact_error": max(errors) if errors else None,
+            "masked_compact_error": float(np.max(errors)) if errors else None,
         }
 
     def _seconds(self) -> float:
@@ -229,7 +255,9 @@ class TrainingRun:
 
     def _save(self, state: State) -> None:
         self.log["seconds"] = self._seconds()
-        self.log["metrics_bytes"] = (self.directory / "metrics.jsonl").stat().st_size
+        with open(self.directory / "metrics.jsonl", "ab") as file:
+            os.fsync(file.fileno())
+            self.log["metrics_bytes"] = file.tell()
         checkpoint.save(self.directory, state, self.log)
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -238,7 +266,12 @@ class TrainingRun:
 
     def _truncate_metrics(self, size: int) -> None:
         """Forget metric lines that were written after the checkpoint: their steps will be done again."""
-        with open(self.directory / "metrics.jsonl", "ab") as file:
+        path = self.directory / "metrics.jsonl"
+        with open(path, "ab") as file:
+            if file.tell() < size:
+                raise InputError(
+                    f"{path}: has {file.tell()} bytes, {size} when the checkpoint was made; it was cut or replaced"
+                )
             file.truncate(size)
 
 

@@ -119,9 +119,7 @@ def conv2d_vjp(saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple
     padded, kernel = _pad(x, padding), (w.shape[2], w.shape[3])
     windows = np.split(_windows(padded, kernel, stride, dilation), groups, axis=1)
     dy_groups, w_groups = np.split(dy, groups, axis=1), np.split(w, groups)
-    dw = np.concatenate(
-        [np.tensordot(g, wx, axes=((0, 2, 3), (0, 2, 3))) for g, wx in zip(dy_groups, windows, strict=True)]
-    )
+    dw = np.concatenate([np.tensordot(g, wx, axes=((0, 2, 3), (0, 2, 3))) for g, wx in zip(dy_groups, windows, strict=True)])
     db = dy.sum(axis=(0, 2, 3))
     if not input_gradient:
         return None, dw, db
@@ -164,9 +162,7 @@ def batch_norm_vjp(saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     return inner * _per_channel(gain * inverse, dy.ndim), dgain, dbias
 
 
-def batch_norm_eval(
-    x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float
-) -> tuple[Array, Saved]:
+def batch_norm_eval(x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float) -> tuple[Array, Saved]:
     """Eval mode: the same with the running mean and variance, which are constants (no gradient)."""
     inverse = 1.0 / np.sqrt(variance + eps)
     normal = (x - _per_channel(mean, x.ndim)) * _per_channel(inverse, x.ndim)
@@ -294,9 +290,7 @@ def max_pool_vjp(saved: Saved, dy: Array) -> tuple[Array]:
     return (_unpad(dpadded, padding),)
 
 
-def average_pool(
-    x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool
-) -> tuple[Array, Saved]:
+def average_pool(x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool) -> tuple[Array, Saved]:
     """Mean of each window; the divisor is kh·kw (count_padding, PyTorch) or the number of real pixels (TensorFlow)."""
     windows = _windows(_pad(x, padding), kernel, stride)
     real = np.ones((1, 1, *x.shape[2:]), dtype=x.real.dtype)

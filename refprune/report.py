@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import write_atomically
+
 HINT = "report.html needs matplotlib:  pip install 'refprune[experiments]'"
 
 
@@ -62,8 +64,9 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
 def decision_lines(summary: Mapping[str, Any]) -> list[str]:
     """One line for every gate that training left undecided (O9): no silent rounding."""
     return [
-        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; J on {d['objective_on']:.4f}, "
-        f"off {d['objective_off']:.4f}: {'kept' if d['on'] else 'removed'}"
+        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; J on {d['objective_on']:.4f}, off "
+        + ("not possible (the layer's last unit)" if d["objective_off"] is None else f"{d['objective_off']:.4f}")
+        + (": kept" if d["on"] else ": removed")
         for name, run in summary["runs"].items()
         for d in run["decisions"]
     ]
@@ -79,7 +82,7 @@ def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
     metrics = {name: _metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
     pictures = [_theta_picture(metrics["pruned"]), _accuracy_picture(metrics), _macs_picture(metrics)]
     path = directory / "report.html"
-    path.write_text(_page(summary, pictures), encoding="utf-8")
+    write_atomically(path, _page(summary, pictures).encode())
     return path
 
 

@@ -39,7 +39,7 @@ from .links import UnitLinks, unit_links
 
 @dataclass(frozen=True)
 class Loss:
-    """"cross_entropy" (integer labels; reduction "mean" or "sum") or "mean_squared_error" ("mean" over all entries as in
+    """ "cross_entropy" (integer labels; reduction "mean" or "sum") or "mean_squared_error" ("mean" over all entries as in
     PyTorch, "batch_mean", "sum")."""
 
     kind: str = "cross_entropy"
@@ -85,8 +85,10 @@ class Network:
             raise SpecError(f"layers: expected a tuple of layers, got {self.layers!r}")
         if not isinstance(self.loss, Loss):
             raise SpecError(f"loss: expected a Loss, got {self.loss!r}")
-        if not isinstance(self.input_shape, tuple) or len(self.input_shape) not in (1, 3) or not all(
-            type(n) is int and n > 0 for n in self.input_shape
+        if (
+            not isinstance(self.input_shape, tuple)
+            or len(self.input_shape) not in (1, 3)
+            or not all(type(n) is int and n > 0 for n in self.input_shape)
         ):
             raise SpecError(f"input_shape: expected (n,) or (channels, height, width), got {self.input_shape!r}")
         object.__setattr__(self, "layers", _named(self.layers))
@@ -146,9 +148,7 @@ class Network:
     def parameter_shapes(self) -> dict[str, Shape]:
         """Parameter name ("layer.weight") → shape, in data-flow order."""
         return {
-            f"{layer.name}.{key}": size
-            for layer, shape in self.placed()
-            for key, size in layer.parameter_shapes(shape).items()
+            f"{layer.name}.{key}": size for layer, shape in self.placed() for key, size in layer.parameter_shapes(shape).items()
         }
 
     @cached_property

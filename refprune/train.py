@@ -33,8 +33,9 @@ from .surgery import Cut, prune
 class State:
     """Everything that training goes on from.
 
-    theta: (G,) float64. step: updates done. macs: multiply-accumulates spent on training so far, every pass counted.
-    finished: all gates are decided and the run is over.
+    theta: (G,) float64. number: (G,) each gate's number in its group when training began, which removals do not change.
+    step: updates done. macs: multiply-accumulates spent on training so far, every pass counted. finished: all gates are
+    decided and the run is over.
     """
 
     network: Network
@@ -42,6 +43,7 @@ class State:
     velocity: Arrays
     statistics: Arrays
     theta: Array
+    number: Array
     step: int = 0
     macs: int = 0
     finished: bool = False
@@ -76,6 +78,8 @@ class Images(NamedTuple):
 def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
     """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images."""
     limit = config.data.train_limit or len(dataset.train_labels)
+    if limit > len(dataset.train_labels):
+        raise InputError(f"data.train_limit: {limit} exceeds the {len(dataset.train_labels)} training images")
     train, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
     if len(train) < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {len(train)} training images")
@@ -108,8 +112,9 @@ def init(config: Config, network: Network) -> State:
     dtype = config.training.dtype
     params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
-    theta = np.full(network.gate_count, config.gates.initial)
-    return State(network, params, velocity, initial_statistics(network, dtype=dtype), _project(theta, config))
+    theta = _project(np.full(network.gate_count, config.gates.initial), config)
+    number = np.array([i for group in network.gates for i in range(group.stop - group.start)], dtype=np.intp)
+    return State(network, params, velocity, initial_statistics(network, dtype=dtype), theta, number)
 
 
 def penalties(config: Config, samples: int) -> tuple[float, float]:
@@ -135,6 +140,7 @@ def schedule_factor(kind: str, progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - rise) / (1.0 - rise)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is found in the loss, and named
 def step(state: State, x: Array, labels: Array, config: Config, backend: Backend, *, samples: int) -> tuple[State, StepMetrics]:
     """One step of projected SGD on a mini-batch (O6); `samples` is N, the number of training images.
 
@@ -149,9 +155,11 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
 
     uniform = _gate_uniforms(state, config)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
-    base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=learns_theta and kind.needs_closed_paths)
+    run_closed = learns_theta and kind.needs_closed_paths
+    base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=run_closed)
     if not np.isfinite(base.loss):
-        raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {first_non_finite(loss, base.tape.gates)}")
+        where = first_non_finite(loss, base.tape.gates, run_closed=run_closed)
+        raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {where}")
     gradients = loss.gradients(base)
     macs = base.tape.macs + gradients.macs
 
@@ -162,15 +170,26 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         macs += estimate.macs
     params, velocity = _momentum_step(state, gradients.params, config, config.optimiser.learning_rate * factor, decay)
     statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
-    following = State(state.network, params, velocity, statistics, theta, state.step + 1, state.macs + macs)
+    following = dataclasses.replace(
+        state,
+        params=params,
+        velocity=velocity,
+        statistics=statistics,
+        theta=theta,
+        step=state.step + 1,
+        macs=state.macs + macs,
+    )
     return following, StepMetrics(float(base.loss), int(base.tape.gates.sum()))
 
 
 def _gate_uniforms(state: State, config: Config) -> Array:
-    """Uniforms (K, G), one stream per gate group and step, so that a removal does not change the others' numbers."""
+    """Uniforms (K, G): gate number i of a group always gets the numbers i·K … of the group's stream, whatever was removed."""
     streams, k = Streams(config.seed), config.gates.samples
-    parts = [streams.uniform(f"gates/{g.name}", state.step, (k, g.stop - g.start)) for g in state.network.gates]
-    return np.concatenate(parts, axis=1) if parts else np.zeros((k, 0))
+    parts = [np.zeros((0, k))]
+    for group in state.network.gates:
+        number = state.number[group.slice]
+        parts.append(streams.uniform(f"gates/{group.name}", state.step, (int(number.max()) + 1, k))[number])
+    return np.concatenate(parts).T
 
 
 def _project(theta: Array, config: Config) -> Array:
@@ -190,11 +209,16 @@ def _momentum_step(
     return params, velocity
 
 
-def first_non_finite(loss: BatchLoss, gates: Array) -> str:
+def non_finite_parameter(params: Mapping[str, Array]) -> str | None:
+    """Name of the first parameter with an entry that is no finite number."""
+    return next((name for name, p in params.items() if not np.isfinite(p).all()), None)
+
+
+def first_non_finite(loss: BatchLoss, gates: Array, *, run_closed: bool) -> str:
     """Which parameter or which layer's output is the first that is not finite."""
-    for name, p in loss.params.items():
-        if not np.isfinite(p).all():
-            return f"the first parameter that is not finite is {name}"
+    spoiled = non_finite_parameter(loss.params)
+    if spoiled is not None:
+        return f"the first parameter that is not finite is {spoiled}"
     bad: list[str] = []
 
     def look(name: str, y: Array) -> None:
@@ -210,6 +234,7 @@ def first_non_finite(loss: BatchLoss, gates: Array) -> str:
             gates,
             statistics=loss.statistics,
             train=loss.train,
+            run_closed=run_closed,
             observe=look,
         )
     return f"the first layer with an output that is not finite is {bad[0] if bad else 'the loss itself'}"
@@ -224,6 +249,7 @@ def cut_state(state: State, cut: Cut) -> State:
         velocity=cut.arrays(state.velocity),
         statistics=cut.arrays(state.statistics),
         theta=state.theta[cut.gates],
+        number=state.number[cut.gates],
     )
 
 
@@ -269,6 +295,7 @@ class Score(NamedTuple):
     accuracy: float
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to see
 def evaluate(state: State, images: Images, backend: Backend, *, gates: str = "mode", batch_size: int = 1000) -> Score:
     """Loss and accuracy in eval mode. While θ is interior, `gates` names what is evaluated (O9): "mode" or "mean"."""
     values = {"mode": (state.theta >= 0.5).astype(np.float64), "mean": state.theta}[gates]
@@ -289,13 +316,17 @@ def decided(state: State, config: Config) -> tuple[Array, Array]:
 
 
 class Decision(NamedTuple):
-    """A gate that was still undecided at the end (O9): its θ, J at its two vertices, and which was taken."""
+    """A gate that was still undecided at the end (O9): its θ, J at its two vertices, and which was taken.
+
+    unit: the gate's number in its group when training began. objective_off is None for the last unit of a plain layer, which
+    cannot go.
+    """
 
     gate: str
     unit: int
     theta: float
     objective_on: float
-    objective_off: float
+    objective_off: float | None
     on: bool
 
 
@@ -307,20 +338,26 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
     """
     beta, _ = penalties(config, len(images.labels))
     off, on = decided(state, config)
-    gates = np.where(on, 1.0, np.where(off, 0.0, (state.theta >= 0.5).astype(np.float64)))
-    names = [(g.name, i - g.start) for g in state.network.gates for i in range(g.start, g.stop)]
+    more_likely = np.where(off | on, on, state.theta >= 0.5)
+    gates = _spare_plain_layers(state.network, more_likely, state.theta).astype(np.float64)
+    names = [group.name for group in state.network.gates for _ in range(group.stop - group.start)]
     decisions, macs = [], 0
+
+    def objective(g: int, vertex: float) -> float | None:
+        nonlocal macs
+        gates[g] = vertex
+        if (_spare_plain_layers(state.network, gates == 1.0, state.theta) != gates).any():
+            return None
+        c, spent = _training_loss(state, images, config, backend, gates)
+        macs += spent
+        return c + beta * vertex
+
     undecided = np.flatnonzero(~off & ~on)
     for g in undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]:
-        values = []
-        for vertex in (1.0, 0.0):
-            gates[g] = vertex
-            c, spent = _training_loss(state, images, config, backend, gates)
-            values.append(c + beta * vertex)
-            macs += spent
-        gates[g] = float(values[0] < values[1])
-        name, unit = names[g]
-        decisions.append(Decision(name, unit, float(state.theta[g]), values[0], values[1], on=bool(gates[g])))
+        at_one, at_zero = objective(g, 1.0), objective(g, 0.0)
+        assert at_one is not None
+        gates[g] = float(at_zero is None or at_one < at_zero)
+        decisions.append(Decision(names[g], int(state.number[g]), float(state.theta[g]), at_one, at_zero, on=bool(gates[g])))
     return gates, decisions, macs
 
 
@@ -346,7 +383,7 @@ class Settlement(NamedTuple):
 def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
     """Every gate becomes 0 or 1, then running statistics are re-estimated on the network without gates (O7, O9, N4)."""
     gates, decisions, macs = decide(state, images, config, backend)
-    keep = _spare_plain_layers(state.network, gates == 1.0, state.theta)
+    keep = gates == 1.0
     smaller, cut, pruned = remove(state, keep, config, fix=keep)
     statistics, spent = _reestimate(smaller, images, config, backend)
     final = dataclasses.replace(smaller, statistics=statistics, macs=state.macs + macs + spent, finished=True)

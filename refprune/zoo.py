@@ -23,6 +23,12 @@ def _conv_pool(channels: int, *, padded: bool) -> tuple[Layer, ...]:
     return Conv(channels, (5, 5), padding=padding), Activation("relu"), MaxPool((2, 2), (2, 2))
 
 
+def _check_size(sections: int, width: int) -> None:
+    for name, number, least in (("sections", sections, 0), ("width", width, 1)):
+        if number < least:
+            raise InputError(f"network.{name}: must be at least {least}, got {number}")
+
+
 def lenet_300_100() -> Network:
     """LeNet-300-100 for 28×28 images: 266,610 parameters, 266,200 MACs (N6)."""
     hidden = (Dense(300), Activation("relu"), Dense(100), Activation("relu"))
@@ -40,6 +46,7 @@ def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") 
 
     gate_place "preactivation" writes N2's h + relu(ξ·(W h + b)), which is the same for ξ ∈ {0, 1}.
     """
+    _check_size(sections, width)
     section = Section((Dense(width), Activation("relu")), gate_place=gate_place)
     stem: tuple[Layer, ...] = (Flatten(), Dense(width), Activation("relu"))
     return Network((1, 28, 28), (*stem, *[section] * sections, Dense(10)))
@@ -50,8 +57,9 @@ def residual_lenet(sections: int = 12, width: int = 8, gate_place: str = "path")
 
     A section is h ← h + ξ·relu(conv3×3(h)) (N2); stages of `width` channels at 14×14 and 2·width at 7×7.
     """
-    if sections < 2 or sections % 2:
-        raise InputError(f"sections: must be even and at least 2, got {sections}")
+    _check_size(sections, width)
+    if sections % 2:
+        raise InputError(f"network.sections: must be even, half of them for each stage; got {sections}")
 
     def stage(channels: int) -> tuple[Layer, ...]:
         section = Section((Conv(channels, (3, 3), padding=_same(3)), Activation("relu")), gate_place=gate_place)
@@ -77,7 +85,7 @@ def build(name: str, options: Mapping[str, Any]) -> Network:
     for key, value in options.items():
         if key not in known:
             raise InputError(f"network.{key}: {name} has no such option; allowed are {', '.join(known) or 'none'}")
-        if not isinstance(value, type(known[key].default)):
+        if type(value) is not type(known[key].default):
             expected = type(known[key].default).__name__
             raise InputError(f"network.{key}: expected {expected}, got {value!r}")
     return NETWORKS[name](**options)

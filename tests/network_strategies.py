@@ -248,8 +248,7 @@ def _blocks(draw, style, image, shape, limit, least=0):
 
 
 losses = st.sampled_from(
-    [Loss("cross_entropy", r) for r in ("mean", "sum")]
-    + [Loss("mean_squared_error", r) for r in ("mean", "batch_mean", "sum")]
+    [Loss("cross_entropy", r) for r in ("mean", "sum")] + [Loss("mean_squared_error", r) for r in ("mean", "batch_mean", "sum")]
 )
 
 

@@ -33,7 +33,8 @@ def state(seed=0, dtype="float64", step=7, made=None):
     velocity["dense1.bias"][:3] = [-0.0, 5e-324 if dtype == "float64" else 1e-45, np.nan]
     statistics = {n: s + streams.uniform(n, 0, s.shape).astype(dtype) for n, s in initial_statistics(made, dtype=dtype).items()}
     theta = streams.uniform("theta", 0, (made.gate_count,))
-    return train.State(made, params, velocity, statistics, theta, step, macs=2**63 + 1, finished=step > 100)
+    number = np.arange(3, 3 + made.gate_count)
+    return train.State(made, params, velocity, statistics, theta, number, step, macs=2**63 + 1, finished=step > 100)
 
 
 RUN = {"config": "abc", "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "none": None, "naïve ≡": [True, "\N{PARTY POPPER}"]}
@@ -50,6 +51,7 @@ def assert_same(got, want):
             assert (mine[name].dtype, mine[name].shape) == (array.dtype, array.shape), name
             assert mine[name].tobytes() == array.tobytes(), name
     assert got.theta.tobytes() == want.theta.tobytes()
+    np.testing.assert_array_equal(got.number, want.number)
     assert (got.step, got.macs, got.finished) == (want.step, want.macs, want.finished)
 
 
@@ -115,7 +117,7 @@ def test_the_old_arrays_go_and_nothing_else(saved):
 
 def test_no_pickle_is_written(saved):
     for member in np.load(arrays_file(saved), allow_pickle=False).values():
-        assert member.dtype.kind == "f"
+        assert member.dtype.kind in "fi"
 
 
 # What is wrong with the files ---------------------------------------------------------------------------------------------
@@ -270,15 +272,11 @@ def test_a_pickle_is_never_run(saved):
     assert not Explosive.ran
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="NumPy's own ValueError comes through, not an InputError with the file"
-)
 def test_a_pickle_is_refused_by_a_sentence(saved):
     rewrite(saved, archive(saved) | {"theta": np.array([None] * 7, dtype=object)}, allow_pickle=True)
     refused(saved, arrays_file(saved).name)
 
 
-@pytest.mark.xfail(strict=True, reason="only the groups' arrays are compared with the network")
 def test_an_array_of_no_group_is_refused(saved):
     rewrite(saved, archive(saved) | {"other/thing": np.zeros(2)})
     refused(saved, arrays_file(saved).name, "other/thing")
@@ -383,7 +381,6 @@ def test_write_atomically_replaces_all_or_nothing(tmp_path, monkeypatch):
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.xfail(strict=True, reason="a .part file of an interrupted save is never removed")
 def test_leftovers_of_a_crash_are_removed_by_the_next_save(saved):
     (saved / "checkpoint-00000008-00000000.npz.part").write_bytes(b"half")
     checkpoint.save(saved, state(seed=1, step=8), RUN)

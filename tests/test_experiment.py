@@ -229,9 +229,6 @@ def test_settings_that_do_not_fit_the_data(tmp_path, tables, message):
         experiment.run(settings(**tables), tmp_path / "r", progress=QUIET)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="config.toml is written before data and network are compared, so the folder is then taken"
-)
 def test_a_refused_run_leaves_nothing_behind(tmp_path):
     with pytest.raises(InputError):
         experiment.run(settings(training={"batch_size": 52}), tmp_path / "r", progress=QUIET)
@@ -317,7 +314,6 @@ def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
     assert checkpoint.load(tmp_path / "r" / "pruned").state.step == 8
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint at an epoch's last step is taken before the epoch's test score is")
 def test_an_interruption_between_an_epochs_last_step_and_its_score(tmp_path):
     rules = settings(training={"checkpoint_every": STEPS}, unpruned=False)
     experiment.run(rules, tmp_path / "whole", progress=QUIET)
@@ -381,9 +377,6 @@ def test_a_corrupt_checkpoint_is_refused_and_kept(tmp_path):
     assert files(tmp_path / "r" / "pruned") == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="metrics.jsonl is not synced with the checkpoint, and truncate() makes it longer with NULs"
-)
 def test_metrics_shorter_than_the_checkpoint_says_are_refused_or_stay_json(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings(unpruned=False), tmp_path / "r", progress=Interrupt(9))
@@ -470,12 +463,14 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
 def test_a_test_loss_that_is_no_number_stops_too(tmp_path, monkeypatch):
     """The last step of an epoch breaks the network: no step sees it, but the score does."""
     diverge(monkeypatch, at=2 * STEPS - 1)
-    with np.errstate(all="ignore"), pytest.raises(train.NonFiniteLoss, match=r"epoch 2: the test loss is (nan|inf)"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(train.NonFiniteLoss, match=r"step 12: the loss is (nan|inf); all parameters are finite"),
+    ):
         experiment.run(settings(), tmp_path / "r", progress=QUIET)
     assert checkpoint.load(tmp_path / "r" / "pruned").state.step == STEPS
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoints within an epoch are written without looking at what they hold")
 def test_a_checkpoint_within_an_epoch_is_good_too(tmp_path, monkeypatch):
     diverge(monkeypatch, at=STEPS + 2)
     with pytest.raises(train.NonFiniteLoss):

@@ -191,9 +191,7 @@ def test_all_mirrors_dead(server: Server, tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(DataError) as raised:
-            fetch.fetch(
-                "tiny", tmp_path, [closed, server.url("missing"), "http://[bad", server.url("wrong")], timeout=0.5
-            )
+            fetch.fetch("tiny", tmp_path, [closed, server.url("missing"), "http://[bad", server.url("wrong")], timeout=0.5)
     lines = str(raised.value).splitlines()
     assert lines[0] == f"{NAME}: no mirror could deliver it:"
     assert [line.split(": ")[0].strip() for line in lines[1:]] == [
@@ -352,9 +350,7 @@ def test_archive_is_unpacked_and_removed(server: Server, tmp_path: Path, monkeyp
     assert [status.status for status in fetch.verify("tiny", folder.parent)] == ["ok", "ok"]
 
 
-def test_archive_found_on_disk_is_used_and_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archive_found_on_disk_is_used_and_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirrors = offer(server, monkeypatch, GOOD)
     (tmp_path / "tiny.tar.gz").write_bytes(GOOD)
     fetch.fetch("tiny", tmp_path, mirrors)
@@ -373,9 +369,7 @@ def test_incomplete_folder_is_completed(server: Server, tmp_path: Path, monkeypa
 
 def test_members_not_listed_are_never_written(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     strange = {"../evil": b"e", "tiny/../../evil": b"e", str(tmp_path / "evil"): b"e", "tiny/readme.html": b"r"}
-    archive = pack(
-        {**strange, **{f"tiny/{name}": body for name, body in MEMBERS.items()}}, {"tiny/link": "/etc/passwd"}
-    )
+    archive = pack({**strange, **{f"tiny/{name}": body for name, body in MEMBERS.items()}}, {"tiny/link": "/etc/passwd"})
     fetch.fetch("tiny", tmp_path / "a" / "b", offer(server, monkeypatch, archive))
     assert contents(tmp_path) == {"one", "two"}
 
@@ -391,9 +385,7 @@ BAD_ARCHIVES = {
 
 
 @pytest.mark.parametrize("case", BAD_ARCHIVES)
-def test_bad_archive_leaves_nothing_behind(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_bad_archive_leaves_nothing_behind(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     archive, message = BAD_ARCHIVES[case]
     with pytest.raises(DataError, match=rf"tiny\.tar\.gz: .*{message}"):
         fetch.fetch("tiny", tmp_path, offer(server, monkeypatch, archive))

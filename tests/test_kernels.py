@@ -62,9 +62,7 @@ def _complaints(dtype: Any, results: dict[str, tuple[Array, Array, float, Array]
             at = np.unravel_index(excess.argmax(), excess.shape)
             if excess[at] > 1:
                 at_text = tuple(int(i) for i in at)
-                found.append(
-                    f"{name}{at_text}: got {got[at]!r}, oracle {want[at]!r}: {excess[at]:.3g} × its limit (m = {m:g})"
-                )
+                found.append(f"{name}{at_text}: got {got[at]!r}, oracle {want[at]!r}: {excess[at]:.3g} × its limit (m = {m:g})")
     return found
 
 
@@ -140,9 +138,7 @@ def test_dense(seed: int, dtype: Any, n: int, m: int, k: int, bias: bool) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("n", "m", "k"), [(1, 1, 1), (1, 300, 10), (128, 64, 64), (33, 257, 131), (260, 5, 129), (0, 3, 2)]
-)
+@pytest.mark.parametrize(("n", "m", "k"), [(1, 1, 1), (1, 300, 10), (128, 64, 64), (33, 257, 131), (260, 5, 129), (0, 3, 2)])
 def test_dense_at_the_edges_of_blocks(dtype: Any, n: int, m: int, k: int) -> None:
     _check(dtype, _dense_results(FAST, _Inputs(0, dtype), n, m, k, True))
 
@@ -220,9 +216,7 @@ def test_conv2d_at_the_edges_of_blocks(
 
 
 @EXAMPLES
-@given(
-    seeds, dtypes, st.booleans(), st.sampled_from([(), (1, 1), (3, 2), (5, 7)]), st.integers(0, 600), st.integers(2, 7)
-)
+@given(seeds, dtypes, st.booleans(), st.sampled_from([(), (1, 1), (3, 2), (5, 7)]), st.integers(0, 600), st.integers(2, 7))
 def test_batch_norm(seed: int, dtype: Any, train: bool, pixels: tuple[int, ...], channels: int, n: int) -> None:
     channels = channels if not pixels else channels % 40
     inputs, eps = _Inputs(seed, dtype), 2.0**-10
@@ -570,9 +564,7 @@ def test_other_dtypes_and_shapes_that_do_not_meet_are_left_to_the_oracle() -> No
     x, w = np.ones((2, 3)), np.ones((4, 3), np.float32)
     y, saved = FAST.dense(x, w)
     assert y.dtype == np.float64
-    np.testing.assert_array_equal(
-        FAST.dense_vjp(saved, np.ones((2, 4)))[1], layers.dense_vjp(saved, np.ones((2, 4)))[1]
-    )
+    np.testing.assert_array_equal(FAST.dense_vjp(saved, np.ones((2, 4)))[1], layers.dense_vjp(saved, np.ones((2, 4)))[1])
     complex_y, complex_saved = FAST.leaky_relu(x + 1e-30j, slope=0.5, at_zero=0.0)
     assert complex_y.dtype == np.complex128
     np.testing.assert_array_equal(FAST.leaky_relu_vjp(complex_saved, 2 * x)[0], 2 * x)

@@ -449,9 +449,7 @@ def test_a_batch_is_its_examples(case):
     whole = case.loss.evaluate(case.gates).tape.output
     tolerance = bounds(case.loss, case.gates)["output"]
     for i in range(case.batch):
-        alone = forward(
-            case.network, ORACLE, case.params, case.x[i : i + 1], case.gates, statistics=case.statistics
-        ).output
+        alone = forward(case.network, ORACLE, case.params, case.x[i : i + 1], case.gates, statistics=case.statistics).output
         assert_close("output", alone[0], whole[i], tolerance[i], example=i)
 
 

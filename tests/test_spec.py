@@ -179,9 +179,7 @@ def test_shapes_and_counts_against_torch(case):
     assert modules.parameters == parameters(network)
     assert modules.statistics == sum(math.prod(s) for s in network.statistics_shapes.values())
     seen = {}
-    tape = forward(
-        network, ORACLE, case.params, case.x, statistics=case.statistics, train=case.train, observe=seen.__setitem__
-    )
+    tape = forward(network, ORACLE, case.params, case.x, statistics=case.statistics, train=case.train, observe=seen.__setitem__)
     *_, multiplications = torch_network.evaluate(
         network, case.params, case.gates, case.x, case.target, statistics=case.statistics, train=case.train
     )

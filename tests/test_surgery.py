@@ -199,9 +199,7 @@ def test_pruning_twice_is_pruning_once(drawn, data):
     for name, p in direct.items():
         assert_identical(name, twice[name], p)
     outputs = [
-        forward(
-            network, ORACLE, params, case.x, statistics=cuts(case.statistics), train=case.train
-        ).output
+        forward(network, ORACLE, params, case.x, statistics=cuts(case.statistics), train=case.train).output
         for network, params, cuts in (
             (second.network, twice, lambda s: second.arrays(first.arrays(s))),
             (once.network, direct, once.arrays),

@@ -136,9 +136,7 @@ def _forward(part: int, parts: int, x: Array, w: Array, b: Array, y: Array, taps
 
 
 @inner
-def _scatter(
-    tile: Array, taps: Array, k0: int, p0: int, p1: int, q0: int, q1: int, numbers: Array, image: Array
-) -> None:
+def _scatter(tile: Array, taps: Array, k0: int, p0: int, p1: int, q0: int, q1: int, numbers: Array, image: Array) -> None:
     """Adds the tile's rows, one per tap, to the pixels that the taps read."""
     wide, sh, sw = numbers[2], numbers[7], numbers[8]
     for i in range(min(QUAD, taps.shape[0] - k0)):
@@ -215,9 +213,7 @@ def _pack_dy(dy: Array, n0: int, n1: int, o0: int, o1: int, pixel0: int, pixel1:
 
 
 @kernel(lambda f: (reader(f, 4), reader(f, 3), writer(f, 3), writer(f, 1), reader(index, 1), reader(index, 1)))
-def _vjp_weights(
-    part: int, parts: int, x: Array, dy: Array, sums: Array, db: Array, taps: Array, numbers: Array
-) -> None:
+def _vjp_weights(part: int, parts: int, x: Array, dy: Array, sums: Array, db: Array, taps: Array, numbers: Array) -> None:
     """sums[s] = the part of dw that comes from the s-th chunk of images."""
     groups, chunks, depth, pixels = numbers[0], sums.shape[0], taps.shape[0], dy.shape[2]
     inputs, outputs, plane = x.shape[1] // groups, dy.shape[1] // groups, numbers[1] * numbers[2]
@@ -292,9 +288,7 @@ def conv2d(
     return y.reshape(*y.shape[:2], *geometry.out), Saved((x, w, stride, padding, dilation, groups))
 
 
-def conv2d_vjp(
-    threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True
-) -> tuple[Array | None, Array, Array]:
+def conv2d_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array]:
     """Same contract as `layers.conv2d_vjp`."""
     x, w, stride, padding, dilation, groups = saved.values
     if not (x.ndim == 4 and same_float(x, w, dy)):

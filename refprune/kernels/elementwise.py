@@ -53,9 +53,7 @@ def _leaky_relu_vjp(
         dx[i] = dy[i] * factor
 
 
-def leaky_relu(
-    threads: int, x: Array, *, slope: float, at_zero: float, branch: Array | None = None
-) -> tuple[Array, Saved]:
+def leaky_relu(threads: int, x: Array, *, slope: float, at_zero: float, branch: Array | None = None) -> tuple[Array, Saved]:
     """Same contract as `layers.leaky_relu`."""
     if not same_float(x):
         return layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)

@@ -95,9 +95,7 @@ def pack_rows(a: Array, transposed: bool, i0: int, i1: int, k0: int, depth: int,
 
 
 @inner
-def product(
-    a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array, part: int, parts: int
-) -> None:
+def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array, part: int, parts: int) -> None:
     """This part's share of c = A B + bias; bias has one entry per column of c, or none at all."""
     low, high, left, right = 0, c.shape[0], 0, c.shape[1]
     if right >= 64 * parts:  # share the columns, so that no strip is packed twice
@@ -148,9 +146,7 @@ def store_tile(c: Array, i0: int, i1: int, j0: int, width: int, tile: Array) -> 
 
 
 @kernel(lambda f: (reader(f, 2), flag, reader(f, 2), flag, reader(f, 1), writer(f, 2)))
-def _product(
-    part: int, parts: int, a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array
-) -> None:
+def _product(part: int, parts: int, a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array) -> None:
     product(a, a_transposed, b, b_transposed, bias, c, part, parts)
 
 
@@ -177,9 +173,7 @@ def dense(threads: int, x: Array, w: Array, b: Array | None = None) -> tuple[Arr
     return y, Saved((x, w))
 
 
-def dense_vjp(
-    threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True
-) -> tuple[Array | None, Array, Array]:
+def dense_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array]:
     """Same contract as `layers.dense_vjp`."""
     x, w = saved.values
     if dy.shape != (x.shape[0], w.shape[0]) or x.ndim != 2 or not same_float(x, w, dy):

@@ -19,9 +19,7 @@ def _window(kernel: Pair, stride: Pair, padding: Padding) -> Array:
 
 def _out(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Padding) -> Pair:
     (top, bottom), (left, right) = padding
-    return (shape[2] + top + bottom - kernel[0]) // stride[0] + 1, (shape[3] + left + right - kernel[1]) // stride[
-        1
-    ] + 1
+    return (shape[2] + top + bottom - kernel[0]) // stride[0] + 1, (shape[3] + left + right - kernel[1]) // stride[1] + 1
 
 
 def _fits(x: Array, kernel: Pair, stride: Pair, padding: Padding) -> bool:
@@ -157,9 +155,7 @@ def max_pool_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _count(
-    size: Pair, kernel: Pair, stride: Pair, padding: Padding, out: Pair, count_padding: bool, dtype: str
-) -> Array:
+def _count(size: Pair, kernel: Pair, stride: Pair, padding: Padding, out: Pair, count_padding: bool, dtype: str) -> Array:
     """The divisor of each window, 1×1×Ho×Wo."""
     if count_padding:
         return np.full((1, 1, *out), kernel[0] * kernel[1], dtype)

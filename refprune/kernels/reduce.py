@@ -77,9 +77,7 @@ def _moments(part: int, parts: int, x: Array, mean: Array, variance: Array) -> N
 
 
 @kernel(lambda f: (reader(f, 3), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 1), writer(f, 3)))
-def _normalise(
-    part: int, parts: int, x: Array, mean: Array, inverse: Array, gain: Array, bias: Array, y: Array
-) -> None:
+def _normalise(part: int, parts: int, x: Array, mean: Array, inverse: Array, gain: Array, bias: Array, y: Array) -> None:
     """y = (x − mean)·inverse·gain + bias."""
     channels, pixels = x.shape[1], x.shape[2]
     for n in range(part * len(x) // parts, (part + 1) * len(x) // parts):
@@ -94,9 +92,7 @@ def _normalise(
 
 
 @kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 2), writer(f, 1), writer(f, 1)))
-def _gain_bias_vjp(
-    part: int, parts: int, x: Array, mean: Array, inverse: Array, dy: Array, dgain: Array, dbias: Array
-) -> None:
+def _gain_bias_vjp(part: int, parts: int, x: Array, mean: Array, inverse: Array, dy: Array, dgain: Array, dbias: Array) -> None:
     """dgain = Σ n·dy and dbias = Σ dy, with n the normalised input; x and dy N×(C·P)."""
     pixels = x.shape[1] // max(len(mean), 1)
     at_once = _channels_at_once(pixels)
