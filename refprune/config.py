@@ -183,7 +183,8 @@ def to_toml(config: Config) -> str:
     """The resolved experiment as a TOML file that `load` reads back to the same Config."""
 
     def lines(table: Mapping[str, Any]) -> list[str]:
-        return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+        values = {key: json.dumps(value, ensure_ascii=False) for key, value in table.items()}
+        return [f"{key} = {value}".replace("\x7f", "\\u007f") for key, value in values.items()]  # TOML escapes DEL, JSON not
 
     values = to_dict(config)
     top = lines({key: value for key, value in values.items() if not isinstance(value, dict)})
