@@ -17,7 +17,7 @@ Vjp = Callable[..., tuple[Any, ...]]
 class Backend:
     """For every layer of SPEC G the pair (f, f_vjp); the contract of each stands in `refprune.layers`.
 
-    To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, relu=...)`.
+    To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
     """
 
     name: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +17,14 @@ import numpy as np
 
 from . import __version__, spec
 from .errors import InputError, SpecError
+from .files import write_atomically
 from .layers import Array
 from .train import State
 
 FORMAT = "refprune-checkpoint-1"
 NAME = "checkpoint.json"
 GROUPS = ("params", "velocity", "statistics")
+HEADER_FIELDS = {"arrays": str, "sha256": str, "step": int, "macs": int, "finished": bool, "network": dict, "run": dict}
 
 
 class Checkpoint(NamedTuple):
@@ -31,24 +32,6 @@ class Checkpoint(NamedTuple):
 
     state: State
     run: dict[str, Any]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or all of the new. InputError if the folder cannot be written."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
 
 
 def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
@@ -122,9 +105,9 @@ def _header(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected format {FORMAT!r}, found {found!r}")
     if header.get("version") != __version__:
         raise InputError(f"{path}: written by refprune {header.get('version')}, this is {__version__}; bits would differ")
-    missing = sorted({"arrays", "sha256", "step", "macs", "finished", "network", "run"} - set(header))
-    if missing:
-        raise InputError(f"{path}: these fields are missing: {', '.join(missing)}")
+    for field, kind in HEADER_FIELDS.items():
+        if type(header.get(field)) is not kind:
+            raise InputError(f"{path}: {field} must be of type {kind.__name__}, found {header.get(field)!r}")
     return header
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from .errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (default: the process's); returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ≡ shows ?
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
@@ -22,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         print(f"refprune: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"refprune: not enough memory ({error})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("refprune: interrupted; a run goes on with --resume DIR", file=sys.stderr)
@@ -97,7 +104,11 @@ def _data_list(options: argparse.Namespace) -> int:
 def _data_fetch(options: argparse.Namespace) -> int:
     from . import data, fetch
 
-    folder = fetch.fetch(options.name, data.data_directory(options.data_dir), options.mirror)
+    def show(file: str, done: int, size: int) -> None:
+        if sys.stdout.isatty():
+            print(f"\r{file}: {done / 1e6:.1f} of {size / 1e6:.1f} MB", end="\n" if done == size else "", flush=True)
+
+    folder = fetch.fetch(options.name, data.data_directory(options.data_dir), options.mirror, show)
     print(f"{options.name}: complete and verified in {folder}")
     return 0
 

@@ -55,6 +55,8 @@ class Gates:
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
     "continue" training, to at most max_epochs.
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
+    evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
+    (ξ = θ) or "sampled".
     """
 
     initial: float = 0.5
@@ -67,6 +69,7 @@ class Gates:
     undecided: str = "compare"
     max_epochs: int = 0
     empty: str = "close"
+    evaluation: str = "mode"
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ def _check_values(config: Config, where: str) -> None:
         "gates.estimator": (gates.estimator, tuple(ESTIMATORS)),
         "gates.undecided": (gates.undecided, ("compare", "continue")),
         "gates.empty": (gates.empty, ("close", "keep_constant")),
+        "gates.evaluation": (gates.evaluation, ("mode", "mean", "sampled")),
         "optimiser.schedule": (optimiser.schedule, SCHEDULES),
         "training.backend": (training.backend, NAMES),
         "training.dtype": (training.dtype, ("float32", "float64")),
@@ -262,7 +266,7 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
     if optimiser.momentum == 1.0:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
-    if gates.initial <= gates.threshold:
+    if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
         raise InputError(f"{where}: gates.samples = {gates.samples} is for reinforce; {gates.estimator} takes one sample")

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from refprune import digits
-from refprune.errors import DataError, InputError
+from . import digits
+from .errors import DataError, InputError
 
 NAMES = ("mnist", "fashion-mnist", "cifar10", "synthetic-digits")
 SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED = 6000, 2000, 0

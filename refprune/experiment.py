@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, data, rounding, train, zoo
+from . import backend, checkpoint, complexity, config, data, rounding, settle, spec, train, zoo
 from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
+from .estimators import MAX_ENUMERATED_GATES
+from .files import write_atomically
 from .layers import Array
 from .layerspec import Section
 from .objective import BatchLoss
@@ -39,10 +41,14 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a configuration and a data set make: the networks to train, by name, prepared images, the backend."""
+    """What a configuration and a data set make: the networks to train, by name, prepared images, the backend.
+
+    environment: versions, machine and digest of the data, on which the bits of the results depend.
+    """
 
     settings: Config
     data: str
+    environment: dict[str, str]
     networks: dict[str, Network]
     images: Images
     test: Images
@@ -53,12 +59,14 @@ def set_up(settings: Config, data_directory: str | None) -> Setup:
     """Load, build and check everything that a run needs; nothing is written."""
     dataset = data.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
+    if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
+        raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
     images, test = train.prepare(dataset, settings)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
     networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
-    return Setup(settings, dataset.name, networks, images, test, engine)
+    return Setup(settings, dataset.name, environment(dataset), networks, images, test, engine)
 
 
 def run(settings: Config, directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
@@ -70,8 +78,8 @@ def run(settings: Config, directory: Path, *, data_directory: str | None = None,
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory}: cannot be made ({error})") from error
-    checkpoint.write_atomically(directory / "environment.json", json.dumps(environment(), indent=1).encode())
-    checkpoint.write_atomically(directory / "config.toml", config.to_toml(settings).encode())
+    write_atomically(directory / "environment.json", json.dumps(setup.environment, indent=1).encode())
+    write_atomically(directory / "config.toml", config.to_toml(settings).encode())
     return _train_all(setup, directory, progress or Progress())
 
 
@@ -80,20 +88,57 @@ def resume(directory: Path, *, data_directory: str | None = None, progress: Prog
     file = directory / "config.toml"
     if not file.is_file():
         raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
-    return _train_all(set_up(config.load(str(file)), data_directory), directory, progress or Progress())
+    setup = set_up(config.load(str(file)), data_directory)
+    progress = progress or Progress()
+    _compare_environment(directory / "environment.json", setup.environment, progress)
+    return _train_all(setup, directory, progress)
+
+
+def _compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
+    """Other data are refused; other versions or another machine are said, because the bits may then differ."""
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
+    changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
+    if then.get("data_sha256") != now["data_sha256"]:
+        raise InputError(f"{path}: the run began with other data (SHA-256 of images and labels differs)")
+    if changed:
+        progress.line(f"resumed in another environment ({', '.join(changed)}): the bits may differ")
 
 
 def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
-    runs = {name: TrainingRun(name, setup, start, directory / name, progress).go() for name, start in setup.networks.items()}
+    """The runs one after the other; the unpruned one gets the epochs that the pruned one took."""
+    runs: Summary = {}
+    epochs = setup.settings.training.epochs
+    for name, start in setup.networks.items():
+        runs[name] = TrainingRun(name, setup, start, epochs, directory / name, progress).go()
+        epochs = runs[name]["epochs"]
     summary = {"name": setup.settings.name, "seed": setup.settings.seed, "data": setup.data, "runs": runs}
-    checkpoint.write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, as far as results or timings may depend on them."""
+def environment(dataset: data.Dataset) -> dict[str, str]:
+    """Versions, machine and digest of the data."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(np.ascontiguousarray(array).data)
     packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()} | packages
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
+    return packages | machine | {"data_sha256": digest.hexdigest()}
+
+
+#: What a checkpoint keeps beside the state, with its types.
+LOG_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "identity": str,
+    "metrics_bytes": int,
+    "seconds": float,
+    "first_step_seconds": (float, type(None)),
+    "removals": list,
+    "decisions": list,
+    "epochs": list,
+}
 
 
 @dataclass
@@ -107,6 +152,7 @@ class TrainingRun:
     name: str
     setup: Setup
     network: Network
+    epochs: int
     directory: Path
     progress: Progress
     log: Summary = field(default_factory=dict)
@@ -116,7 +162,7 @@ class TrainingRun:
         """Train to the end; returns the run's part of the summary."""
         state, self.log = self._start()
         self.began = time.monotonic() - self.log["seconds"]
-        steps = self.settings.training.epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
         self.progress.start(self.name, steps, state.step)
         try:
             while not state.finished:
@@ -134,17 +180,22 @@ class TrainingRun:
         return len(self.setup.images.labels) // self.settings.training.batch_size
 
     def _start(self) -> tuple[State, dict[str, Any]]:
-        digest = hashlib.sha256(config.to_toml(self.settings).encode()).hexdigest()
-        if (self.directory / checkpoint.NAME).exists():
+        described = [self.name, config.to_toml(self.settings), spec.to_json(self.network)]
+        identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        path = self.directory / checkpoint.NAME
+        if path.exists():
             state, log = checkpoint.load(self.directory)
-            if log.get("config") != digest:
-                raise InputError(f"{self.directory / checkpoint.NAME}: made with another configuration than this config.toml")
+            wrong = [key for key, kind in LOG_FIELDS.items() if not isinstance(log.get(key), kind)]
+            if wrong:
+                raise InputError(f"{path}: run.{wrong[0]} is missing or of a wrong type")
+            if log["identity"] != identity:
+                raise InputError(f"{path}: made by another run, network or configuration than config.toml says")
             self._truncate_metrics(log["metrics_bytes"])
             return state, log
         self.directory.mkdir(exist_ok=True)
         state = train.init(self.settings, self.network)
-        log = {"config": digest, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
-        log |= {"removals": [], "decisions": [], "equivalence": [], "epochs": []}
+        log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
+        log |= {"removals": [], "decisions": [], "epochs": []}
         self._truncate_metrics(0)
         checkpoint.save(self.directory, state, log)
         return state, log
@@ -152,9 +203,9 @@ class TrainingRun:
     def _goes_on(self, state: State) -> bool:
         """Are there epochs left, or undecided gates and leave to go on for them (`gates.undecided = "continue"`)?"""
         epoch = state.step // self.steps_per_epoch
-        if epoch < self.settings.training.epochs:
+        if epoch < self.epochs:
             return True
-        off, on = train.decided(state, self.settings)
+        off, on = settle.decided(state, self.settings)
         wants_more = self.settings.gates.undecided == "continue" and not (off | on).all()
         return wants_more and epoch < self.settings.gates.max_epochs
 
@@ -186,20 +237,21 @@ class TrainingRun:
     def _score_epoch(self, state: State, epoch: int) -> None:
         score = self._evaluate(state, self.setup.test)
         row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
-        row |= {"gates": "mode", "macs_per_image": complexity.macs(state.network), "sections": count_sections(state.network)}
-        row |= {"macs": state.macs, "seconds": self._seconds()}
+        row |= {"gates": self.settings.gates.evaluation, "sections": count_sections(state.network)}
+        row |= {"macs_per_image": complexity.macs(state.network), "macs": state.macs, "seconds": self._seconds()}
         self.log["epochs"].append(row)
         self._write({"event": "epoch"} | row)
         self.progress.line(
-            f"{self.name:9} epoch {epoch:3d}/{self.settings.training.epochs}  test {100 * score.accuracy:6.2f} %  "
+            f"{self.name:9} epoch {epoch:3d}/{self.epochs}  test {100 * score.accuracy:6.2f} %  "
             f"loss {score.loss:.4f}  sections {row['sections']:3d}/{count_sections(self.network)}  {self._seconds():6.1f} s"
         )
 
     def _evaluate(self, state: State, images: Images) -> Score:
         """The score, which must be finite: only then is a state worth a checkpoint."""
-        score = train.evaluate(state, images, self.setup.engine)
-        if not np.isfinite(score.loss):
-            spoiled = train.non_finite_parameter(state.params)
+        named = self.settings.gates.evaluation
+        score = train.evaluate(state, images, self.setup.engine, gates=named, seed=self.settings.seed)
+        spoiled = train.non_finite_parameter(state.params)
+        if spoiled is not None or not np.isfinite(score.loss):
             where = "all parameters are finite" if spoiled is None else f"the first parameter that is not finite is {spoiled}"
             raise NonFiniteLoss(f"step {state.step}: the loss is {score.loss}; {where}; the last good checkpoint stays")
         return score
@@ -211,7 +263,7 @@ class TrainingRun:
         return smaller
 
     def _settle(self, state: State) -> State:
-        end = train.settle(state, self.setup.images, self.settings, self.setup.engine)
+        end = settle.settle(state, self.setup.images, self.settings, self.setup.engine)
         self._record_removal(state, end.cut, end.pruned, end.keep)
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
         score = self._evaluate(end.state, self.setup.test)
@@ -243,6 +295,7 @@ class TrainingRun:
             "training_macs": state.macs,
             "training_macs_unpruned": full,
             "steps": state.step,
+            "epochs": state.step // self.steps_per_epoch,
             "seconds": self.log["seconds"],
             "first_step_seconds": self.log["first_step_seconds"],
             "removals": self.log["removals"],
@@ -288,11 +341,15 @@ def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) ->
     """Is the compact network the masked one (N3, N4)? Largest |difference| of outputs over its rounding tolerance (E2).
 
     Both run in float64 on a few training images, in eval mode: the old network with the gates `on`, its closed paths computed
-    and multiplied by 0, the new one with the same gates where they are left. None where a section was closed for lack of
-    units and the functions differ by the constant that was dropped.
+    and multiplied by 0, the new one with the same gates where they are left. A section that was closed for lack of units has
+    ξ = 0 in the old network too; None where such a section had no gate, so that nothing in the old network says the same.
     """
-    if cut.closed_for_emptiness:
+    slices = state.network.gate_slices
+    if not set(cut.closed_for_emptiness) <= set(slices):
         return None
+    on = on.copy()
+    for name in cut.closed_for_emptiness:
+        on[slices[name]] = 0.0
     x = images.x[:EQUIVALENCE_IMAGES].astype(np.float64)
     labels = images.labels[:EQUIVALENCE_IMAGES]
     wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]

@@ -24,7 +24,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from refprune.errors import DataError, InputError
+from .errors import DataError, InputError
+from .files import sync
 
 Progress = Callable[[str, int, int], None]
 """Called with the file's name, the bytes on disk so far, and the bytes in all."""
@@ -172,17 +173,6 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file or folder is on disk, so that a rename never precedes the contents."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _open(url: str, start: int, timeout: float) -> Any:
     headers = {"User-Agent": "refprune", "Accept-Encoding": "identity"}
     if start:
@@ -305,9 +295,9 @@ def _obtain(item: Item, target: Path, mirrors: Sequence[str], progress: Progress
     if _check(part, item).status != "ok":
         _from_mirrors(item, part, mirrors, progress, timeout)
     try:
-        _sync(part)
+        sync(part)
         os.replace(part, target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise _cannot_write(target, error) from error
 
@@ -323,7 +313,7 @@ def _unpack_one(archive: tarfile.TarFile, path: Path, member: tarfile.TarInfo, i
         raise DataError(f"{path}: member {member.name} has {member.size} bytes, expected {item.bytes}")
     with source, target.open("xb") as file:
         shutil.copyfileobj(source, file)
-    _sync(target)
+    sync(target)
     found = _sha256(target)
     if found != item.sha256:
         raise DataError(f"{path}: member {member.name} has sha256 {found}, expected {item.sha256}")
@@ -343,14 +333,14 @@ def _unpack(path: Path, entry: Entry) -> None:
                     _unpack_one(archive, path, member, item, fresh / item.name)
         if wanted:
             raise DataError(f"{path}: members are missing: {', '.join(wanted)}")
-        _sync(fresh)
+        sync(fresh)
         folder = path.parent / entry.folder
         if folder.exists():
             for item in entry.files:
                 os.replace(fresh / item.name, folder / item.name)
         else:
             os.replace(fresh, folder)
-        _sync(path.parent)
+        sync(path.parent)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: corrupt archive: {error}") from error
     except OSError as error:

@@ -23,6 +23,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.special import erf
 
+from .errors import InputError
+
 Array = NDArray[Any]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -41,7 +43,7 @@ class Saved(NamedTuple):
     statistics: tuple[Array, Array, int] | None = None
 
 
-def _per_channel(v: Array, ndim: int) -> Array:
+def per_channel(v: Array, ndim: int) -> Array:
     """A vector over channels, shaped to broadcast along axis 1."""
     return v.reshape((1, -1) + (1,) * (ndim - 2))
 
@@ -109,7 +111,7 @@ def conv2d(
         for wx, wg in zip(np.split(windows, groups, axis=1), np.split(w, groups), strict=True)
     ]
     y = np.moveaxis(np.concatenate(per_group, axis=-1), -1, 1)
-    y = np.ascontiguousarray(y) if b is None else y + _per_channel(b, 4)
+    y = np.ascontiguousarray(y) if b is None else y + per_channel(b, 4)
     return y, Saved((x, w, stride, padding, dilation, groups))
 
 
@@ -137,18 +139,18 @@ def conv2d_vjp(saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple
 def batch_norm(x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
     """Train mode: y = gain·(x − μ)/√(v + eps) + bias, with μ and the *biased* variance v of this batch, per channel.
 
-    x N×C or N×C×H×W. `saved.statistics` = (μ, v, values per channel). A single value has no variance: ValueError (N4).
+    x N×C or N×C×H×W. `saved.statistics` = (μ, v, values per channel). A single value has no variance: InputError (N4).
     """
     axes = (0, *range(2, x.ndim))
     count = len(x) * math.prod(x.shape[2:])
     if count == 1:
-        raise ValueError(f"train-mode batch-norm needs more than one value per channel; got x of shape {x.shape}")
+        raise InputError(f"train-mode batch-norm needs more than one value per channel; got x of shape {x.shape}")
     mean = x.mean(axis=axes)
-    centred = x - _per_channel(mean, x.ndim)
+    centred = x - per_channel(mean, x.ndim)
     variance = (centred * centred).mean(axis=axes)  # not np.var: it takes a modulus (G2)
     inverse = 1.0 / np.sqrt(variance + eps)
-    normal = centred * _per_channel(inverse, x.ndim)
-    y = normal * _per_channel(gain, x.ndim) + _per_channel(bias, x.ndim)
+    normal = centred * per_channel(inverse, x.ndim)
+    y = normal * per_channel(gain, x.ndim) + per_channel(bias, x.ndim)
     return y, Saved((normal, inverse, gain), statistics=(mean, variance, count))
 
 
@@ -158,22 +160,22 @@ def batch_norm_vjp(saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     axes = (0, *range(2, dy.ndim))
     dbias, dgain = dy.sum(axis=axes), (dy * normal).sum(axis=axes)
     count = len(dy) * math.prod(dy.shape[2:])
-    inner = dy - _per_channel(dbias / count, dy.ndim) - normal * _per_channel(dgain / count, dy.ndim)
-    return inner * _per_channel(gain * inverse, dy.ndim), dgain, dbias
+    inner = dy - per_channel(dbias / count, dy.ndim) - normal * per_channel(dgain / count, dy.ndim)
+    return inner * per_channel(gain * inverse, dy.ndim), dgain, dbias
 
 
 def batch_norm_eval(x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float) -> tuple[Array, Saved]:
     """Eval mode: the same with the running mean and variance, which are constants (no gradient)."""
     inverse = 1.0 / np.sqrt(variance + eps)
-    normal = (x - _per_channel(mean, x.ndim)) * _per_channel(inverse, x.ndim)
-    return normal * _per_channel(gain, x.ndim) + _per_channel(bias, x.ndim), Saved((normal, inverse, gain))
+    normal = (x - per_channel(mean, x.ndim)) * per_channel(inverse, x.ndim)
+    return normal * per_channel(gain, x.ndim) + per_channel(bias, x.ndim), Saved((normal, inverse, gain))
 
 
 def batch_norm_eval_vjp(saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     """dx = gain/√(v+eps) · dy, dgain = Σ n·dy, dbias = Σ dy."""
     normal, inverse, gain = saved.values
     axes = (0, *range(2, dy.ndim))
-    return dy * _per_channel(gain * inverse, dy.ndim), (dy * normal).sum(axis=axes), dy.sum(axis=axes)
+    return dy * per_channel(gain * inverse, dy.ndim), (dy * normal).sum(axis=axes), dy.sum(axis=axes)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -187,7 +189,8 @@ def leaky_relu(x: Array, *, slope: float, at_zero: float, branch: Array | None =
     """
     taken = (x.real > 0).astype(np.int8) - (x.real < 0).astype(np.int8) if branch is None else branch
     factor = np.choose(taken + 1, (slope, slope + at_zero * (1.0 - slope), 1.0)).astype(x.real.dtype)
-    return x * factor, Saved((factor,), taken)
+    finite = np.where((taken < 0) & (factor == 0.0), 0.0, x)  # relu(−∞) = 0, but −∞·0 is not
+    return finite * factor, Saved((factor,), taken)
 
 
 def leaky_relu_vjp(saved: Saved, dy: Array) -> tuple[Array]:
@@ -366,14 +369,14 @@ def add_vjp(saved: Saved, dy: Array) -> tuple[Array, Array]:
 
 def gate(x: Array, g: Array) -> tuple[Array, Saved]:
     """y = g ⊙ x: g of shape () is a layer gate, of shape (C,) one gate per unit or filter (axis 1)."""
-    return x * (g if g.ndim == 0 else _per_channel(g, x.ndim)), Saved((x, g))
+    return x * (g if g.ndim == 0 else per_channel(g, x.ndim)), Saved((x, g))
 
 
 def gate_vjp(saved: Saved, dy: Array) -> tuple[Array, Array]:
     """dx = g ⊙ dy;  dg = Σ x·dy over everything that g multiplies."""
     x, g = saved.values
     axes = tuple(range(x.ndim)) if g.ndim == 0 else (0, *range(2, x.ndim))
-    return dy * (g if g.ndim == 0 else _per_channel(g, x.ndim)), np.asarray((x * dy).sum(axis=axes))
+    return dy * (g if g.ndim == 0 else per_channel(g, x.ndim)), np.asarray((x * dy).sum(axis=axes))
 
 
 # --------------------------------------------------------------------------------------------------------------------

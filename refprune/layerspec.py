@@ -171,7 +171,7 @@ class BatchNorm(Layer):
         super().__post_init__()
         choose("momentum_of", self.momentum_of, ("batch", "running"))
         choose("running_variance", self.running_variance, ("unbiased", "biased"))
-        if self.eps < 0.0 or not 0.0 <= self.momentum <= 1.0:
+        if not 0.0 <= self.eps < math.inf or not 0.0 <= self.momentum <= 1.0:
             raise SpecError(f"{self.name}: eps {self.eps} must be ≥ 0, momentum {self.momentum} in [0, 1]")
 
     def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:

@@ -214,7 +214,10 @@ class _Forward:
             return x, Step(layer, function, Saved(()))
         if function in ("leaky_relu", "max_pool"):
             options["branch"] = self.branches.get(layer.name)
-        y, saved = getattr(self.backend, function)(x, *self.operands(layer, function, x), **options)
+        try:
+            y, saved = getattr(self.backend, function)(x, *self.operands(layer, function, x), **options)
+        except InputError as error:
+            raise InputError(f"{layer.name}: {error}") from error
         return y, Step(layer, function, saved, len(x) * layer.macs(x.shape[1:]))
 
     def operands(self, layer: Layer, function: str, x: Array) -> list[Array]:

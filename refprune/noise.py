@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .backend import FUNCTIONS, Backend
-from .layers import Array, Saved
+from .layers import Array, Saved, per_channel
 
 Part = tuple[Any, Array]
 Parts = Sequence[Part]
@@ -174,29 +174,25 @@ def _global_average_pool_vjp(call: Call) -> tuple[Parts, ...]:
 # Both move a whole channel. Entry by entry: x·f + (bias − m·f) is a formula in use beside c·f + bias, so |f|(|x| + |m|).
 
 
-def _channels(v: Array, ndim: int) -> Array:
-    return v.reshape((1, -1) + (1,) * (ndim - 2))
-
-
 def _moment_sizes(x: Array, mean: Array, variance: Array, eps: Array | float) -> tuple[Array, Array]:
     """(size of δm, relative size of δ(1/√v')), per channel, shaped to broadcast."""
     n, axes = x.size // max(x.shape[1], 1), (0, *range(2, x.ndim))
-    fourth = np.square(np.square(x - _channels(mean, x.ndim))).mean(axis=axes)
+    fourth = np.square(np.square(x - per_channel(mean, x.ndim))).mean(axis=axes)
     shift = combined(_total(x, axes) / max(n, 1), mean)
     stretch = 0.5 * np.sqrt(n * variance**2 / 3.0 + fourth / 6.0 + variance**2) / (variance + eps)
-    return _channels(shift, x.ndim), _channels(combined(stretch, 1.0), x.ndim)
+    return per_channel(shift, x.ndim), per_channel(combined(stretch, 1.0), x.ndim)
 
 
 def _batch_norm(call: Call) -> tuple[Parts, ...]:
     x, gain, bias = call.args[:3]
     normal, inverse, _ = call.saved.values
     mean, variance = (call.saved.statistics or call.args[3:5])[:2]
-    f, b = _channels(gain * inverse, x.ndim), _channels(bias, x.ndim)
-    entries = combined(2.0 * np.abs(f) * (np.abs(x) + np.abs(_channels(mean, x.ndim))), b, call.results[0])
+    f, b = per_channel(gain * inverse, x.ndim), per_channel(bias, x.ndim)
+    entries = combined(2.0 * np.abs(f) * (np.abs(x) + np.abs(per_channel(mean, x.ndim))), b, call.results[0])
     if call.saved.statistics is None:
-        return ([_entry(entries), (normal * _channels(gain, x.ndim), np.full(f.shape, 2.0))],)
+        return ([_entry(entries), (normal * per_channel(gain, x.ndim), np.full(f.shape, 2.0))],)
     shift, stretch = _moment_sizes(x, mean, variance, call.options["eps"])
-    return ([_entry(entries), (f, shift), (normal * _channels(gain, x.ndim), stretch)],)
+    return ([_entry(entries), (f, shift), (normal * per_channel(gain, x.ndim), stretch)],)
 
 
 def _batch_norm_vjp(call: Call) -> tuple[Parts, ...]:
@@ -204,19 +200,19 @@ def _batch_norm_vjp(call: Call) -> tuple[Parts, ...]:
     dy, (dx, dgain, dbias) = call.args[1], call.results
     normal, inverse, gain = call.saved.values
     ndim, axes, n = dy.ndim, (0, *range(2, dy.ndim)), dy.size // max(dy.shape[1], 1)
-    f, inverse = _channels(gain * inverse, ndim), _channels(inverse, ndim)
+    f, inverse = per_channel(gain * inverse, ndim), per_channel(inverse, ndim)
     if call.saved.statistics is None:
         shift, stretch = np.zeros(f.shape), np.full(f.shape, 2.0)
     else:
         mean, variance, _ = call.saved.statistics
         eps = np.reciprocal(np.square(inverse)).reshape(-1) - variance
-        shift, stretch = _moment_sizes(normal / inverse + _channels(mean, ndim), mean, variance, eps)
-    g, b = _channels(dgain, ndim), _channels(dbias, ndim)
-    size_b = _channels(_total(dy, axes), ndim)
+        shift, stretch = _moment_sizes(normal / inverse + per_channel(mean, ndim), mean, variance, eps)
+    g, b = per_channel(dgain, ndim), per_channel(dbias, ndim)
+    size_b = per_channel(_total(dy, axes), ndim)
     products = dy * normal
     size_g = combined(
-        _channels(_total(products, axes), ndim),
-        2.0 * np.sqrt(_channels(np.square(products).sum(axis=axes), ndim)),
+        per_channel(_total(products, axes), ndim),
+        2.0 * np.sqrt(per_channel(np.square(products).sum(axis=axes), ndim)),
         shift * inverse * b,
         stretch * g,
     )
@@ -287,7 +283,7 @@ def _add_vjp(call: Call) -> tuple[Parts, ...]:
 def _gate(call: Call) -> tuple[Parts, ...]:
     g = call.args[1]
     interior = ((g != 0.0) & (g != 1.0)).astype(np.float64)
-    return ([_entry(np.abs(call.results[0]) * (interior if g.ndim == 0 else _channels(interior, call.args[0].ndim)))],)
+    return ([_entry(np.abs(call.results[0]) * (interior if g.ndim == 0 else per_channel(interior, call.args[0].ndim)))],)
 
 
 def _log_sum(log_softmax: Array) -> tuple[Array, Array]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 
-HINT = "report.html needs matplotlib:  pip install 'refprune[experiments]'"
+HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -32,7 +32,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
         row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
         row("gates decided only at the end", lambda r: str(len(r["decisions"]))),
-        row("masked ≡ compact: error/tolerance", lambda r: _equivalence(r["masked_compact_error"])),
+        row("masked ≡ compact: error/tolerance", _equivalence),
     ]
 
 
@@ -45,9 +45,10 @@ def _share(run: Mapping[str, Any], key: str) -> str:
     return f"{run[key]:,} ({run[key] / run[key + '_at_start']:.0%})"
 
 
-def _equivalence(error: float | None) -> str:
+def _equivalence(run: Mapping[str, Any]) -> str:
+    error = run["masked_compact_error"]
     if error is None:
-        return "nothing removed"
+        return "not comparable" if run["removals"] else "nothing removed"
     return f"{error:.2g} {'(holds)' if error <= 1.0 else '(VIOLATED)'}"
 
 

@@ -93,10 +93,12 @@ class Network:
             raise SpecError(f"input_shape: expected (n,) or (channels, height, width), got {self.input_shape!r}")
         object.__setattr__(self, "layers", _named(self.layers))
         names = [layer.name for layer, _ in self.placed()]
+        names += [f"{layer.name}.{part}" for layer in self.layers if isinstance(layer, Section) for part in ("gate", "post")]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise SpecError(f"layer names must be unique; these occur more than once: {', '.join(twice)}")
-        if len(self.output_shape) != 1:
+            rule = "layer names must be unique (a section also takes NAME.gate and NAME.post)"
+            raise SpecError(f"{rule}; these occur more than once: {', '.join(twice)}")
+        if len(self.output_shape) != 1 or self.output_shape[0] < 1:
             end = self.layers[-1].name if self.layers else "layers"
             raise SpecError(f"{end}: the network must end with a vector, got shape {self.output_shape}")
         _ = self.unit_links  # raises where a unit gate is impossible

@@ -23,8 +23,8 @@ from .flattening import beta_from_log_gamma
 from .layers import Array
 from .layerspec import UnitGate
 from .network import Arrays, forward, initial_statistics, initialise
-from .objective import BatchLoss, average_statistics, update_statistics
-from .spec import Network
+from .objective import BatchLoss, update_statistics
+from .spec import Loss, Network
 from .streams import Streams
 from .surgery import Cut, prune
 
@@ -108,7 +108,9 @@ def ungated(network: Network) -> Network:
 
 
 def init(config: Config, network: Network) -> State:
-    """The state before the first step."""
+    """The state before the first step. InputError for a loss that is no mean: β and λ are per sample (O1)."""
+    if network.loss != Loss():
+        raise InputError(f"network.loss: training takes the mean cross-entropy, got {network.loss}")
     dtype = config.training.dtype
     params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
@@ -153,7 +155,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
     learns_theta = state.theta.size > 0 and state.step >= gates.warmup_epochs * steps_per_epoch
 
-    uniform = _gate_uniforms(state, config)
+    uniform = _gate_uniforms(state, config.seed, gates.samples)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
     run_closed = learns_theta and kind.needs_closed_paths
     base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=run_closed)
@@ -166,9 +168,13 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     theta = state.theta
     if learns_theta:
         estimate = kind.function(loss, base, gradients.gates, theta, uniform)
+        wrong = np.flatnonzero(~np.isfinite(estimate.gradient))
+        if wrong.size:
+            group = next(g.name for g in state.network.gates if g.start <= wrong[0] < g.stop)
+            raise NonFiniteLoss(f"step {state.step}: the {gates.estimator} estimate for gate {group} is not finite")
         theta = _project(theta - gates.learning_rate * factor * (estimate.gradient + beta), config)
         macs += estimate.macs
-    params, velocity = _momentum_step(state, gradients.params, config, config.optimiser.learning_rate * factor, decay)
+    params, velocity = _momentum_step(state, gradients.params, config, backend, config.optimiser.learning_rate * factor, decay)
     statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
     following = dataclasses.replace(
         state,
@@ -182,13 +188,12 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     return following, StepMetrics(float(base.loss), int(base.tape.gates.sum()))
 
 
-def _gate_uniforms(state: State, config: Config) -> Array:
+def _gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:
     """Uniforms (K, G): gate number i of a group always gets the numbers i·K … of the group's stream, whatever was removed."""
-    streams, k = Streams(config.seed), config.gates.samples
     parts = [np.zeros((0, k))]
     for group in state.network.gates:
         number = state.number[group.slice]
-        parts.append(streams.uniform(f"gates/{group.name}", state.step, (int(number.max()) + 1, k))[number])
+        parts.append(Streams(seed).uniform(f"{purpose}/{group.name}", state.step, (int(number.max()) + 1, k))[number])
     return np.concatenate(parts).T
 
 
@@ -197,13 +202,14 @@ def _project(theta: Array, config: Config) -> Array:
 
 
 def _momentum_step(
-    state: State, gradients: Arrays, config: Config, learning_rate: float, decay: float
+    state: State, gradients: Arrays, config: Config, backend: Backend, learning_rate: float, decay: float
 ) -> tuple[Arrays, Arrays]:
     params, velocity = {}, {}
     for name, w in state.params.items():
         g = gradients[name]
         if decay and (config.objective.decay == "all" or name.endswith(".weight")):
-            g = g + w.dtype.type(decay) * w
+            _, saved = backend.weight_decay(w, strength=w.dtype.type(decay))
+            g = g + backend.weight_decay_vjp(saved, np.ones((), w.dtype))[0]
         velocity[name] = config.optimiser.momentum * state.velocity[name] + g
         params[name] = w - w.dtype.type(learning_rate) * velocity[name]
     return params, velocity
@@ -255,11 +261,11 @@ def cut_state(state: State, cut: Cut) -> State:
 
 def threshold_rule(network: Network, theta: Array, threshold: float) -> Array:
     """The rule `threshold` (D6): keep, (G,), False where θ ≤ τ."""
-    return _spare_plain_layers(network, theta > threshold, theta)
+    return spare_plain_layers(network, theta > threshold, theta)
 
 
-def _spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
-    """`keep`, but a plain layer never loses all its units: the one with the largest θ stays."""
+def spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
+    """`keep` (G,), but a plain layer never loses all its units: the one with the largest θ stays."""
     keep = keep.copy()
     for group in network.gates:
         plain_layer = isinstance(network.layers[group.position], UnitGate)
@@ -296,107 +302,23 @@ class Score(NamedTuple):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to see
-def evaluate(state: State, images: Images, backend: Backend, *, gates: str = "mode", batch_size: int = 1000) -> Score:
-    """Loss and accuracy in eval mode. While θ is interior, `gates` names what is evaluated (O9): "mode" or "mean"."""
-    values = {"mode": (state.theta >= 0.5).astype(np.float64), "mean": state.theta}[gates]
+def evaluate(
+    state: State, images: Images, backend: Backend, *, gates: str = "mode", seed: int = 0, batch_size: int = 1000
+) -> Score:
+    """Loss and accuracy in eval mode. While θ is interior, `gates` names what is evaluated (O9).
+
+    "mode": gates with θ ≥ ½ are on; "mean": ξ = θ; "sampled": one Ξ ~ Bern(θ) a batch, from the stream "evaluation".
+    """
+    starts = range(0, len(images.labels), batch_size)
+    if gates == "sampled":
+        rows = sample(state.theta, _gate_uniforms(state, seed, len(starts), purpose="evaluation"))
+    else:
+        rows = np.tile(state.theta if gates == "mean" else (state.theta >= 0.5).astype(np.float64), (len(starts), 1))
     loss, right = 0.0, 0
-    for i in range(0, len(images.labels), batch_size):
-        x, labels = images.x[i : i + batch_size], images.labels[i : i + batch_size]
+    for start, values in zip(starts, rows, strict=True):
+        x, labels = images.x[start : start + batch_size], images.labels[start : start + batch_size]
         tape = forward(state.network, backend, state.params, x, values, statistics=state.statistics)
         batch_loss, _ = backend.cross_entropy(tape.output, labels, reduction="sum")
         loss += float(batch_loss)
         right += int((tape.output.argmax(axis=1) == labels).sum())
     return Score(loss / len(images.labels), right / len(images.labels))
-
-
-def decided(state: State, config: Config) -> tuple[Array, Array]:
-    """(off, on): the gates with θ ≤ τ and those with θ ≥ 1−τ."""
-    tau = config.gates.threshold
-    return state.theta <= tau, state.theta >= 1.0 - tau
-
-
-class Decision(NamedTuple):
-    """A gate that was still undecided at the end (O9): its θ, J at its two vertices, and which was taken.
-
-    unit: the gate's number in its group when training began. objective_off is None for the last unit of a plain layer, which
-    cannot go.
-    """
-
-    gate: str
-    unit: int
-    theta: float
-    objective_on: float
-    objective_off: float | None
-    on: bool
-
-
-def decide(state: State, images: Images, config: Config, backend: Backend) -> tuple[Array, list[Decision], int]:
-    """Decide every gate by O9: those inside (τ, 1−τ) one after the other, least certain last, by J at their two vertices.
-
-    J is the mean training loss over all batches plus β for the gate, the other gates at their decided or more likely value.
-    Returns the final gate vector, what was compared, and the multiply-accumulates it took.
-    """
-    beta, _ = penalties(config, len(images.labels))
-    off, on = decided(state, config)
-    more_likely = np.where(off | on, on, state.theta >= 0.5)
-    gates = _spare_plain_layers(state.network, more_likely, state.theta).astype(np.float64)
-    names = [group.name for group in state.network.gates for _ in range(group.stop - group.start)]
-    decisions, macs = [], 0
-
-    def objective(g: int, vertex: float) -> float | None:
-        nonlocal macs
-        gates[g] = vertex
-        if (_spare_plain_layers(state.network, gates == 1.0, state.theta) != gates).any():
-            return None
-        c, spent = _training_loss(state, images, config, backend, gates)
-        macs += spent
-        return c + beta * vertex
-
-    undecided = np.flatnonzero(~off & ~on)
-    for g in undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]:
-        at_one, at_zero = objective(g, 1.0), objective(g, 0.0)
-        assert at_one is not None
-        gates[g] = float(at_zero is None or at_one < at_zero)
-        decisions.append(Decision(names[g], int(state.number[g]), float(state.theta[g]), at_one, at_zero, on=bool(gates[g])))
-    return gates, decisions, macs
-
-
-def _training_loss(state: State, images: Images, config: Config, backend: Backend, gates: Array) -> tuple[float, int]:
-    losses, macs = [], 0
-    for x, labels in epoch_batches(images, config, epoch=0):
-        result = BatchLoss(state.network, backend, state.params, x, labels, state.statistics).evaluate(gates)
-        losses.append(float(result.loss))
-        macs += result.tape.macs
-    return float(np.mean(losses)), macs
-
-
-class Settlement(NamedTuple):
-    """The end of a run: the final state, the last removal with its cut, and the gates that had to be decided."""
-
-    state: State
-    keep: Array
-    cut: Cut
-    pruned: Pruned
-    decisions: list[Decision]
-
-
-def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
-    """Every gate becomes 0 or 1, then running statistics are re-estimated on the network without gates (O7, O9, N4)."""
-    gates, decisions, macs = decide(state, images, config, backend)
-    keep = gates == 1.0
-    smaller, cut, pruned = remove(state, keep, config, fix=keep)
-    statistics, spent = _reestimate(smaller, images, config, backend)
-    final = dataclasses.replace(smaller, statistics=statistics, macs=state.macs + macs + spent, finished=True)
-    return Settlement(final, keep, cut, pruned, decisions)
-
-
-def _reestimate(state: State, images: Images, config: Config, backend: Backend) -> tuple[Arrays, int]:
-    if not state.statistics:
-        return state.statistics, 0
-    collected: list[Mapping[str, tuple[Array, Array, int]]] = []
-    macs = 0
-    for x, _ in epoch_batches(images, config, epoch=0):
-        tape = forward(state.network, backend, state.params, x, train=True)
-        collected.append(tape.batch_statistics)
-        macs += tape.macs
-    return average_statistics(state.network, state.statistics, collected), macs

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "refprune"
 ORDER = [
     "__init__",
     "errors",
+    "files",
     "digits",
     "data",
     "fetch",
@@ -34,6 +35,7 @@ ORDER = [
     "zoo",
     "config",
     "train",
+    "settle",
     "checkpoint",
     "progress",
     "experiment",

@@ -211,10 +211,13 @@ def test_a_json_of_something_else(saved):
     refused(saved, checkpoint.NAME, "found None")
 
 
-@pytest.mark.parametrize("field", ["arrays", "sha256", "step", "macs", "finished", "network", "run"])
-def test_a_missing_field(saved, field):
-    edit(saved, **{field: None})
-    refused(saved, checkpoint.NAME, f"these fields are missing: {field}")
+@pytest.mark.parametrize("field", checkpoint.HEADER_FIELDS)
+@pytest.mark.parametrize("value", [None, 1.5, "no"])
+def test_a_field_that_is_missing_or_of_a_wrong_type(saved, field, value):
+    kind = checkpoint.HEADER_FIELDS[field]
+    if not isinstance(value, kind):
+        edit(saved, **{field: value})
+        refused(saved, checkpoint.NAME, f"{field} must be of type {kind.__name__}, found {value!r}")
 
 
 def test_a_network_that_cannot_exist(saved):

@@ -5,14 +5,16 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, data, digits, experiment, progress, report, train, zoo
+from refprune import cli, config, data, digits, experiment, progress, report, settle, train, zoo
 from refprune.errors import InputError
 
 TINY = data.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
@@ -283,15 +285,15 @@ def test_a_loss_that_is_no_number_is_one_sentence(command, tiny_data):
 
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
-    settle = train.settle
+    original = settle.settle
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "settle", interrupt)
+    monkeypatch.setattr(settle, "settle", interrupt)
     code, _, err = command("run", *SET, "--out", "r")
     assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR\n")
-    monkeypatch.setattr(train, "settle", settle)
+    monkeypatch.setattr(settle, "settle", original)
     code, out, err = command("run", "--resume", "r")
     assert (code, err) == (0, "")
     assert "report: r/report.html" in out
@@ -356,7 +358,7 @@ def test_without_matplotlib_one_line_says_how_to_get_the_report(command, tiny_da
     code, out, err = command("run", *SET, "--out", "r")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == report.HINT
-    assert "pip install 'refprune[experiments]'" in report.HINT
+    assert "pip install -e '.[experiments]'" in report.HINT
     assert not (tmp_path / "r" / "report.html").exists()
 
 
@@ -374,10 +376,28 @@ def test_text_table():
 
 
 @pytest.mark.parametrize(
-    ("error", "text"), [(None, "nothing removed"), (0.0, "0 (holds)"), (1.0, "1 (holds)"), (1.01, "1 (VIOLATED)")]
+    ("removals", "error", "text"),
+    [
+        ([], None, "nothing removed"),
+        ([{}], None, "not comparable"),
+        ([{}], 0.0, "0 (holds)"),
+        ([{}], 1.0, "1 (holds)"),
+        ([{}], 1.01, "1 (VIOLATED)"),
+        ([{}], float("nan"), "nan (VIOLATED)"),
+    ],
 )
-def test_the_equivalence_in_words(error, text):
-    assert report._equivalence(error) == text
+def test_the_equivalence_in_words(removals, error, text):
+    run = {"removals": removals, "masked_compact_error": error}
+    assert report._equivalence(run) == text
+    assert report.holds({"runs": {"pruned": run}}) == ("VIOLATED" not in text)
+
+
+def test_a_terminal_that_cannot_show_a_sign_shows_another():
+    """Catches a UnicodeEncodeError at the end of a long run."""
+    code = "import sys; from refprune.cli import main; sys.exit(main(['zoo', 'lenet-5']))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "431,080" in run.stdout
 
 
 def test_every_decision_is_one_line():

@@ -251,6 +251,7 @@ CHOICES = {
     "objective.decay": ["all", "weights"],
     "gates.estimator": ["exact", "paired", "taylor", "reinforce", "arm", "disarm"],
     "gates.undecided": ["compare", "continue"],
+    "gates.evaluation": ["mode", "mean", "sampled"],
     "gates.empty": ["close", "keep_constant"],
     "optimiser.schedule": ["constant", "cosine", "one_cycle", "warmup_stable_decay"],
     "training.backend": ["oracle", "numba"],
@@ -306,8 +307,16 @@ def test_ranges(key, bounds):
         outside = [math.nextafter(low, -INF), math.nan, INF, -INF, *([] if high == INF else [math.nextafter(high, INF)])]
     for value in outside:
         refused(nested(key, value), f"{key} = {value} must lie in [")
-    needed = {"floor": 0.0, "threshold": 0.5, "initial": 0.9, "estimator": "reinforce" if key == "gates.samples" else "taylor"}
+    needed = {
+        "floor": 0.0,
+        "threshold": 0.5,
+        "initial": 0.9 if key != "gates.floor" else 1.0,
+        "estimator": "reinforce" if key == "gates.samples" else "taylor",
+    }
     inside = ([] if key == "gates.initial" else [low]) + ([] if high == INF or key == "optimiser.momentum" else [high])
+    if key == "gates.floor":
+        inside = [0.0, 0.4]
+        needed["threshold"] = 0.4
     for value in inside:
         values = {"gates": needed | ({"floor": 0.1} if key == "gates.samples" else {})}
         table, name = key.split(".") if "." in key else ("", key)

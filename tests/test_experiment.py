@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from refprune import checkpoint, cli, complexity, config, data, digits, experiment, train, zoo
+from refprune import checkpoint, cli, complexity, config, data, digits, experiment, settle, train, zoo
 from refprune.errors import InputError
 from refprune.experiment import Progress
 
@@ -74,7 +75,7 @@ def test_the_files_of_a_run(whole):
     assert config.load(str(folder / "config.toml")) == settings()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["numpy"] == np.__version__
-    assert set(environment) == {"python", "machine", "cores", "refprune", "numpy", "numba", "scipy"}
+    assert set(environment) == {"python", "machine", "cores", "refprune", "numpy", "numba", "scipy", "data_sha256"}
 
 
 def test_the_summary(whole):
@@ -321,11 +322,13 @@ def test_an_interruption_between_an_epochs_last_step_and_its_score(tmp_path):
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
 
 
-@pytest.mark.parametrize("name", ["evaluate", "decide", "settle", "remove"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(train, "evaluate"), (settle, "decide"), (settle, "settle"), (settle, "remove"), (train, "remove")]
+)
 @pytest.mark.parametrize("call", [1, 3])
-def test_an_interruption_outside_the_steps(whole, tmp_path, monkeypatch, name, call):
+def test_an_interruption_outside_the_steps(whole, tmp_path, monkeypatch, module, name, call):
     """Stopped in the test score, in the comparison at the end, while the end or a removal is made."""
-    function, calls = getattr(train, name), []
+    function, calls = getattr(module, name), []
 
     def stopping(*args, **options):
         calls.append(name)
@@ -333,7 +336,7 @@ def test_an_interruption_outside_the_steps(whole, tmp_path, monkeypatch, name, c
             raise KeyboardInterrupt
         return function(*args, **options)
 
-    monkeypatch.setattr(train, name, stopping)
+    monkeypatch.setattr(module, name, stopping)
     try:
         experiment.run(settings(), tmp_path / "r", progress=QUIET)
     except KeyboardInterrupt:
@@ -361,7 +364,7 @@ def test_another_configuration_is_refused(tmp_path):
     file = tmp_path / "r" / "config.toml"
     file.write_text(file.read_text().replace("seed = 4", "seed = 5"))
     before = files(tmp_path / "r" / "pruned")
-    with pytest.raises(InputError, match=r"checkpoint\.json: made with another configuration than this config\.toml"):
+    with pytest.raises(InputError, match=r"checkpoint\.json: made by another run, network or configuration"):
         experiment.resume(tmp_path / "r", progress=QUIET)
     assert files(tmp_path / "r" / "pruned") == before
 
@@ -387,6 +390,46 @@ def test_metrics_shorter_than_the_checkpoint_says_are_refused_or_stay_json(tmp_p
     except InputError:
         return
     assert lines(tmp_path / "r" / "pruned")
+
+
+def test_a_checkpoint_of_the_other_run_is_refused(whole, tmp_path):
+    """Both runs of a folder share config.toml: the pruned run's checkpoint is not the unpruned one's."""
+    shutil.copytree(whole[0], tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "unpruned")
+    shutil.copytree(tmp_path / "r" / "pruned", tmp_path / "r" / "unpruned")
+    with pytest.raises(InputError, match=r"unpruned.checkpoint\.json: made by another run, network or configuration"):
+        experiment.resume(tmp_path / "r", progress=QUIET)
+
+
+@pytest.mark.parametrize("field", experiment.LOG_FIELDS)
+def test_a_checkpoint_without_its_log_is_refused(whole, tmp_path, field):
+    shutil.copytree(whole[0], tmp_path / "r")
+    path = tmp_path / "r" / "pruned" / checkpoint.NAME
+    header = json.loads(path.read_text())
+    header["run"][field] = {}
+    path.write_text(json.dumps(header))
+    with pytest.raises(InputError, match=rf"run\.{field} is missing or of a wrong type"):
+        experiment.resume(tmp_path / "r", progress=QUIET)
+
+
+def test_other_data_are_refused_and_other_versions_said(whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole[0], tmp_path / "r")
+    path = tmp_path / "r" / "environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps(environment | {"numpy": "1.0"}))
+    experiment.resume(tmp_path / "r", progress=Progress())
+    assert f"resumed in another environment (numpy 1.0 → {np.__version__}): the bits may differ" in capsys.readouterr().out
+    other = dataclasses.replace(TINY, test_labels=(TINY.test_labels + 1) % 10)
+    monkeypatch.setattr(data, "load", lambda name, directory=None: other)
+    with pytest.raises(InputError, match=r"environment\.json: the run began with other data"):
+        experiment.resume(tmp_path / "r", progress=QUIET)
+
+
+def test_enumeration_of_too_many_gates_is_refused_before_anything_is_written(tmp_path):
+    rules = settings(network={"sections": 21}, gates={"estimator": "exact"})
+    with pytest.raises(InputError, match="'exact' takes 20 gates, the network has 21"):
+        experiment.run(rules, tmp_path / "r", progress=QUIET)
+    assert not (tmp_path / "r").exists()
 
 
 # kill -9 ------------------------------------------------------------------------------------------------------------------
@@ -500,7 +543,7 @@ def test_training_goes_on_for_undecided_gates_to_the_last_epoch_allowed(tmp_path
     summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
     assert summary["runs"]["pruned"]["steps"] == 4 * STEPS
     assert len(summary["runs"]["pruned"]["decisions"]) == 3
-    assert summary["runs"]["unpruned"]["steps"] == 2 * STEPS
+    assert summary["runs"]["unpruned"]["steps"] == 4 * STEPS  # the same budget
 
 
 def test_training_goes_on_only_until_all_are_decided(tmp_path):

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import layers
-from refprune.backend import FUNCTIONS, by_name
+from refprune import config, layers, train, zoo
+from refprune.backend import FUNCTIONS, ORACLE, by_name
 from refprune.errors import InputError
 from refprune.layers import Array, Saved
 
@@ -605,3 +605,27 @@ def test_a_planted_mistake_is_found(dtype: Any, name: str) -> None:
     wrong[at] = np.nan
     assert _complaints(dtype, {name: (wrong, want, m, size)})
     assert _complaints(dtype, {name: (got.astype(np.float16), want, m, size)})
+
+
+@pytest.mark.parametrize("name", ["residual-mlp", "residual-lenet", "lenet-300-100", "lenet-5"])
+def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dtype or shape that a kernel does not take would go to NumPy and only be slow: in training there is none."""
+    options = {"sections": 2, "width": 4} if name.startswith("residual") else {}
+    network = zoo.build(name, options)
+    rules = config.from_dict({"training": {"batch_size": 8}, "objective": {"weight_decay": 1e-4}})
+    state = train.init(rules, network)
+    backend = by_name("numba")
+    left_to_numpy = {"flatten", "flatten_vjp", "weight_decay", "weight_decay_vjp"}
+    for function in set(FUNCTIONS) - left_to_numpy:
+        monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
+    x = np.random.default_rng(0).random((8, *network.input_shape), dtype=np.float32)
+    following, _ = train.step(state, x, np.arange(8) % 10, rules, backend, samples=8)
+    assert all(p.dtype == np.float32 for p in following.params.values())
+
+
+@pytest.mark.parametrize("backend", [ORACLE, "numba"], ids=["oracle", "numba"])
+def test_relu_of_infinity(backend: Any) -> None:
+    """relu(−∞) = 0, not −∞·0; NaN stays NaN."""
+    engine = by_name(backend) if isinstance(backend, str) else backend
+    y, _ = engine.leaky_relu(np.array([-np.inf, -1.0, 0.0, np.inf, np.nan]), slope=0.0, at_zero=0.0)
+    np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, np.inf, np.nan])

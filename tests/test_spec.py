@@ -103,10 +103,12 @@ def test_empty_names_are_filled_in():
 
 
 def test_names_must_be_unique():
-    with pytest.raises(SpecError, match="layer names must be unique; these occur more than once: a"):
+    with pytest.raises(SpecError, match=r"layer names must be unique .*; these occur more than once: a"):
         Network((4,), (Dense(4, name="a"), Dense(4, name="a")))
     with pytest.raises(SpecError, match=r"more than once: dense1"):
         Network((4,), (Dense(4, name="dense1"), Dense(4), Dense(2, name="dense2"), Activation(name="dense1")))
+    with pytest.raises(SpecError, match=r"more than once: s\.post"):
+        Network((4,), (Section((Dense(4),), post="relu", name="s"), Dense(4, name="s.post")))
 
 
 @given(network=ns.networks())

@@ -86,9 +86,9 @@ def _batch_norm_vjp_without(mean, variance):
         normal, inverse, gain = saved.values
         _, dgain, dbias = layers.batch_norm_vjp(saved, dy)
         count, ndim = dy.size // dy.shape[1], dy.ndim
-        inner = dy - (0 if mean else layers._per_channel(dbias / count, ndim))
-        inner = inner - (0 if variance else normal * layers._per_channel(dgain / count, ndim))
-        return inner * layers._per_channel(gain * inverse, ndim), dgain, dbias
+        inner = dy - (0 if mean else layers.per_channel(dbias / count, ndim))
+        inner = inner - (0 if variance else normal * layers.per_channel(dgain / count, ndim))
+        return inner * layers.per_channel(gain * inverse, ndim), dgain, dbias
 
     return wrong
 
@@ -98,9 +98,9 @@ def _batch_norm(normalise):
 
     def wrong(x, gain, bias, *, eps):
         _, saved = layers.batch_norm(x, gain, bias, eps=eps)
-        mean, variance = (layers._per_channel(s, x.ndim) for s in saved.statistics[:2])
+        mean, variance = (layers.per_channel(s, x.ndim) for s in saved.statistics[:2])
         normal = normalise(x - mean, variance, x.size // x.shape[1], eps)
-        return normal * layers._per_channel(gain, x.ndim) + layers._per_channel(bias, x.ndim), saved
+        return normal * layers.per_channel(gain, x.ndim) + layers.per_channel(bias, x.ndim), saved
 
     return wrong
 

@@ -19,7 +19,7 @@ __all__ = ["functions"]
 def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     """The functions that replace the oracle's, by name; at most `threads` threads work in each (None: all of Numba's).
 
-    The results are the same bits for every number of threads. Numba's own setting is neither read nor changed.
+    The results are the same bits for every number of threads. Numba's own setting is never changed.
     """
     import numba
 

@@ -35,10 +35,11 @@ def _leaky_relu(
 ) -> None:
     low, high = part * len(x) // parts, (part + 1) * len(x) // parts
     x, y, sign = x[low:high], y[low:high], sign[low:high]  # an index that starts at 0 is one LLVM can vectorise
+    zero = y.dtype.type(0.0)
     for i in range(len(x)):
         v = x[i]
         factor = positive if v > 0 else (negative if v < 0 else at_zero)
-        y[i] = v * factor
+        y[i] = zero if v < 0 and negative == 0 else v * factor  # relu(−∞) = 0, but −∞·0 is not
         sign[i] = 1 if v > 0 else (-1 if v < 0 else 0)
 
 
