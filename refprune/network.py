@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Backend
+from .backend import Backend, Vjp
 from .errors import InputError
 from .layers import Array, Saved
 from .layerspec import (
@@ -349,13 +349,15 @@ class _Backward:
         backend, name = self.tape.backend, step.layer.name
         affine = step.function in ("dense", "conv2d")
         options = {"input_gradient": want_input} if affine else {}
-        dx, *others = getattr(backend, f"{step.function}_vjp")(step.saved, dy, **options)
+        vjp: Vjp = getattr(backend, f"{step.function}_vjp")
+        dx, *others = vjp(step.saved, dy, **options)
         self.macs += 2 * step.macs if want_input else step.macs
         if step.function == "gate":
             self.gates[self.tape.network.gate_slices[gate_group(step.layer)]] = others[0]
         for key, gradient in zip(step.layer.parameter_keys(), others, strict=False):
             self.params[f"{name}.{key}"] = gradient
-        return dx  # type: ignore[no-any-return]
+        input_gradient: Array = dx
+        return input_gradient
 
 
 def backward(tape: Tape, dy: Array, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:

@@ -175,7 +175,10 @@ def small_network(depth=4, *, batch_norm=True, seed=3):
 
 
 def test_noise_is_linear_in_the_unit(monkeypatch):
-    """Injected at 2⁻³⁰ or 2⁻²⁶ with the same draws: the same tolerance; and float64's is 2⁻²⁹ of float32's."""
+    """Injected at 2⁻³⁰ or 2⁻²⁶ with the same draws: the same tolerance; and float64's is 2⁻²⁹ of float32's.
+
+    What is allowed is the second order; noise that grew like the root or the square of the unit would differ 4-fold, 16-fold.
+    """
     loss, gates = small_network()
     reference = flat(network_tolerance(loss, gates, unit=U))
     double = flat(network_tolerance(loss, gates, unit=UNIT["float64"]))
