@@ -56,7 +56,7 @@ def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
         "run": dict(run),
     }
     write_atomically(directory / file, content)
-    write_atomically(directory / NAME, json.dumps(header, indent=1).encode())
+    write_atomically(directory / NAME, json.dumps(header | {"digest": _digest(header)}, indent=1).encode())
     for old in directory.glob("checkpoint-*.npz"):
         if old.name != file:
             old.unlink()
@@ -89,8 +89,15 @@ def load(directory: Path) -> Checkpoint:
     strange = [name for name in arrays if name not in ("theta", "number") and name.partition("/")[0] not in GROUPS]
     if strange:
         raise InputError(f"{npz}: {strange[0]} is none of the arrays of a checkpoint")
+    if header.pop("digest", None) != _digest(header):
+        raise InputError(f"{path}: its own digest differs; it was edited or damaged")
     counters = header["step"], header["macs"], header["finished"]
     return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], arrays["number"], *counters), header["run"])
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    """SHA-256 of the header without its digest, as canonical JSON."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _header(path: Path) -> dict[str, Any]:

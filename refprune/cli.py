@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,9 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
+        sys.stdout.flush()
     except InputError as error:
         print(f"refprune: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         print(f"refprune: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -42,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     run = commands.add_parser("run", help="train and prune; without arguments the quick start")
-    run.add_argument("experiment", nargs="?", default="quickstart", help="a known name (see `refprune zoo`) or a .toml file")
+    run.add_argument("experiment", nargs="?", help="a known name (see `refprune zoo`; default quickstart) or a .toml file")
     run.add_argument("--data", metavar="NAME", help="data set instead of the experiment's: same as --set data.name=NAME")
     run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
@@ -74,20 +81,21 @@ def _run(options: argparse.Namespace) -> int:
 
     progress = Progress()
     if options.resume is not None:
-        if options.set or options.data or options.out or options.experiment != "quickstart":
+        if options.set or options.data is not None or options.out or options.experiment is not None:
             raise InputError("--resume: goes on with the run as it was; only --data-dir may be given beside it")
         directory = options.resume
         summary = experiment.resume(directory, data_directory=options.data_dir, progress=progress)
     else:
-        overrides = options.set + ([f'data.name="{options.data}"'] if options.data else [])
-        settings = config.load(options.experiment, overrides)
-        directory = options.out or Path("runs") / f"{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
+        settings = config.load(options.experiment or "quickstart", overrides)
+        name = re.sub(r"[^\w-]+", "-", settings.name) or "run"
+        directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         summary = experiment.run(settings, directory, data_directory=options.data_dir, progress=progress)
     print("\n" + report.text_table(report.rows(summary)))
     for line in report.decision_lines(summary):
         print(line)
     page = report.write_html(directory, summary)
-    print(f"\nrun directory: {directory}" + (f"\nreport: {page}" if page else f"\n{report.HINT}"))
+    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
     return 0 if report.holds(summary) else 1
 
 

@@ -95,7 +95,7 @@ class Training:
 
     epochs: int = 10
     batch_size: int = 64
-    section_scale: float = 1.0
+    section_scale: float = 0.3
     backend: str = "numba"
     dtype: str = "float32"
     threads: int = 0
@@ -137,6 +137,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{source}: cannot be read ({error})") from error
+    elif Path(source).is_file():
+        raise InputError(f"{source}: the file of an experiment must end in .toml")
     else:
         text = zoo.experiment_text(source)
     try:
@@ -264,6 +266,11 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
     if gates.floor > gates.threshold:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
+    if gates.warmup_epochs >= training.epochs:
+        raise InputError(
+            f"{where}: gates.warmup_epochs {gates.warmup_epochs} must be less than training.epochs {training.epochs}, "
+            "or θ never moves"
+        )
     if optimiser.momentum == 1.0:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:

@@ -76,11 +76,14 @@ def run(settings: Config, directory: Path, *, data_directory: str | None = None,
     setup = set_up(settings, data_directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.toml").touch(exist_ok=False)  # of two runs that start at once, one is refused
     except OSError as error:
-        raise InputError(f"{directory}: cannot be made ({error})") from error
+        raise InputError(f"{directory}: cannot be made, or another run has just begun there ({error})") from error
     write_atomically(directory / "environment.json", json.dumps(setup.environment, indent=1).encode())
     write_atomically(directory / "config.toml", config.to_toml(settings).encode())
-    return _train_all(setup, directory, progress or Progress())
+    progress = progress or Progress()
+    progress.line(f"run directory: {directory}")
+    return _train_all(setup, directory, progress)
 
 
 def resume(directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
@@ -90,6 +93,7 @@ def resume(directory: Path, *, data_directory: str | None = None, progress: Prog
         raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
     setup = set_up(config.load(str(file)), data_directory)
     progress = progress or Progress()
+    progress.line(f"run directory: {directory}")
     _compare_environment(directory / "environment.json", setup.environment, progress)
     return _train_all(setup, directory, progress)
 
@@ -100,6 +104,8 @@ def _compare_environment(path: Path, now: Mapping[str, str], progress: Progress)
         then = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
+    if not isinstance(then, dict) or "data_sha256" not in then:
+        raise InputError(f"{path}: holds no data_sha256; it was edited or belongs to something else")
     changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
     if then.get("data_sha256") != now["data_sha256"]:
         raise InputError(f"{path}: the run began with other data (SHA-256 of images and labels differs)")
@@ -193,6 +199,9 @@ class TrainingRun:
             self._truncate_metrics(log["metrics_bytes"])
             return state, log
         self.directory.mkdir(exist_ok=True)
+        remains = sorted(p.name for p in self.directory.glob("checkpoint-*.npz"))
+        if remains:
+            raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")
         state = train.init(self.settings, self.network)
         log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
         log |= {"removals": [], "decisions": [], "epochs": []}
@@ -268,7 +277,8 @@ class TrainingRun:
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
         score = self._evaluate(end.state, self.setup.test)
         self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy}
-        self._write({"event": "end"} | self.log["final"] | {"decisions": self.log["decisions"]})
+        line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
+        self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])
         self._save(end.state)
         return end.state
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
 from .files import write_atomically
 
 HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
@@ -65,7 +66,8 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
 def decision_lines(summary: Mapping[str, Any]) -> list[str]:
     """One line for every gate that training left undecided (O9): no silent rounding."""
     return [
-        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; J on {d['objective_on']:.4f}, off "
+        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; "
+        + f"training loss + β: on {d['objective_on']:.4f}, off "
         + ("not possible (the layer's last unit)" if d["objective_off"] is None else f"{d['objective_off']:.4f}")
         + (": kept" if d["on"] else ": removed")
         for name, run in summary["runs"].items()
@@ -88,7 +90,10 @@ def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
@@ -110,36 +115,45 @@ def _svg(figure: Any) -> str:
 
 def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     """θ of every gate over the steps; a cross where a gate is removed."""
+    from matplotlib import colormaps
+
     figure, axes = _figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
     steps = [line for line in metrics if line["event"] == "step"]
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in steps:
         for name, value in line["theta"].items():
             curves.setdefault(name, []).append((line["step"], value))
-    for name, points in curves.items():
-        (drawn,) = axes.plot(*zip(*points, strict=True), lw=1.2, label=name)
+    colours = colormaps["tab20" if len(curves) > 10 else "tab10"]
+    for i, (name, points) in enumerate(curves.items()):
+        colour = colours(i % colours.N)
+        axes.plot(*zip(*points, strict=True), lw=1.2, label=name, color=colour)
         removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
-        axes.plot(removed, [0.0] * len(removed), "x", color=drawn.get_color())
+        axes.plot(removed, [points[-1][1]] * len(removed), "x", color=colour)
     axes.set_ylim(-0.05, 1.05)
     if 0 < len(curves) <= 24:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
 
 
+def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines with a test score: after every epoch, and after the end."""
+    return [line for line in lines if line["event"] in ("epoch", "end")]
+
+
 def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Test accuracy", "training MACs spent", "test accuracy (mode evaluation)")
+    figure, axes = _figure("Test accuracy", "training MACs spent", "test accuracy")
     for name, lines in metrics.items():
-        epochs = [line for line in lines if line["event"] == "epoch"]
-        axes.plot([e["macs"] for e in epochs], [e["test_accuracy"] for e in epochs], "o-", ms=3, label=name)
+        scored = _scored(lines)
+        axes.plot([e["macs"] for e in scored], [e["test_accuracy"] for e in scored], "o-", ms=3, label=name)
     axes.legend()
     return _svg(figure)
 
 
 def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Cost of the network", "epoch", "MACs per image")
+    figure, axes = _figure("Cost of the network", "step", "MACs per image")
     for name, lines in metrics.items():
-        epochs = [line for line in lines if line["event"] == "epoch"]
-        axes.step([e["epoch"] for e in epochs], [e["macs_per_image"] for e in epochs], where="post", label=name)
+        scored = _scored(lines)
+        axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, label=name)
     axes.set_ylim(bottom=0)
     axes.legend()
     return _svg(figure)

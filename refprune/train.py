@@ -64,6 +64,9 @@ class StepMetrics(NamedTuple):
     gates_on: int
 
 
+REMEDY = "try a smaller optimiser.learning_rate or training.section_scale"
+
+
 class NonFiniteLoss(InputError):
     """The loss is no longer a finite number; the message names the first layer whose output is not finite."""
 
@@ -161,7 +164,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=run_closed)
     if not np.isfinite(base.loss):
         where = first_non_finite(loss, base.tape.gates, run_closed=run_closed)
-        raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {where}")
+        raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {where}; {REMEDY}")
     gradients = loss.gradients(base)
     macs = base.tape.macs + gradients.macs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -100,5 +101,7 @@ def experiments() -> list[str]:
 def experiment_text(name: str) -> str:
     """The TOML text of a named experiment. InputError lists the known ones."""
     if name not in experiments():
-        raise InputError(f"experiment: {name!r} is neither a file nor a known name; known are {', '.join(experiments())}")
+        near = difflib.get_close_matches(name, experiments(), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(f"experiment: {name!r} is neither a file nor a known name{hint}; known are {', '.join(experiments())}")
     return resources.files("refprune").joinpath("experiments", f"{name}.toml").read_text(encoding="utf-8")

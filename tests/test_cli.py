@@ -219,7 +219,8 @@ def test_a_run_ends_with_the_table(finished, tmp_path):
             assert cell in row
     for line in report.decision_lines(summary):
         assert line in out
-    assert "run directory: r\nreport: r/report.html" in out
+    assert out.startswith("run directory: r\n")
+    assert out.endswith("report: r/report.html\n")
 
 
 def test_progress_is_one_line_an_epoch_when_it_goes_to_a_file(finished):
@@ -404,11 +405,34 @@ def test_every_decision_is_one_line():
     decision = {"gate": "section2.unitgate1", "unit": 3, "theta": 0.4, "objective_on": 1.5, "objective_off": 1.25, "on": False}
     summary = {"runs": {"pruned": {"decisions": [decision, decision | {"on": True}]}}}
     assert report.decision_lines(summary) == [
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; J on 1.5000, off 1.2500: removed",
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; J on 1.5000, off 1.2500: kept",
+        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + β: on 1.5000, off 1.2500: removed",
+        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + β: on 1.5000, off 1.2500: kept",
     ]
 
 
 def test_input_errors_are_value_errors():
     assert issubclass(InputError, ValueError)
     assert issubclass(train.NonFiniteLoss, InputError)
+
+
+def test_a_name_cannot_leave_the_folder_of_runs(command, tiny_data):
+    code, out, _ = command("run", *SET, "--set", "name='../../evil name'")
+    assert code == 0
+    assert re.match(r"run directory: runs/-evil-name-\d{8}-\d{6}\n", out)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """`refprune zoo … | head -1`."""
+    code = "import sys; from refprune.cli import main; sys.exit(main(['zoo', 'residual-mlp']))"
+    line = f'{sys.executable} -c "{code}" | true'
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+def test_near_misses_are_named(command, tmp_path):
+    _, _, err = command("run", "quikstart")
+    assert "did you mean quickstart?" in err
+    (tmp_path / "here.TOML").write_text("")
+    code, _, err = command("run", "here.TOML")
+    assert code == 2
+    assert "must end in .toml" in err

@@ -78,7 +78,7 @@ def settings_of_all_kinds(draw):
         learning_rate=draw(positive),
         estimator=kind,
         samples=draw(st.integers(1, 9)) if ESTIMATORS[kind].many_samples else 1,
-        warmup_epochs=draw(positive),
+        warmup_epochs=draw(st.floats(0.0, epochs, exclude_max=True, allow_subnormal=False)),
         threshold=threshold,
         floor=floor,
         undecided=undecided,
@@ -339,6 +339,15 @@ def test_estimators_that_need_a_floor(estimator):
 def test_gates_that_would_go_at_once_are_refused():
     for initial in (0.0, 0.1, 0.2):
         refused({"gates": {"initial": initial, "threshold": 0.2}}, f"gates.initial {initial} must exceed gates.threshold 0.2")
+
+
+def test_a_warm_up_that_never_ends_is_refused():
+    refused({"gates": {"warmup_epochs": 2}, "training": {"epochs": 2}}, "warmup_epochs 2.0 must be less than training.epochs 2")
+
+
+def test_the_defaults_train():
+    """What a file without a word on initialisation does must not diverge: 12 sections with He's full scale explode."""
+    assert Config().training.section_scale < 1.0
 
 
 def test_a_momentum_of_one_is_refused():

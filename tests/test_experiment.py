@@ -272,7 +272,7 @@ def interrupted(folder, rules, *stops):
 def without_seconds(value):
     """The same JSON without wall-clock times, and without the byte count of a file that holds such times."""
     if isinstance(value, dict):
-        drop = ("seconds", "first_step_seconds", "metrics_bytes")
+        drop = ("seconds", "first_step_seconds", "metrics_bytes", "digest")
         return {key: without_seconds(v) for key, v in value.items() if key not in drop}
     return [without_seconds(v) for v in value] if isinstance(value, list) else value
 
@@ -408,7 +408,42 @@ def test_a_checkpoint_without_its_log_is_refused(whole, tmp_path, field):
     header = json.loads(path.read_text())
     header["run"][field] = {}
     path.write_text(json.dumps(header))
+    header["digest"] = checkpoint._digest({key: value for key, value in header.items() if key != "digest"})
+    path.write_text(json.dumps(header))
     with pytest.raises(InputError, match=rf"run\.{field} is missing or of a wrong type"):
+        experiment.resume(tmp_path / "r", progress=QUIET)
+
+
+def test_a_lost_checkpoint_is_not_a_new_run(whole, tmp_path):
+    """Without checkpoint.json a resume must not begin again over the arrays that are there."""
+    shutil.copytree(whole[0], tmp_path / "r")
+    (tmp_path / "r" / "pruned" / checkpoint.NAME).unlink()
+    before = files(tmp_path / "r")
+    with pytest.raises(InputError, match=r"checkpoint\.json: is missing, but checkpoint-.*npz is there"):
+        experiment.resume(tmp_path / "r", progress=QUIET)
+    assert files(tmp_path / "r") == before
+
+
+def test_a_folder_that_another_run_has_just_taken_is_refused(tmp_path, monkeypatch):
+    """Two runs into one folder at once: what the second finds after its own check is the first one's config.toml."""
+    made = experiment.set_up
+
+    def meanwhile(*arguments):
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "config.toml").write_text("taken")
+        return made(*arguments)
+
+    monkeypatch.setattr(experiment, "set_up", meanwhile)
+    with pytest.raises(InputError, match="another run has just begun there"):
+        experiment.run(settings(), tmp_path / "r", progress=QUIET)
+    assert (tmp_path / "r" / "config.toml").read_text() == "taken"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "nonsense"])
+def test_a_spoilt_environment_is_refused(whole, tmp_path, content):
+    shutil.copytree(whole[0], tmp_path / "r")
+    (tmp_path / "r" / "environment.json").write_text(content)
+    with pytest.raises(InputError, match=r"environment\.json: "):
         experiment.resume(tmp_path / "r", progress=QUIET)
 
 
