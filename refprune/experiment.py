@@ -143,7 +143,6 @@ LOG_FIELDS: dict[str, type | tuple[type, ...]] = {
     "first_step_seconds": (float, type(None)),
     "removals": list,
     "decisions": list,
-    "epochs": list,
 }
 
 
@@ -204,7 +203,7 @@ class TrainingRun:
             raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")
         state = train.init(self.settings, self.network)
         log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
-        log |= {"removals": [], "decisions": [], "epochs": []}
+        log |= {"removals": [], "decisions": []}
         self._truncate_metrics(0)
         checkpoint.save(self.directory, state, log)
         return state, log
@@ -248,7 +247,6 @@ class TrainingRun:
         row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
         row |= {"gates": self.settings.gates.evaluation, "sections": count_sections(state.network)}
         row |= {"macs_per_image": complexity.macs(state.network), "macs": state.macs, "seconds": self._seconds()}
-        self.log["epochs"].append(row)
         self._write({"event": "epoch"} | row)
         self.progress.line(
             f"{self.name:9} epoch {epoch:3d}/{self.epochs}  test {100 * score.accuracy:6.2f} %  "

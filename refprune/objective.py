@@ -47,10 +47,11 @@ class BatchLoss:
         position: int = 0,
         run_closed: bool = False,
         branches: Mapping[str, Array] | None = None,
+        observe: Observer | None = None,
     ) -> Evaluation:
         """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5).
 
-        run_closed, branches: as in `network.forward`.
+        run_closed, branches, observe: as in `network.forward`.
         """
         if after is not None and position < after.tape.start:
             raise InputError(f"position: {position} lies before the {after.tape.start} where the known evaluation starts")
@@ -66,6 +67,7 @@ class BatchLoss:
             branches=branches,
             run_closed=run_closed,
             start=position,
+            observe=observe,
         )
         self._check_target(tape.output)
         loss_function = getattr(self.backend, self.network.loss.kind)

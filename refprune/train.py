@@ -235,17 +235,7 @@ def first_non_finite(loss: BatchLoss, gates: Array, *, run_closed: bool) -> str:
             bad.append(name)
 
     with np.errstate(all="ignore"):
-        forward(
-            loss.network,
-            loss.backend,
-            loss.params,
-            loss.x,
-            gates,
-            statistics=loss.statistics,
-            train=loss.train,
-            run_closed=run_closed,
-            observe=look,
-        )
+        loss.evaluate(gates, run_closed=run_closed, observe=look)
     return f"the first layer with an output that is not finite is {bad[0] if bad else 'the loss itself'}"
 
 
