@@ -1,0 +1,73 @@
+"""The memory and the threads of one numba backend: no allocation in the steady state of training.
+
+Arrays are cut from buffers that the workspace keeps. A buffer serves again as soon as nothing outside refers to it, which
+Python's reference count tells; so an array that somebody keeps is never overwritten, and nobody has to give anything back.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from ..layers import Array
+
+ALIGNMENT = 64  # bytes: a cache line
+SMALL = 1 << 14  # bytes up to which NumPy's own allocation costs less than the search here
+KEEP = 512  # requests after which a buffer that nobody used is given back to the system
+NOBODY = 2  # references to a buffer that is free: the workspace's own, and getrefcount's argument
+
+
+class _Buffer:
+    """Bytes that begin with a cache line at `start`, and the number of the last request that they served."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.empty(size + ALIGNMENT, np.uint8)
+        self.start = -self.bytes.ctypes.data % ALIGNMENT
+        self.used = 0
+
+
+class Workspace:
+    """Buffers by size, and how many threads a kernel may use. May be shared by several Python threads."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._buffers: dict[int, list[_Buffer]] = {}  # by size in bytes
+        self._requests = 0
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Like np.empty, C-contiguous; larger arrays start at a cache line."""
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        if size <= SMALL:
+            return np.empty(shape, dtype)
+        with self._lock:
+            self._requests += 1
+            waiting = self._buffers.setdefault(size, [])
+            for buffer in waiting:
+                if sys.getrefcount(buffer.bytes) == NOBODY:
+                    break
+            else:
+                buffer = _Buffer(size)
+                waiting.append(buffer)
+                self._drop_old()
+            buffer.used = self._requests
+            return buffer.bytes[buffer.start : buffer.start + size].view(dtype).reshape(shape)
+
+    def _drop_old(self) -> None:
+        for size, buffers in list(self._buffers.items()):
+            kept = [b for b in buffers if sys.getrefcount(b.bytes) > NOBODY or b.used > self._requests - KEEP]
+            if kept:
+                self._buffers[size] = kept
+            else:
+                del self._buffers[size]
+
+    @property
+    def held(self) -> int:
+        """Bytes of all buffers, in use or waiting."""
+        with self._lock:
+            return sum(size * len(buffers) for size, buffers in self._buffers.items())
