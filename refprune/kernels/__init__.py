@@ -24,6 +24,7 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     import numba
 
     from . import conv, elementwise, matmul, pool, reduce
+    from .workspace import Workspace
 
     config: Any = numba.config
     available = int(config.NUMBA_NUM_THREADS)
@@ -40,4 +41,5 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
         *(pool.max_pool, pool.max_pool_vjp, pool.average_pool, pool.average_pool_vjp),
         *(pool.global_average_pool, pool.global_average_pool_vjp),
     )
-    return {f.__name__: functools.partial(f, threads) for f in chosen}
+    workspace = Workspace(threads)
+    return {f.__name__: functools.partial(f, workspace) for f in chosen}

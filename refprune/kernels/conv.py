@@ -19,6 +19,7 @@ from .. import layers
 from ..layers import Array, Padding, Pair, Saved
 from .compiled import PRODUCT_GRAIN, index, inner, kernel, reader, ready, same_float, share, writer
 from .matmul import DEPTH, QUAD, STRIP, clear_beyond, load_tile, multiply, pack_rows, pack_strip, padded, store_tile
+from .workspace import Workspace
 
 TASKS = 32  # into about so many independent sums the gradient of the weights is divided
 
@@ -257,7 +258,7 @@ def _vjp_weights(part: int, parts: int, x: Array, dy: Array, sums: Array, db: Ar
 
 
 def conv2d(
-    threads: int,
+    workspace: Workspace,
     x: Array,
     w: Array,
     b: Array | None = None,
@@ -282,13 +283,15 @@ def conv2d(
         return layers.conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups)
     pixels = geometry.out[0] * geometry.out[1]
     y = np.empty((x.shape[0], w.shape[0], pixels), x.dtype)
-    parts = share(threads, y.size * len(geometry.taps), PRODUCT_GRAIN)
+    parts = share(workspace.threads, y.size * len(geometry.taps), PRODUCT_GRAIN)
     bias = np.empty(0, x.dtype) if b is None else ready(b)
     _forward[x.dtype](parts, ready(x), _flat(w, geometry), bias, y, geometry.taps, geometry.numbers)
     return y.reshape(*y.shape[:2], *geometry.out), Saved((x, w, stride, padding, dilation, groups))
 
 
-def conv2d_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array]:
+def conv2d_vjp(
+    workspace: Workspace, saved: Saved, dy: Array, *, input_gradient: bool = True
+) -> tuple[Array | None, Array, Array]:
     """Same contract as `layers.conv2d_vjp`."""
     x, w, stride, padding, dilation, groups = saved.values
     if not (x.ndim == 4 and same_float(x, w, dy)):
@@ -297,7 +300,7 @@ def conv2d_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = 
     if dy.shape != (x.shape[0], w.shape[0], *geometry.out):
         return layers.conv2d_vjp(saved, dy, input_gradient=input_gradient)
     taps, numbers, depth = geometry.taps, geometry.numbers, len(geometry.taps)
-    parts = share(threads, dy.size * depth, PRODUCT_GRAIN)
+    parts = share(workspace.threads, dy.size * depth, PRODUCT_GRAIN)
     dy, x = ready(dy).reshape(*dy.shape[:2], geometry.out[0] * geometry.out[1]), ready(x)
     dx = np.empty(x.shape, x.dtype) if input_gradient else None
     if dx is not None:

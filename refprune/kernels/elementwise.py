@@ -10,6 +10,7 @@ import numpy as np
 from .. import layers
 from ..layers import Array, Pair, Saved
 from .compiled import ELEMENT_GRAIN, index, inner, int8, kernel, reader, ready, real64, same_float, share, writer
+from .workspace import Workspace
 
 BLOCK = 512  # columns whose sums over the batch are carried at once
 
@@ -54,7 +55,9 @@ def _leaky_relu_vjp(
         dx[i] = dy[i] * factor
 
 
-def leaky_relu(threads: int, x: Array, *, slope: float, at_zero: float, branch: Array | None = None) -> tuple[Array, Saved]:
+def leaky_relu(
+    workspace: Workspace, x: Array, *, slope: float, at_zero: float, branch: Array | None = None
+) -> tuple[Array, Saved]:
     """Same contract as `layers.leaky_relu`."""
     if not same_float(x):
         return layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
@@ -63,12 +66,12 @@ def leaky_relu(threads: int, x: Array, *, slope: float, at_zero: float, branch: 
         y, saved = layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
         return y, Saved(slopes, saved.branch)
     y, sign = np.empty(x.shape, x.dtype), np.empty(x.shape, np.int8)
-    parts = share(threads, x.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
     _leaky_relu[x.dtype](parts, _line(x), *slopes, _line(y), _line(sign))
     return y, Saved(slopes, sign)
 
 
-def leaky_relu_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def leaky_relu_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.leaky_relu_vjp`."""
     if not isinstance(saved.values, _Slopes):
         return layers.leaky_relu_vjp(saved, dy)
@@ -77,7 +80,7 @@ def leaky_relu_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
         factor = np.choose(branch + 1, slopes).astype(dy.real.dtype)
         return layers.leaky_relu_vjp(Saved((factor,)), dy)
     dx = np.empty(dy.shape, dy.dtype)
-    parts = share(threads, dy.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, dy.size, ELEMENT_GRAIN)
     _leaky_relu_vjp[dy.dtype](parts, _line(dy), *slopes, _line(branch), _line(dx))
     return (dx,)
 
@@ -129,32 +132,32 @@ def _gate_fits(x: Array, g: Array) -> bool:
     return x.ndim >= 2 and (g.ndim == 0 or g.shape == (x.shape[1],)) and same_float(x, g)
 
 
-def gate(threads: int, x: Array, g: Array) -> tuple[Array, Saved]:
+def gate(workspace: Workspace, x: Array, g: Array) -> tuple[Array, Saved]:
     """Same contract as `layers.gate`."""
     if not _gate_fits(x, g):
         return layers.gate(x, g)
-    return scaled(threads, x, g), Saved((x, g))
+    return scaled(workspace, x, g), Saved((x, g))
 
 
-def gate_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array]:
+def gate_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
     """Same contract as `layers.gate_vjp`."""
     x, g = saved.values
     if not (_gate_fits(x, g) and same_float(x, dy) and dy.shape == x.shape):
         return layers.gate_vjp(saved, dy)
     n, c, pixels = planes(x)
     sums = np.empty(c * pixels)
-    parts = share(threads, x.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
     _column_products[x.dtype](parts, ready(x).reshape(n, len(sums)), ready(dy).reshape(n, len(sums)), sums)
     dg = sums.sum() if g.ndim == 0 else sums.reshape(c, pixels).sum(axis=1)
-    return scaled(threads, dy, g), np.asarray(dg, dtype=x.dtype)
+    return scaled(workspace, dy, g), np.asarray(dg, dtype=x.dtype)
 
 
-def scaled(threads: int, x: Array, g: Array) -> Array:
+def scaled(workspace: Workspace, x: Array, g: Array) -> Array:
     """g ⊙ x."""
     y = np.empty(x.shape, x.dtype)
     n, c, pixels = planes(x)
     shape = (n, c, pixels) if g.ndim else (n, 1, c * pixels)
-    _gate[x.dtype](share(threads, x.size, ELEMENT_GRAIN), ready(x).reshape(shape), _line(g), y.reshape(shape))
+    _gate[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), ready(x).reshape(shape), _line(g), y.reshape(shape))
     return y
 
 
@@ -181,7 +184,7 @@ def _add_channels(part: int, parts: int, shortcut: Array, path: Array, channels:
                 y[n, channels[k], p] = shortcut[n, channels[k], p] + path[n, k, p]
 
 
-def add(threads: int, shortcut: Array, path: Array, *, channels: tuple[int, ...] | None) -> tuple[Array, Saved]:
+def add(workspace: Workspace, shortcut: Array, path: Array, *, channels: tuple[int, ...] | None) -> tuple[Array, Saved]:
     """Same contract as `layers.add`."""
     chosen = np.arange(0) if channels is None else np.asarray(channels, dtype=np.intp)
     if channels is None:
@@ -192,7 +195,7 @@ def add(threads: int, shortcut: Array, path: Array, *, channels: tuple[int, ...]
     if not (matching and same_float(shortcut, path)):
         return layers.add(shortcut, path, channels=channels)
     y = np.empty(shortcut.shape, shortcut.dtype)
-    parts = share(threads, y.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, y.size, ELEMENT_GRAIN)
     if channels is None:
         _add[y.dtype](parts, _line(shortcut), _line(path), _line(y))
         return y, Saved((None,))
@@ -202,7 +205,7 @@ def add(threads: int, shortcut: Array, path: Array, *, channels: tuple[int, ...]
     return y, Saved((chosen,))
 
 
-def add_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array]:
+def add_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
     """Same contract as `layers.add_vjp`."""
     (chosen,) = saved.values
     return dy, dy if chosen is None else np.take(dy, chosen, axis=1)
@@ -232,16 +235,16 @@ def _subsampled(shape: tuple[int, ...], stride: Pair) -> tuple[int, int]:
     return -(-shape[2] // stride[0]), -(-shape[3] // stride[1])
 
 
-def subsample_pad(threads: int, x: Array, *, stride: Pair, before: int, after: int) -> tuple[Array, Saved]:
+def subsample_pad(workspace: Workspace, x: Array, *, stride: Pair, before: int, after: int) -> tuple[Array, Saved]:
     """Same contract as `layers.subsample_pad`."""
     if not (x.ndim == 4 and min(stride) > 0 and min(before, after) >= 0 and same_float(x)):
         return layers.subsample_pad(x, stride=stride, before=before, after=after)
     y = np.empty((x.shape[0], before + x.shape[1] + after, *_subsampled(x.shape, stride)), x.dtype)
-    _subsample_pad[x.dtype](share(threads, y.size, ELEMENT_GRAIN), ready(x), *stride, before, y)
+    _subsample_pad[x.dtype](share(workspace.threads, y.size, ELEMENT_GRAIN), ready(x), *stride, before, y)
     return y, Saved((x.shape, stride, before))
 
 
-def subsample_pad_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def subsample_pad_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.subsample_pad_vjp`."""
     shape, stride, before = saved.values
     matching = len(shape) == 4 and dy.ndim == 4 and dy.shape[1] >= before + shape[1]
@@ -250,5 +253,5 @@ def subsample_pad_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
     if dy.shape[2] != _subsampled(shape, stride)[0]:
         return layers.subsample_pad_vjp(saved, dy)
     dx = np.empty(shape, dy.dtype)
-    _subsample_pad_vjp[dy.dtype](share(threads, dx.size, ELEMENT_GRAIN), ready(dy), *stride, before, dx)
+    _subsample_pad_vjp[dy.dtype](share(workspace.threads, dx.size, ELEMENT_GRAIN), ready(dy), *stride, before, dx)
     return (dx,)

@@ -12,6 +12,7 @@ import numpy as np
 from .. import layers
 from ..layers import Array, Saved
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, inner, kernel, reader, ready, same_float, share, writer
+from .workspace import Workspace
 
 QUAD = 4  # rows of a tile, and steps of the inner index that are taken at once
 STRIP = 256  # columns of a packed strip
@@ -161,19 +162,21 @@ def _column_sums(part: int, parts: int, a: Array, sums: Array) -> None:
             mine[j] += row[j]
 
 
-def dense(threads: int, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Saved]:
+def dense(workspace: Workspace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Saved]:
     """Same contract as `layers.dense`."""
     matching = x.ndim == 2 and w.ndim == 2 and x.shape[1] == w.shape[1] and (b is None or b.shape == (w.shape[0],))
     if not (matching and same_float(x, w, b)):
         return layers.dense(x, w, b)
     y = np.empty((x.shape[0], w.shape[0]), x.dtype)
-    parts = share(threads, y.size * x.shape[1], PRODUCT_GRAIN)
+    parts = share(workspace.threads, y.size * x.shape[1], PRODUCT_GRAIN)
     bias = np.empty(0, x.dtype) if b is None else ready(b)
     _product[x.dtype](parts, ready(x), False, ready(w), True, bias, y)
     return y, Saved((x, w))
 
 
-def dense_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array]:
+def dense_vjp(
+    workspace: Workspace, saved: Saved, dy: Array, *, input_gradient: bool = True
+) -> tuple[Array | None, Array, Array]:
     """Same contract as `layers.dense_vjp`."""
     x, w = saved.values
     if dy.shape != (x.shape[0], w.shape[0]) or x.ndim != 2 or not same_float(x, w, dy):
@@ -182,9 +185,9 @@ def dense_vjp(threads: int, saved: Saved, dy: Array, *, input_gradient: bool = T
     x, w, dy = ready(x), ready(w), ready(dy)
     dx = np.empty(x.shape, dtype) if input_gradient else None
     dw, db = np.empty(w.shape, dtype), np.empty(w.shape[0], dtype)
-    parts = share(threads, dy.size * x.shape[1], PRODUCT_GRAIN)
+    parts = share(workspace.threads, dy.size * x.shape[1], PRODUCT_GRAIN)
     if dx is not None:
         _product[dtype](parts, dy, False, w, False, none, dx)
     _product[dtype](parts, dy, True, x, False, none, dw)
-    _column_sums[dtype](share(threads, dy.size, ELEMENT_GRAIN), dy, db)
+    _column_sums[dtype](share(workspace.threads, dy.size, ELEMENT_GRAIN), dy, db)
     return dx, dw, db

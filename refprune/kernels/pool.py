@@ -9,6 +9,7 @@ import numpy as np
 from .. import layers
 from ..layers import Array, Padding, Pair, Saved
 from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, same_float, share, writer
+from .workspace import Workspace
 
 
 @functools.lru_cache(maxsize=1024)
@@ -129,27 +130,27 @@ def _spread(part: int, parts: int, dy: Array, count: float, dx: Array) -> None:
 
 
 def max_pool(
-    threads: int, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, ties: str, branch: Array | None = None
+    workspace: Workspace, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, ties: str, branch: Array | None = None
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.max_pool`; a forced branch is taken by the oracle's own code."""
     if branch is not None or not _fits(x, kernel, stride, padding):
         return layers.max_pool(x, kernel=kernel, stride=stride, padding=padding, ties=ties, branch=branch)
     out = _out(x.shape, kernel, stride, padding)
     y, taken = np.empty((x.shape[0] * x.shape[1], *out), x.dtype), np.empty((x.shape[0] * x.shape[1], *out), np.intp)
-    parts = share(threads, y.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
+    parts = share(workspace.threads, y.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
     _max_pool[x.dtype](parts, _planes(x), _window(kernel, stride, padding), ties != "first", y, taken)
     shape = (*x.shape[:2], *out)
     return y.reshape(shape), Saved((x.shape, kernel, stride, padding), taken.reshape(shape))
 
 
-def max_pool_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def max_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.max_pool_vjp`."""
     shape, kernel, stride, padding = saved.values
     taken = np.asarray(saved.branch, dtype=np.intp)
     if not (same_float(dy) and dy.shape == (*shape[:2], *_out(shape, kernel, stride, padding)) == taken.shape):
         return layers.max_pool_vjp(saved, dy)
     dx = np.empty(shape, dy.dtype)
-    parts = share(threads, dy.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
+    parts = share(workspace.threads, dy.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
     _max_pool_vjp[dy.dtype](parts, _planes(dy), _planes(taken), _window(kernel, stride, padding), _planes(dx))
     return (dx,)
 
@@ -168,7 +169,7 @@ def _count(size: Pair, kernel: Pair, stride: Pair, padding: Padding, out: Pair, 
 
 
 def average_pool(
-    threads: int, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool
+    workspace: Workspace, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.average_pool`."""
     if not _fits(x, kernel, stride, padding):
@@ -176,39 +177,39 @@ def average_pool(
     out = _out(x.shape, kernel, stride, padding)
     count = _count(x.shape[2:], kernel, stride, padding, out, count_padding, x.dtype.name)
     y = np.empty((x.shape[0] * x.shape[1], *out), x.dtype)
-    parts = share(threads, y.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
+    parts = share(workspace.threads, y.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
     _average_pool[x.dtype](parts, _planes(x), count[0, 0], _window(kernel, stride, padding), y)
     return y.reshape(*x.shape[:2], *out), Saved((x.shape, count, kernel, stride, padding))
 
 
-def average_pool_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def average_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.average_pool_vjp`."""
     shape, count, kernel, stride, padding = saved.values
     if not (same_float(dy, count) and dy.shape == (*shape[:2], *count.shape[2:])):
         return layers.average_pool_vjp(saved, dy)
     dx = np.empty(shape, dy.dtype)
-    parts = share(threads, dy.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
+    parts = share(workspace.threads, dy.size * kernel[0] * kernel[1], ELEMENT_GRAIN)
     window = _window(kernel, stride, padding)
     _average_pool_vjp[dy.dtype](parts, _planes(dy), ready(count)[0, 0], window, _planes(dx))
     return (dx,)
 
 
-def global_average_pool(threads: int, x: Array) -> tuple[Array, Saved]:
+def global_average_pool(workspace: Workspace, x: Array) -> tuple[Array, Saved]:
     """Same contract as `layers.global_average_pool`."""
     if not (x.ndim == 4 and x.shape[2] * x.shape[3] > 0 and same_float(x)):
         return layers.global_average_pool(x)
     y = np.empty(x.shape[:2], x.dtype)
     flat = ready(x).reshape(y.size, x.shape[2] * x.shape[3])
-    _row_means[x.dtype](share(threads, x.size, ELEMENT_GRAIN), flat, y.reshape(y.size))
+    _row_means[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), flat, y.reshape(y.size))
     return y, Saved((x.shape,))
 
 
-def global_average_pool_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def global_average_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.global_average_pool_vjp`."""
     (shape,) = saved.values
     if not (len(shape) == 4 and dy.shape == shape[:2] and shape[2] * shape[3] > 0 and same_float(dy)):
         return layers.global_average_pool_vjp(saved, dy)
     dx, pixels = np.empty(shape, dy.dtype), shape[2] * shape[3]
-    parts = share(threads, dx.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, dx.size, ELEMENT_GRAIN)
     _spread[dy.dtype](parts, ready(dy).reshape(dy.size), dy.dtype.type(pixels), dx.reshape(dy.size, pixels))
     return (dx,)

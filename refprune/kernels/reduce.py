@@ -15,6 +15,7 @@ from .. import layers
 from ..layers import Array, Saved
 from .compiled import ELEMENT_GRAIN, index, inner, kernel, reader, ready, real64, same_float, share, writer
 from .elementwise import BLOCK, planes, scaled
+from .workspace import Workspace
 
 # --------------------------------------------------------------------------------------------------------------------
 # Batch normalisation
@@ -159,28 +160,28 @@ def _batch_norm_vjp(
                     dx[n, c, p] = (dy[n, c, p] - a - (x[n, c, p] - m) * i * b) * s
 
 
-def batch_norm(threads: int, x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
+def batch_norm(workspace: Workspace, x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
     """Same contract as `layers.batch_norm`."""
     if not _norm_fits(x, gain, bias) or x.size <= x.shape[1]:
         return layers.batch_norm(x, gain, bias, eps=eps)
     n, c, pixels = planes(x)
     mean, variance = np.empty(c, x.dtype), np.empty(c, x.dtype)
-    _moments[x.dtype](share(threads, x.size, ELEMENT_GRAIN), ready(x).reshape(n, c * pixels), mean, variance)
-    y, saved = batch_norm_eval(threads, x, gain, bias, mean, variance, eps=eps)
+    _moments[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), ready(x).reshape(n, c * pixels), mean, variance)
+    y, saved = batch_norm_eval(workspace, x, gain, bias, mean, variance, eps=eps)
     return y, saved._replace(statistics=(mean, variance, n * pixels))
 
 
-def batch_norm_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
+def batch_norm_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     """Same contract as `layers.batch_norm_vjp`."""
     if not isinstance(saved.values, _Normalised):
         return layers.batch_norm_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):
         return layers.batch_norm_vjp(_oracle_saved(saved.values), dy)
     x, mean, inverse, gain = saved.values
-    dgain, dbias = _gain_bias(threads, saved.values, dy)
+    dgain, dbias = _gain_bias(workspace, saved.values, dy)
     shape, dx, count = planes(x), np.empty(x.shape, x.dtype), x.dtype.type(max(x.size // max(x.shape[1], 1), 1))
     _batch_norm_vjp[x.dtype](
-        share(threads, x.size, ELEMENT_GRAIN),
+        share(workspace.threads, x.size, ELEMENT_GRAIN),
         ready(x).reshape(shape),
         mean,
         inverse,
@@ -194,7 +195,7 @@ def batch_norm_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array,
 
 
 def batch_norm_eval(
-    threads: int, x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float
+    workspace: Workspace, x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.batch_norm_eval`."""
     if not _norm_fits(x, gain, bias, mean, variance):
@@ -203,7 +204,7 @@ def batch_norm_eval(
     shape, y = planes(x), np.empty(x.shape, x.dtype)
     mean, gain = ready(mean), ready(gain)
     _normalise[x.dtype](
-        share(threads, x.size, ELEMENT_GRAIN),
+        share(workspace.threads, x.size, ELEMENT_GRAIN),
         ready(x).reshape(shape),
         mean,
         inverse,
@@ -214,15 +215,15 @@ def batch_norm_eval(
     return y, Saved(_Normalised(x, mean, inverse, gain))
 
 
-def batch_norm_eval_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
+def batch_norm_eval_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
     """Same contract as `layers.batch_norm_eval_vjp`."""
     if not isinstance(saved.values, _Normalised):
         return layers.batch_norm_eval_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):
         return layers.batch_norm_eval_vjp(_oracle_saved(saved.values), dy)
     _, _, inverse, gain = saved.values
-    dgain, dbias = _gain_bias(threads, saved.values, dy)
-    return scaled(threads, dy, gain * inverse), dgain, dbias
+    dgain, dbias = _gain_bias(workspace, saved.values, dy)
+    return scaled(workspace, dy, gain * inverse), dgain, dbias
 
 
 def _norm_fits(x: Array, *vectors: Array) -> bool:
@@ -240,12 +241,12 @@ def _oracle_saved(values: _Normalised) -> Saved:
     return Saved(((x - mean.reshape(column)) * inverse.reshape(column), inverse, gain))
 
 
-def _gain_bias(threads: int, values: _Normalised, dy: Array) -> tuple[Array, Array]:
+def _gain_bias(workspace: Workspace, values: _Normalised, dy: Array) -> tuple[Array, Array]:
     x, mean, inverse, _ = values
     n, c, pixels = planes(x)
     dgain, dbias = np.empty(c, x.dtype), np.empty(c, x.dtype)
     flat, dflat = ready(x).reshape(n, c * pixels), ready(dy).reshape(n, c * pixels)
-    parts = share(threads, x.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
     _gain_bias_vjp[x.dtype](parts, flat, mean, inverse, dflat, dgain, dbias)
     return dgain, dbias
 
@@ -281,28 +282,28 @@ def _cross_entropy_vjp(part: int, parts: int, log_softmax: Array, labels: Array,
             d[n, k] = (p - 1 if k == labels[n] else p) * scale
 
 
-def cross_entropy(threads: int, logits: Array, labels: Array, *, reduction: str) -> tuple[Array, Saved]:
+def cross_entropy(workspace: Workspace, logits: Array, labels: Array, *, reduction: str) -> tuple[Array, Saved]:
     """Same contract as `layers.cross_entropy`."""
     indices = np.asarray(labels)
     matching = logits.ndim == 2 and logits.size > 0 and indices.shape == logits.shape[:1] and indices.dtype.kind in "iu"
     if not (matching and same_float(logits) and indices.min() >= 0 and indices.max() < logits.shape[1]):
         return layers.cross_entropy(logits, labels, reduction=reduction)
     out, losses = np.empty(logits.shape, logits.dtype), np.empty(len(logits))
-    parts = share(threads, logits.size, ELEMENT_GRAIN // 8)
+    parts = share(workspace.threads, logits.size, ELEMENT_GRAIN // 8)
     chosen = ready(indices.astype(np.intp, copy=False))
     _log_softmax[logits.dtype](parts, ready(logits), chosen, out, losses)
     loss = losses.mean() if reduction == "mean" else losses.sum()
     return np.asarray(loss, dtype=logits.dtype), Saved((out, chosen, reduction))
 
 
-def cross_entropy_vjp(threads: int, saved: Saved, dy: Array) -> tuple[Array]:
+def cross_entropy_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.cross_entropy_vjp`."""
     log_softmax, labels, reduction = saved.values
     if not (log_softmax.size and np.ndim(dy) == 0 and same_float(log_softmax, np.asarray(dy))):
         return layers.cross_entropy_vjp(saved, dy)
     d = np.empty(log_softmax.shape, log_softmax.dtype)
     scale = dy / len(labels) if reduction == "mean" else dy
-    parts = share(threads, d.size, ELEMENT_GRAIN // 8)
+    parts = share(workspace.threads, d.size, ELEMENT_GRAIN // 8)
     chosen = ready(np.asarray(labels, dtype=np.intp))
     _cross_entropy_vjp[d.dtype](parts, ready(log_softmax), chosen, d.dtype.type(scale), d)
     return (d,)

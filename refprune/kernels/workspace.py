@@ -56,7 +56,8 @@ class Workspace:
                 waiting.append(buffer)
                 self._drop_old()
             buffer.used = self._requests
-            return buffer.bytes[buffer.start : buffer.start + size].view(dtype).reshape(shape)
+            array: Array = buffer.bytes[buffer.start : buffer.start + size].view(dtype).reshape(shape)
+            return array
 
     def _drop_old(self) -> None:
         for size, buffers in list(self._buffers.items()):
