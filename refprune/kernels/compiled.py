@@ -32,7 +32,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 #: Work below which a part is not worth a thread: multiply-adds of a product, elements of anything else (about 20 µs).
 PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 19, 1 << 15
 
-_HAS_FMA = platform.machine() not in ("x86_64", "AMD64") or bool(binding.get_host_cpu_features().get("fma"))
+HAS_FMA = platform.machine() not in ("x86_64", "AMD64") or bool(binding.get_host_cpu_features().get("fma"))
 
 
 def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
@@ -40,7 +40,7 @@ def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         get: Any = cgutils.get_or_insert_function
-        if not _HAS_FMA:
+        if not HAS_FMA:
             return builder.fadd(builder.fmul(args[0], args[1]), args[2])
         kind = args[0].type
         name = f"llvm.fma.{'f32' if kind == ir.FloatType() else 'f64'}"
