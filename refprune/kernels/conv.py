@@ -15,6 +15,7 @@ from .. import layers
 from ..layers import Array, Padding, Pair, Saved
 from .compiled import ELEMENT_GRAIN, index, kernel, reader, ready, same_float, share, writer
 from .correlate import Window, correlate
+from .matmul import NOTHING
 from .weights import channel_sums, weight_gradient
 from .workspace import Workspace
 
@@ -128,14 +129,11 @@ def _forward(
     workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, relu: bool, groups: int, window: Window
 ) -> Array:
     y = workspace.empty((x.shape[0], w.shape[0], *window.out), x.dtype)
-    none = _NOTHING[x.dtype]
+    none = NOTHING[x.dtype]
     flat = ready(w).reshape(w.shape[0], -1) if w.size else np.zeros((w.shape[0], 0), x.dtype)
     s, t = (none if v is None else ready(v) for v in (scale, shift))
     correlate(workspace, ready(x), flat, s, t, relu, y, groups, window)
     return y
-
-
-_NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in ("float32", "float64")}
 
 
 def conv2d_vjp(
@@ -165,7 +163,7 @@ def _input_gradient(
     groups: int,
 ) -> Array:
     dx = workspace.empty(shape, dy.dtype)
-    none, inputs, outputs = _NOTHING[dy.dtype], w.shape[1], w.shape[0] // groups
+    none, inputs, outputs = NOTHING[dy.dtype], w.shape[1], w.shape[0] // groups
     flat = w.reshape(w.shape[0], inputs, 1, w.shape[2] * w.shape[3])
     parts = share(workspace.threads, w.size, ELEMENT_GRAIN)
     for taps, window in _phases(shape[2:], w.shape[2:], stride, padding, dilation, dy.shape[2:]):

@@ -1,154 +1,225 @@
-"""Matrix products and the dense layer. Same contract as `layers.dense`.
+"""Matrix products and the dense layer. Same contracts as in `layers`.
 
-Every entry of a product is one chain of fused multiply-adds over the inner index, in ascending order, from 0; so it does
-not depend on blocking or threads. The chain is cut into QUADs: packed rows hold 4×4 blocks of A (block, row, step), a
-packed strip holds up to STRIP columns of B, and `multiply` adds four rows times the strip to a 4×STRIP tile.
+* `product`: C = A B with any strides, by outer tiles. B is packed to strips[strip, k, column], zeros beyond its last column; A is
+  read in place, or packed to rows[tile, k, row] where its numbers lie too far apart for that.
+* `_dense`: x wᵀ by dot tiles, both operands in place: for long rows, or few examples.
+
+An entry's order of summation depends on neither blocking nor threads: ascending k in one chain of fused multiply-adds
+(outer), or by lanes (dot).
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 
 from .. import layers
 from ..layers import Array, Saved
-from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, inner, kernel, reader, ready, same_float, share, writer
+from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
+from .microkernel import DOT_COLUMNS, DOT_ROWS, HOST, ROWS, VECTORS, copy, dot, outer
 from .workspace import Workspace
 
-QUAD = 4  # rows of a tile, and steps of the inner index that are taken at once
-STRIP = 256  # columns of a packed strip
-DEPTH = 256  # steps of the inner index that are packed at once: a strip stays in the second-level cache
-LANES = 8  # widths are rounded up to this
+DEPTH = 384  # steps of the inner index that are packed at once
+BLOCK = 768  # columns of B, and rows of A, that are packed at once
+FAR = 1 << 17  # A is packed if a block of it spans more numbers than this
+LONG = 256  # rows that are longer than this are multiplied by dot tiles, and so are products of few examples
+FEW = 4
 
 
 @inner
-def multiply(rows: Array, start: int, strip: Array, tile: Array, quads: int, width: int) -> None:
-    """tile[4, :width] += A B for the packed 4×(4·quads) block of A at rows[start:] and the packed strip of B."""
-    for quad in range(quads):
-        r = start + quad * 16
-        a00, a01, a02, a03 = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
-        a10, a11, a12, a13 = rows[r + 4], rows[r + 5], rows[r + 6], rows[r + 7]
-        a20, a21, a22, a23 = rows[r + 8], rows[r + 9], rows[r + 10], rows[r + 11]
-        a30, a31, a32, a33 = rows[r + 12], rows[r + 13], rows[r + 14], rows[r + 15]
-        s = quad * QUAD * STRIP
-        for j in range(width):
-            b0, b1, b2, b3 = strip[s + j], strip[s + STRIP + j], strip[s + 2 * STRIP + j], strip[s + 3 * STRIP + j]
-            tile[j] = fma(a03, b3, fma(a02, b2, fma(a01, b1, fma(a00, b0, tile[j]))))
-            tile[STRIP + j] = fma(a13, b3, fma(a12, b2, fma(a11, b1, fma(a10, b0, tile[STRIP + j]))))
-            tile[2 * STRIP + j] = fma(a23, b3, fma(a22, b2, fma(a21, b1, fma(a20, b0, tile[2 * STRIP + j]))))
-            tile[3 * STRIP + j] = fma(a33, b3, fma(a32, b2, fma(a31, b1, fma(a30, b0, tile[3 * STRIP + j]))))
-
-
-@inner
-def padded(width: int) -> int:
-    """The width that `multiply` is asked for; a strip's columns up to there must hold finite numbers."""
-    return (width + LANES - 1) // LANES * LANES
-
-
-@inner
-def clear_beyond(strip: Array, depth: int, width: int) -> None:
-    """Zeros in the rest of a strip that `multiply` will read: columns up to the lanes, steps up to the quad."""
+def _pack_strip(
+    b: Array, row: int, step: int, k0: int, depth: int, j0: int, columns: int, across: int, strips: Array, to: int
+) -> None:
+    """strips[to:][k, j] = B(k0 + k, j0 + j), where B(k, j) is number k·row + j·step of b."""
     for k in range(depth):
-        for j in range(width, padded(width)):
-            strip[k * STRIP + j] = 0
-    for k in range(depth, (depth + QUAD - 1) // QUAD * QUAD):
-        for j in range(padded(width)):
-            strip[k * STRIP + j] = 0
+        start, at = (k0 + k) * row + j0 * step, to + k * across
+        mine = strips[at : at + across]
+        if columns < across:
+            mine[:] = 0
+        if step == 1:
+            copy(strips, at, b, start, columns)
+        else:
+            for j in range(columns):
+                mine[j] = b[start + j * step]
 
 
 @inner
-def pack_strip(b: Array, transposed: bool, k0: int, depth: int, j0: int, width: int, strip: Array) -> None:
-    """Packs B[k0:k0+depth, j0:j0+width], where B is b or its transpose."""
-    if transposed:
-        for block in range(0, depth, 16):
-            steps = min(16, depth - block)
-            for j in range(width):
-                for k in range(block, block + steps):
-                    strip[k * STRIP + j] = b[j0 + j, k0 + k]
-    else:
-        for k in range(depth):
-            row, packed = b[k0 + k, j0 : j0 + width], strip[k * STRIP : k * STRIP + width]
-            for j in range(width):
-                packed[j] = row[j]
-    clear_beyond(strip, depth, width)
-
-
-@inner
-def pack_rows(a: Array, transposed: bool, i0: int, i1: int, k0: int, depth: int, rows: Array, start: int) -> None:
-    """Packs A[i0:min(i0+4, i1), k0:k0+depth], where A is a or its transpose; zeros fill the missing rows and steps."""
-    count = min(QUAD, i1 - i0)
-    quads = (depth + QUAD - 1) // QUAD
-    if count < QUAD or depth < quads * QUAD:
-        for r in range(start, start + quads * 16):
-            rows[r] = 0
-    if transposed:
-        for k in range(depth):
-            r = start + (k // QUAD) * 16 + k % QUAD
+def _pack_rows(a: Array, row: int, step: int, i0: int, count: int, k0: int, depth: int, rows: Array, to: int) -> None:
+    """rows[to:][k, i] = A(i0 + i, k0 + k), ROWS numbers from one k to the next."""
+    for k in range(depth):
+        start, at = i0 * row + (k0 + k) * step, to + k * ROWS
+        if row == 1:
+            copy(rows, at, a, start, count)
+        else:
             for i in range(count):
-                rows[r + i * QUAD] = a[k0 + k, i0 + i]
-    else:
-        for i in range(count):
-            for quad in range(depth // QUAD):
-                r = start + quad * 16 + i * QUAD
-                for k in range(QUAD):
-                    rows[r + k] = a[i0 + i, k0 + quad * QUAD + k]
-            for k in range(depth // QUAD * QUAD, depth):
-                rows[start + (k // QUAD) * 16 + i * QUAD + k % QUAD] = a[i0 + i, k0 + k]
+                rows[at + i] = a[start + i * row]
 
 
-@inner
-def product(a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array, part: int, parts: int) -> None:
-    """This part's share of c = A B + bias; bias has one entry per column of c, or none at all."""
-    low, high, left, right = 0, c.shape[0], 0, c.shape[1]
-    if right >= 64 * parts:  # share the columns, so that no strip is packed twice
-        lanes = (right + LANES - 1) // LANES
-        left, right = part * lanes // parts * LANES, min(right, (part + 1) * lanes // parts * LANES)
-    else:
-        quads = (high + QUAD - 1) // QUAD
-        low, high = part * quads // parts * QUAD, min(high, (part + 1) * quads // parts * QUAD)
-    depth = a.shape[0] if a_transposed else a.shape[1]
-    most = (min(depth, DEPTH) + QUAD - 1) // QUAD * QUAD
-    strip = np.empty(most * STRIP, c.dtype)
-    rows = np.empty(most * QUAD, c.dtype)
-    tile = np.empty(QUAD * STRIP, c.dtype)
-    for j0 in range(left, right, STRIP):
-        width = min(STRIP, right - j0)
+@kernel(
+    lambda f: (
+        *(reader(f, 1), index, index, index, reader(f, 1), index, index, index, index, flag, reader(index, 1)),
+        *(writer(f, 2), writer(f, 2)),
+    )
+)
+def _product(
+    part: int, parts: int, a: Array, a_row: int, a_step: int, m: int, b: Array, b_row: int, b_step: int, n: int, depth: int,
+    symmetric: bool, lines: Array, scratch: Array, c: Array,
+) -> None:  # fmt: skip
+    """C(i, j) = Σ_k a[i·a_row + k·a_step]·b[k·b_row + j·b_step]; if symmetric, only what lies on or above the diagonal's tiles."""
+    lanes = HOST.vector_bytes // c.itemsize
+    across = lanes * VECTORS
+    far = a_step * min(depth, DEPTH) > FAR
+    at_once = BLOCK // across
+    strips = scratch[part, : at_once * DEPTH * across]
+    rows = scratch[part, at_once * DEPTH * across : at_once * DEPTH * across + BLOCK * DEPTH]
+    edge = scratch[part, at_once * DEPTH * across + BLOCK * DEPTH :]
+    mine = ((n + across - 1) // across - part + parts - 1) // parts  # strips part, part + parts, …
+    for s0 in range(0, mine, at_once):
+        s1 = min(mine, s0 + at_once)
         for k0 in range(0, max(depth, 1), DEPTH):
             steps = min(DEPTH, depth - k0)
-            pack_strip(b, b_transposed, k0, steps, j0, width, strip)
-            for i0 in range(low, high, QUAD):
-                pack_rows(a, a_transposed, i0, high, k0, steps, rows, 0)
-                load_tile(c, i0, high, j0, width, k0 == 0, tile)
-                multiply(rows, 0, strip, tile, (steps + QUAD - 1) // QUAD, padded(width))
-                store_tile(c, i0, high, j0, width, tile)
-        if bias.size:
-            for i in range(low, high):
-                for j in range(j0, j0 + width):
-                    c[i, j] += bias[j]
+            for s in range(s0, s1):
+                j0 = (part + s * parts) * across
+                _pack_strip(b, b_row, b_step, k0, steps, j0, min(across, n - j0), across, strips, (s - s0) * DEPTH * across)
+            for m0 in range(0, m, BLOCK):
+                m1 = min(m, m0 + BLOCK)
+                tiles = (m1 - m0 + ROWS - 1) // ROWS
+                if far:
+                    for t in range(tiles):
+                        i0, i1 = m0 + t * (m1 - m0) // tiles, m0 + (t + 1) * (m1 - m0) // tiles
+                        _pack_rows(a, a_row, a_step, i0, i1 - i0, k0, steps, rows, t * ROWS * DEPTH)
+                for s in range(s0, s1):
+                    j0, at = (part + s * parts) * across, (s - s0) * DEPTH * across
+                    columns = min(across, n - j0)
+                    for t in range(tiles):
+                        i0, i1 = m0 + t * (m1 - m0) // tiles, m0 + (t + 1) * (m1 - m0) // tiles
+                        if symmetric and i0 >= j0 + across:
+                            continue
+                        if far:
+                            x, x0, x_row, x_step = rows, t * ROWS * DEPTH, 1, ROWS
+                        else:
+                            x, x0, x_row, x_step = a, i0 * a_row + k0 * a_step, a_row, a_step
+                        if columns == across:
+                            outer(i1 - i0, x, x0, x_row, x_step, strips, at, lines, 0, lanes, steps, c, i0 * n + j0, n, k0 == 0)
+                        else:
+                            for i in range(i1 - i0):
+                                copy(edge, i * across, c, (i0 + i) * n + j0, columns)
+                            outer(i1 - i0, x, x0, x_row, x_step, strips, at, lines, 0, lanes, steps, edge, 0, across, k0 == 0)
+                            for i in range(i1 - i0):
+                                copy(c, (i0 + i) * n + j0, edge, i * across, columns)
 
 
-@inner
-def load_tile(c: Array, i0: int, i1: int, j0: int, width: int, first: bool, tile: Array) -> None:
-    """tile = 0 at the first block of steps, then what the blocks before left in c."""
-    tile[:] = 0
-    if not first:
-        for i in range(min(QUAD, i1 - i0)):
-            row, mine = c[i0 + i, j0 : j0 + width], tile[i * STRIP : i * STRIP + width]
-            for j in range(width):
-                mine[j] = row[j]
+@functools.lru_cache(maxsize=4)
+def _lines(across: int) -> Array:
+    return np.arange(DEPTH, dtype=np.intp) * across
 
 
-@inner
-def store_tile(c: Array, i0: int, i1: int, j0: int, width: int, tile: Array) -> None:
-    """The tile's rows that exist go to c."""
-    for i in range(min(QUAD, i1 - i0)):
-        row, mine = c[i0 + i, j0 : j0 + width], tile[i * STRIP : i * STRIP + width]
-        for j in range(width):
-            row[j] = mine[j]
+def product(workspace: Workspace, a: Array, a_transposed: bool, b: Array, b_transposed: bool) -> Array:
+    """A B, where A is a or its transpose and B is b or its transpose: 2-dimensional, one floating type."""
+    a, b = ready(a), ready(b)
+    m, depth = a.shape[::-1] if a_transposed else a.shape
+    n = b.shape[0] if b_transposed else b.shape[1]
+    a_row, a_step = (1, m) if a_transposed else (depth, 1)
+    b_row, b_step = (1, depth) if b_transposed else (n, 1)
+    c = workspace.empty((m, n), a.dtype)
+    if not c.size:
+        return c
+    across = HOST.vector_bytes // a.dtype.itemsize * VECTORS
+    parts = min(share(workspace.threads, m * n * depth, PRODUCT_GRAIN), -(-n // across))
+    scratch = workspace.empty((parts, (BLOCK // across) * DEPTH * across + BLOCK * DEPTH + ROWS * across), a.dtype)
+    symmetric = a is b and a_transposed and not b_transposed
+    _product[a.dtype](
+        parts, a.reshape(-1), a_row, a_step, m, b.reshape(-1), b_row, b_step, n, depth, symmetric, _lines(across), scratch, c
+    )
+    if symmetric:
+        _mirror[a.dtype](1, c)
+    return c
 
 
-@kernel(lambda f: (reader(f, 2), flag, reader(f, 2), flag, reader(f, 1), writer(f, 2)))
-def _product(part: int, parts: int, a: Array, a_transposed: bool, b: Array, b_transposed: bool, bias: Array, c: Array) -> None:
-    product(a, a_transposed, b, b_transposed, bias, c, part, parts)
+@kernel(lambda f: (writer(f, 2),))
+def _mirror(part: int, parts: int, c: Array) -> None:
+    """Copies what lies above the diagonal below it, block by block."""
+    for i0 in range(0, len(c), 64):
+        for j0 in range(0, i0 + 1, 64):
+            for i in range(i0, min(len(c), i0 + 64)):
+                for j in range(j0, min(i, j0 + 64)):
+                    c[i, j] = c[j, i]
+
+
+def cross_product(workspace: Workspace, a: Array, b: Array) -> Array:
+    """aᵀ b; where a is b, half of the work."""
+    return product(workspace, a, True, b, False)
+
+
+@kernel(
+    lambda f: (
+        *(reader(f, 2), reader(f, 2), reader(f, 1), reader(f, 1), f),
+        *(reader(index, 1), reader(index, 1), writer(f, 2), writer(f, 2)),
+    )
+)
+def _dense(
+    part: int, parts: int, x: Array, w: Array, scale: Array, shift: Array, floor: float,
+    x_at: Array, w_at: Array, tiles: Array, y: Array,
+) -> None:  # fmt: skip
+    """y = max(floor, (x wᵀ)·scale + shift)."""
+    tile, none = tiles[part], y.dtype.type(0)
+    blocks = (w.shape[0] + DOT_COLUMNS - 1) // DOT_COLUMNS
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        j0 = block * DOT_COLUMNS
+        j1 = min(w.shape[0], j0 + DOT_COLUMNS)
+        for i0 in range(0, x.shape[0], DOT_ROWS):
+            dot(x, 0, x_at, i0, w, 0, w_at, j0, 1, 0, 0, x.shape[1], tile, 0, True)
+            for i in range(i0, min(x.shape[0], i0 + DOT_ROWS)):
+                for j in range(j0, j1):
+                    v = tile[(i - i0) * DOT_COLUMNS + j - j0]
+                    v = fma(v, scale[j], shift[j]) if scale.size else v + (shift[j] if shift.size else none)
+                    y[i, j] = floor if v < floor else v
+
+
+@kernel(lambda f: (reader(f, 1), reader(f, 1), f, writer(f, 2)))
+def _epilogue(part: int, parts: int, scale: Array, shift: Array, floor: float, y: Array) -> None:
+    """y = max(floor, y·scale + shift), by columns."""
+    for i in range(part * len(y) // parts, (part + 1) * len(y) // parts):
+        row = y[i]
+        if scale.size:
+            for j in range(len(row)):
+                row[j] = row[j] * scale[j]
+        if shift.size:
+            for j in range(len(row)):
+                row[j] = row[j] + shift[j]
+        for j in range(len(row)):
+            row[j] = floor if row[j] < floor else row[j]
+
+
+@functools.lru_cache(maxsize=1024)
+def row_starts(rows: int, distance: int, tile: int) -> Array:
+    """Where each row starts, the last one repeated to fill up the last tile."""
+    return np.minimum(np.arange(-(-rows // tile) * tile, dtype=np.intp), rows - 1) * distance
+
+
+def dense_epilogue(workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, *, relu: bool) -> Array:
+    """relu?((x wᵀ)·scale + shift); scale and shift per output or None."""
+    dtype, none = x.dtype, NOTHING[x.dtype]
+    s, t = (none if v is None else ready(v) for v in (scale, shift))
+    floor = dtype.type(0 if relu else -np.inf)
+    if len(x) > FEW and x.shape[1] <= LONG:
+        y = product(workspace, x, False, w, True)
+        if s.size or t.size or relu:
+            _epilogue[dtype](share(workspace.threads, y.size, ELEMENT_GRAIN), s, t, floor, y)
+        return y
+    y = workspace.empty((x.shape[0], w.shape[0]), dtype)
+    if not y.size:
+        return y
+    parts = share(workspace.threads, y.size * x.shape[1], PRODUCT_GRAIN)
+    lanes = HOST.vector_bytes // dtype.itemsize
+    tiles = np.empty((parts, DOT_ROWS * DOT_COLUMNS + lanes), dtype)
+    x_at, w_at = row_starts(len(x), x.shape[1], DOT_ROWS), row_starts(len(w), x.shape[1], DOT_COLUMNS)
+    _dense[dtype](parts, ready(x), ready(w), s, t, floor, x_at, w_at, tiles, y)
+    return y
+
+
+NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in ("float32", "float64")}
 
 
 @kernel(lambda f: (reader(f, 2), writer(f, 1)))
@@ -167,11 +238,7 @@ def dense(workspace: Workspace, x: Array, w: Array, b: Array | None = None) -> t
     matching = x.ndim == 2 and w.ndim == 2 and x.shape[1] == w.shape[1] and (b is None or b.shape == (w.shape[0],))
     if not (matching and same_float(x, w, b)):
         return layers.dense(x, w, b)
-    y = np.empty((x.shape[0], w.shape[0]), x.dtype)
-    parts = share(workspace.threads, y.size * x.shape[1], PRODUCT_GRAIN)
-    bias = np.empty(0, x.dtype) if b is None else ready(b)
-    _product[x.dtype](parts, ready(x), False, ready(w), True, bias, y)
-    return y, Saved((x, w))
+    return dense_epilogue(workspace, x, w, None, b, relu=False), Saved((x, w))
 
 
 def dense_vjp(
@@ -181,13 +248,8 @@ def dense_vjp(
     x, w = saved.values
     if dy.shape != (x.shape[0], w.shape[0]) or x.ndim != 2 or not same_float(x, w, dy):
         return layers.dense_vjp(saved, dy, input_gradient=input_gradient)
-    dtype, none = x.dtype, np.empty(0, x.dtype)
-    x, w, dy = ready(x), ready(w), ready(dy)
-    dx = np.empty(x.shape, dtype) if input_gradient else None
-    dw, db = np.empty(w.shape, dtype), np.empty(w.shape[0], dtype)
-    parts = share(workspace.threads, dy.size * x.shape[1], PRODUCT_GRAIN)
-    if dx is not None:
-        _product[dtype](parts, dy, False, w, False, none, dx)
-    _product[dtype](parts, dy, True, x, False, none, dw)
-    _column_sums[dtype](share(workspace.threads, dy.size, ELEMENT_GRAIN), dy, db)
+    dy, db = ready(dy), np.empty(w.shape[0], x.dtype)
+    dx = product(workspace, dy, False, w, False) if input_gradient else None
+    dw = product(workspace, dy, True, x, False)
+    _column_sums[x.dtype](share(workspace.threads, dy.size, ELEMENT_GRAIN), dy, db)
     return dx, dw, db

@@ -18,6 +18,7 @@ import numpy as np
 from ..layers import Array
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel, reader, share, writer
 from .correlate import PACK_COST, Window, mark_pieces, pack, piece_length, read_panel, read_rows, row_length, tap_offsets
+from .matmul import row_starts
 from .microkernel import DOT_COLUMNS, DOT_ROWS, HOST, dot
 from .workspace import Workspace
 
@@ -43,12 +44,6 @@ def _plan(channels: int, outputs: int, groups: int, window: Window, lanes: int) 
     direct = window.step == (1, 1) and waste <= 1 + PACK_COST[piece] / max(outputs, 1)
     numbers = np.array([groups, window.padded[0], wide, *window.start, *window.step, ho, wo, piece], np.intp)
     return _Plan(direct, length, tap_offsets(channels, window), numbers)
-
-
-@functools.lru_cache(maxsize=1024)
-def row_starts(rows: int, distance: int, tile: int) -> Array:
-    """Where each row starts, the last one repeated to fill up the last tile."""
-    return np.minimum(np.arange(-(-rows // tile) * tile, dtype=np.intp), rows - 1) * distance
 
 
 @inner
