@@ -25,11 +25,13 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
 
 from ..layers import Array
 from . import jit
 from .launch import Launcher
 
+PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: Work below which a part is not worth a thread: multiply-adds of a product, elements of anything else (about 20 µs).
@@ -38,7 +40,7 @@ PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 19, 1 << 15
 
 def native(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Decorator of an intrinsic's typing function; `stand_in` computes the same where nothing is compiled."""
-    return lambda typing: stand_in if numba.config.DISABLE_JIT else intrinsic(typing)
+    return lambda typing: stand_in if PLAIN else intrinsic(typing)
 
 
 def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
@@ -51,7 +53,7 @@ def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
     try:
         near = np.float64(float(exact))
     except OverflowError:
-        return dtype(np.copysign(np.inf, exact))
+        return dtype(np.inf if exact > 0 else -np.inf)
     error = exact - Fraction(float(near))
     if dtype is np.float32 and error and not near.view(np.int64) & 1:
         near = np.nextafter(near, np.inf if error > 0 else -np.inf)  # to odd: only the rounding that follows shows
@@ -63,12 +65,11 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c, rounded once (twice on a processor without the instruction)."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        get: Any = cgutils.get_or_insert_function
         if platform.machine() in ("x86_64", "AMD64") and "+fma" not in jit.target()[2].split(","):
             return builder.fadd(builder.fmul(args[0], args[1]), args[2])
         kind = args[0].type
         name = f"llvm.fma.{'f32' if kind == ir.FloatType() else 'f64'}"
-        return builder.call(get(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
 
     return a(a, b, c), emit
 
@@ -88,7 +89,7 @@ def writer(item: Any, ndim: int) -> Any:
 
 def inner(function: Callable[..., Any]) -> Any:
     """Compiles a function that kernels call."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(nogil=True, error_model="numpy")(jit.distinct(function))
 
 
 class Kernel(dict[Any, Callable[..., None]]):
@@ -96,25 +97,24 @@ class Kernel(dict[Any, Callable[..., None]]):
 
     def __init__(self, part: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]]) -> None:
         super().__init__()
-        self.part, self.signature = part, signature
+        self.part, self.signature = jit.distinct(part), signature
 
     def __missing__(self, dtype: Any) -> Callable[..., None]:
         kinds = self.signature(numba.from_dtype(dtype))
-        f = self[dtype] = _plain(self.part, kinds) if numba.config.DISABLE_JIT else _compiled(self.part, kinds)
-        return f
+        with jit.compiling:
+            if dtype not in self:  # unless another Python thread was faster
+                self[dtype] = _plain(self.part, kinds) if PLAIN else _compiled(self.part, kinds)
+        return self[dtype]
 
 
 def _compiled(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[..., None]:
     run = jit.build(part, (index, index, *kinds))
-    launcher: Launcher | None = None  # made when first needed: a small network never needs it
+    launch = Launcher(run, kinds)
 
     def f(parts: int, *args: Any) -> None:
-        nonlocal launcher
         if parts == 1:
             run(0, 1, *args)
-            return
-        launcher = launcher or Launcher(run, kinds)
-        if not launcher(parts, args):
+        elif not launch(parts, args):
             for i in range(parts):
                 run(i, parts, *args)
 
@@ -123,7 +123,7 @@ def _compiled(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[...
 
 def _plain(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[..., None]:
     """The part as Python runs it, with scalars of the types that the compiled one would get."""
-    scalars = [numba.np.numpy_support.as_dtype(kind).type if isinstance(kind, types.Number) else None for kind in kinds]
+    scalars = [as_dtype(kind).type if isinstance(kind, types.Number) else None for kind in kinds]
 
     def f(parts: int, *args: Any) -> None:
         values = [value if scalar is None else scalar(value) for scalar, value in zip(scalars, args, strict=True)]

@@ -44,13 +44,13 @@ def _sources() -> str:
 
 
 SOURCES = _sources()  # now, while the modules themselves are read
-_compiling = threading.RLock()
+compiling = threading.RLock()
 
 
 def _after_fork() -> None:
     """The thread that held the lock does not live on in a child."""
-    global _compiling
-    _compiling = threading.RLock()
+    global compiling
+    compiling = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -79,21 +79,21 @@ _store = functools.cache(Store)
 
 def build(function: Callable[..., Any], signature: tuple[Any, ...]) -> Any:
     """The dispatcher of `function`, compiled for `signature` (types of the arguments) and for nothing else."""
-    run = numba.njit(nogil=True, error_model="numpy")(function)
+    run: Any = numba.njit(nogil=True, error_model="numpy")(function)
     if function.__module__.startswith(f"{__package__}.") and SOURCES:
         run._cache = _Disk(function, signature)  # where Numba has its own after `enable_caching`
-    with _compiling:
+    with compiling:
         run.compile(signature)
     run.disable_compile()
     return run
 
 
-class _Disk(NullCache):  # type: ignore[misc]
+class _Disk(NullCache):
     """What a dispatcher asks before it compiles, and tells what it has compiled."""
 
     def __init__(self, function: Callable[..., Any], signature: tuple[Any, ...]) -> None:
         self._title = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        described = repr((function.__code__.co_firstlineno, _enclosed(function), signature))
+        described = repr((function.__code__.co_firstlineno, signature))
         self._name = re.sub(r"[^\w.]", "", self._title) + "-" + hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def load_overload(self, signature: Any, context: Any) -> Any:
@@ -103,12 +103,12 @@ class _Disk(NullCache):  # type: ignore[misc]
         if content is not None:
             try:
                 result = CompileResult._rebuild(context, *pickle.loads(content))
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is not used
+            except Exception as error:  # whatever is wrong with it, it is not used
                 log.debug("%s cannot be used: %s", self._name, error)
             else:
                 log.debug("loaded %s in %.0f ms", self._title, 1e3 * (time.perf_counter() - self._began))
                 return result
-        log.info("compiling %s", self._title)
+        log.info("compiling %s", self._title, extra={"problem": store().problem})
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
@@ -117,8 +117,18 @@ class _Disk(NullCache):  # type: ignore[misc]
         log.info("compiled %s in %.2f s", self._title, time.perf_counter() - self._began)
 
 
+def distinct(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, renamed if it encloses values, so that no other function of its source line has its name.
+
+    Machine code is found by names. Within a process Numba numbers them; code from the disk brings numbers of other processes.
+    """
+    if function.__closure__:
+        function.__qualname__ += "_" + hashlib.sha256(repr(_enclosed(function)).encode()).hexdigest()[:16]
+    return function
+
+
 def _enclosed(value: Any) -> Any:
-    """What tells functions of one source line apart: the values that they enclose, in a form with a stable text."""
+    """An enclosed value in a form that has the same text in every process."""
     if isinstance(value, bool | int | float | str | None | np.dtype | numba.types.Type):
         return value
     if isinstance(value, tuple):

@@ -6,6 +6,7 @@ of a process in which Numba's threads were running: they do not live on in it, a
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -20,10 +21,9 @@ from numba.np.ufunc import parallel
 
 from . import jit
 
-index = types.intp
 _turn = threading.Lock()
 _orphan = False  # this process is a child without its parent's threads
-_team = 2  # threads woken by a launch: as many as any launch needed so far, because a team that changes is made anew
+_team = 1  # threads woken by a launch: as many as any launch needed so far, because a team that changes is made anew
 
 
 def _after_fork() -> None:
@@ -39,13 +39,9 @@ class Launcher:
     """Launches of one compiled part, whose arguments after (part, parts) have these types."""
 
     def __init__(self, run: Any, kinds: tuple[Any, ...]) -> None:
-        (part,) = run.overloads.values()
-        numba.get_num_threads()  # starts the threads
-        symbols = ("numba_parallel_for", "get_num_threads", "set_num_threads")
-        addresses = [binding.address_of_symbol(name) for name in symbols]
-        self._part = part.library.get_pointer_to_function(part.fndesc.llvm_func_name)
-        self._pool = (*addresses, self._part)
-        self._launch = jit.build(_launch, (types.UniTuple(index, 4), index, index, types.Tuple.from_types(kinds)))
+        self._run, self._kinds = run, kinds
+        self._launch: Any = None  # made when first needed: a small network never needs it
+        self._pool: tuple[int, ...] = ()
 
     def __call__(self, parts: int, args: tuple[Any, ...]) -> bool:
         """Run all parts on Numba's threads; False, and nothing done, if these cannot be had now."""
@@ -53,12 +49,21 @@ class Launcher:
         if _orphan or not _turn.acquire(blocking=False):
             return False
         try:
-            _team = max(_team, parts)
+            if self._launch is None:
+                self._prepare()
+            _team = max(_team, min(parts, vars(numba.config)["NUMBA_NUM_THREADS"]))
             if self._launch(self._pool, _team, parts, args):
-                raise MemoryError("in a thread of a kernel")
+                raise MemoryError("in a thread of a kernel")  # nothing else can go wrong in one
         finally:
             _turn.release()
         return True
+
+    def _prepare(self) -> None:
+        numba.get_num_threads()  # starts the threads
+        addresses = [binding.address_of_symbol(name) for name in ("numba_parallel_for", "get_num_threads", "set_num_threads")]
+        (part,) = self._run.overloads.values()
+        self._pool = (*addresses, part.library.get_pointer_to_function(part.fndesc.llvm_func_name))
+        self._launch = _launch_of(self._kinds)
 
 
 def _spread(typing_context: Any, pool: Any, team: Any, parts: Any, arguments: Any) -> Any:
@@ -69,7 +74,7 @@ def _spread(typing_context: Any, pool: Any, team: Any, parts: Any, arguments: An
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pool, team, parts, arguments = args
-        word, address = context.get_value_type(index), cgutils.voidptr_t
+        word, address = context.get_value_type(types.intp), cgutils.voidptr_t
         parallel_for, get_threads, set_threads, part = cgutils.unpack_tuple(builder, pool)
 
         def variable(value: Any) -> Any:
@@ -97,7 +102,7 @@ def _spread(typing_context: Any, pool: Any, team: Any, parts: Any, arguments: An
 
 def _loop(context: Any, module: Any, kinds: tuple[Any, ...], data: Any) -> Any:
     """The inner loop, as LLVM code: calls the part for each number from the address base on."""
-    word, words = context.get_value_type(index), context.get_value_type(index).as_pointer()
+    word, words = context.get_value_type(types.intp), context.get_value_type(types.intp).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t.as_pointer(), words, words, cgutils.voidptr_t])
     loop = ir.Function(module, kind, name="parts")
     loop.linkage = "internal"
@@ -105,7 +110,7 @@ def _loop(context: Any, module: Any, kinds: tuple[Any, ...], data: Any) -> Any:
     bases, counts, _, pointer = loop.args
     address, parts, failed, arguments = cgutils.unpack_tuple(builder, builder.load(builder.bitcast(pointer, data)))
     first = builder.ptrtoint(builder.load(bases), word)
-    kinds = (index, index, *kinds)
+    kinds = (types.intp, types.intp, *kinds)
     part = builder.inttoptr(address, context.call_conv.get_function_type(types.none, kinds).as_pointer())
     values = cgutils.unpack_tuple(builder, arguments)
     with cgutils.for_range(builder, builder.load(counts)) as each:
@@ -122,3 +127,8 @@ _spread_intrinsic: Callable[..., int] = intrinsic(_spread)
 
 def _launch(pool: Any, team: int, parts: int, arguments: Any) -> int:
     return _spread_intrinsic(pool, team, parts, arguments)
+
+
+@functools.cache
+def _launch_of(kinds: tuple[Any, ...]) -> Any:
+    return jit.build(_launch, (types.UniTuple(types.intp, 4), types.intp, types.intp, types.Tuple.from_types(kinds)))
