@@ -1,16 +1,18 @@
-"""The command line: `refprune run`, `data`, `zoo`. Errors a user can mend are one sentence and exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`. Errors a user can mend are one sentence and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from .errors import InputError
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("experiment", nargs="?", help="a known name (see `refprune zoo`; default quickstart) or a .toml file")
     run.add_argument("--data", metavar="NAME", help="data set instead of the experiment's: same as --set data.name=NAME")
     run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
+    run.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
     run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
     run.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME-TIME)")
     run.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
@@ -72,25 +75,44 @@ def _parser() -> argparse.ArgumentParser:
     zoo = commands.add_parser("zoo", help="networks and experiments; with a name, its layers or its text")
     zoo.add_argument("name", nargs="?")
     zoo.set_defaults(command=_zoo)
+
+    warmup = commands.add_parser("warmup", help="compile now what a run would compile at its start, and keep it on disk")
+    warmup.add_argument("names", nargs="*", metavar="NAME", help="experiment, network or .toml file (default: quickstart)")
+    warmup.add_argument("--threads", metavar="N", type=int, help="as for `run`")
+    warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
+    warmup.set_defaults(command=_warmup)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import config, experiment, report
+    from . import config, experiment, report, warmup
     from .progress import Progress
 
     progress = Progress()
-    if options.resume is not None:
-        if options.set or options.data is not None or options.out or options.experiment is not None:
-            raise InputError("--resume: goes on with the run as it was; only --data-dir may be given beside it")
-        directory = options.resume
-        summary = experiment.resume(directory, data_directory=options.data_dir, progress=progress)
-    else:
-        overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
-        settings = config.load(options.experiment or "quickstart", overrides)
-        name = re.sub(r"[^\w-]+", "-", settings.name) or "run"
-        directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        summary = experiment.run(settings, directory, data_directory=options.data_dir, progress=progress)
+    told: list[bool] = []
+
+    def tell(record: logging.LogRecord) -> None:
+        if not told:
+            problem = getattr(record, "problem", None)
+            progress.note(f"compiling kernels ({f'they cannot be kept: {problem}' if problem else 'once'})…")
+            told.append(True)
+
+    how: dict[str, Any] = {"data_directory": options.data_dir, "progress": progress}
+    with warmup.listening(tell):
+        if options.resume is not None:
+            if options.set or options.data is not None or options.out or options.experiment is not None:
+                raise InputError(
+                    "--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it"
+                )
+            directory = options.resume
+            summary = experiment.resume(directory, threads=options.threads, **how)
+        else:
+            overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
+            overrides += [] if options.threads is None else [f"training.threads={options.threads}"]
+            settings = config.load(options.experiment or "quickstart", overrides)
+            name = re.sub(r"[^\w-]+", "-", settings.name) or "run"
+            directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            summary = experiment.run(settings, directory, **how)
     print("\n" + report.text_table(report.rows(summary)))
     for line in report.decision_lines(summary):
         print(line)
@@ -149,6 +171,36 @@ def _zoo(options: argparse.Namespace) -> int:
     print("networks:     " + ", ".join(zoo.NETWORKS))
     print("experiments:  " + ", ".join(zoo.experiments()))
     return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from . import warmup
+    from .kernels import cache
+
+    if options.clear:
+        print(f"removed {cache.clear() / 1e6:.1f} MB from {cache.location()}")
+        if not options.names:
+            return 0
+    all_settings = {name: warmup.settings_of(name) for name in options.names or ["quickstart"]}
+    heard: list[logging.LogRecord] = []
+
+    def hear(record: logging.LogRecord) -> None:
+        heard.append(record)
+        if record.msg.startswith("compiled"):
+            print(record.getMessage(), flush=True)
+
+    for name, settings in all_settings.items():
+        heard.clear()
+        started = time.monotonic()
+        with warmup.listening(hear, logging.DEBUG):
+            warmup.warm_up(settings, options.threads)
+        compiled, loaded = (sum(r.msg.startswith(word) for r in heard) for word in ("compiled", "loaded"))
+        print(f"{name}: {compiled} kernels compiled, {loaded} loaded, {time.monotonic() - started:.1f} s")
+    from .kernels import jit
+
+    problem = jit.store().problem
+    print(f"machine code: {cache.location()}" + (f" (not kept: {problem})" if problem else ""))
+    return 1 if problem else 0
 
 
 if __name__ == "__main__":

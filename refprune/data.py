@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from . import digits
 from .errors import DataError, InputError
+from .files import user_cache
 
 NAMES = ("mnist", "fashion-mnist", "cifar10", "synthetic-digits")
 SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED = 6000, 2000, 0
@@ -303,8 +304,7 @@ def data_directory(directory: str | os.PathLike[str] | None = None) -> Path:
     checkout = Path(__file__).resolve().parents[1]
     if (checkout / "pyproject.toml").is_file() and (checkout / "datasets").is_dir():
         return checkout / "datasets"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "refprune"
+    return user_cache()
 
 
 def _missing(name: str, root: Path, wanted: str) -> DataError:

@@ -55,8 +55,8 @@ class Setup:
     engine: Backend
 
 
-def set_up(settings: Config, data_directory: str | None) -> Setup:
-    """Load, build and check everything that a run needs; nothing is written."""
+def set_up(settings: Config, data_directory: str | None, threads: int | None = None) -> Setup:
+    """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
     dataset = data.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
@@ -64,7 +64,8 @@ def set_up(settings: Config, data_directory: str | None) -> Setup:
     images, test = train.prepare(dataset, settings)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
-    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+    threads = settings.training.threads if threads is None else threads
+    engine = backend.by_name(settings.training.backend, threads=threads or None)
     networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
     return Setup(settings, dataset.name, environment(dataset), networks, images, test, engine)
 
@@ -86,12 +87,17 @@ def run(settings: Config, directory: Path, *, data_directory: str | None = None,
     return _train_all(setup, directory, progress)
 
 
-def resume(directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
-    """Go on with the run in `directory` from its last checkpoints, to the same bits as without the interruption."""
+def resume(
+    directory: Path, *, data_directory: str | None = None, threads: int | None = None, progress: Progress | None = None
+) -> Summary:
+    """Go on with the run in `directory` from its last checkpoints, to the same bits as without the interruption.
+
+    threads: instead of the run's own number, on which the bits do not depend.
+    """
     file = directory / "config.toml"
     if not file.is_file():
         raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
-    setup = set_up(config.load(str(file)), data_directory)
+    setup = set_up(config.load(str(file)), data_directory, threads)
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
     _compare_environment(directory / "environment.json", setup.environment, progress)

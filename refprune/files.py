@@ -8,6 +8,12 @@ from pathlib import Path
 from .errors import InputError
 
 
+def user_cache() -> Path:
+    """refprune's folder in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); an empty variable counts as unset."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "refprune"
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on disk, so that a rename never precedes the contents."""
     if path.is_dir() and os.name == "nt":

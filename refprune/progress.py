@@ -36,6 +36,13 @@ class Progress:
         elif not self.quiet:
             print(text, flush=True)
 
+    def note(self, text: str) -> None:
+        """A line on standard error, which the bar does not cover."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def finish(self) -> None:
         """Close the bar."""
         if self._bar is not None:

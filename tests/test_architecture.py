@@ -39,6 +39,7 @@ ORDER = [
     "checkpoint",
     "progress",
     "experiment",
+    "warmup",
     "report",
     "cli",
 ]

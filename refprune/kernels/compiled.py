@@ -1,7 +1,7 @@
 """How a kernel is compiled, spread over threads, and kept to the same bits whatever the number of threads.
 
 A kernel is written as the work of one *part*: `f(part, parts, ...)`, a serial loop over its share of independent outputs.
-`@kernel(signature)` makes of it a table dtype → `f(parts, ...)`, compiled on the first look-up and never cached on disk.
+`@kernel(signature)` makes of it a table dtype → `f(parts, ...)`, compiled, or loaded from disk, on the first look-up.
 
 * With parts = 1 the function runs in the calling thread and wakes no other; else the parts are spread over Numba's threads.
   Nothing sets Numba's thread count: a backend with fewer threads merely makes fewer parts, so backends with different
@@ -9,61 +9,74 @@ A kernel is written as the work of one *part*: `f(part, parts, ...)`, a serial l
 * Every number is computed by exactly one part, in an order that does not depend on `parts`. No flag allows LLVM to
   reassociate or to fuse; where a multiplication and an addition shall be one operation, the code says `fma`.
 * Inputs are declared read-only and C-contiguous, so that a writable and a read-only array run the same machine code.
+* With NUMBA_DISABLE_JIT=1 everything is plain Python on NumPy's scalars: slow, and open to a debugger.
 """
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
 
 from ..layers import Array
+from . import jit
+from .launch import Launcher
 
+PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: Work below which a part is not worth a thread: multiply-adds of a product, elements of anything else (about 20 µs).
 PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 19, 1 << 15
 
-HAS_FMA = platform.machine() not in ("x86_64", "AMD64") or bool(binding.get_host_cpu_features().get("fma"))
+
+#: Features of the processor that Numba compiles for, as LLVM names them.
+FEATURES = frozenset(f[1:] for f in jit.target()[2].split(",") if f.startswith("+"))
+HAS_FMA = platform.machine() not in ("x86_64", "AMD64") or "fma" in FEATURES
 
 
-def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+def native(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator of an intrinsic's typing function; `stand_in` computes the same where nothing is compiled."""
+    return lambda typing: stand_in if PLAIN else intrinsic(typing)
+
+
+def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
+    dtype, plain = type(a), a * b + c
+    if not np.isfinite([a, b, c]).all():
+        return plain
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    if not exact:
+        return plain  # with its sign
+    try:
+        near = np.float64(float(exact))
+    except OverflowError:
+        return dtype(np.inf if exact > 0 else -np.inf)
+    error = exact - Fraction(float(near))
+    if dtype is np.float32 and error and not near.view(np.int64) & 1:
+        near = np.nextafter(near, np.inf if error > 0 else -np.inf)  # to odd: only the rounding that follows shows
+    return dtype(near)
+
+
+@native(_fma_in_python)
+def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c, rounded once (twice on a processor without the instruction)."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        get: Any = cgutils.get_or_insert_function
         if not HAS_FMA:
             return builder.fadd(builder.fmul(args[0], args[1]), args[2])
         kind = args[0].type
         name = f"llvm.fma.{'f32' if kind == ir.FloatType() else 'f64'}"
-        return builder.call(get(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
 
     return a(a, b, c), emit
-
-
-fma: Any = intrinsic(_fma)
-
-
-def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
-    """Calls the compiled part at this address."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args[1].types
-        pointer = context.call_conv.get_function_type(types.none, kinds).as_pointer()
-        values = [builder.extract_value(args[1], i) for i in range(len(kinds))]
-        function = builder.inttoptr(args[0], pointer)
-        context.call_conv.call_function(builder, function, types.none, kinds, values)
-        return context.get_dummy_value()
-
-    return types.void(address, arguments), emit
 
 
 index, flag, int8, real64 = types.intp, types.boolean, types.int8, types.float64
@@ -81,7 +94,7 @@ def writer(item: Any, ndim: int) -> Any:
 
 def inner(function: Callable[..., Any]) -> Any:
     """Compiles a function that kernels call."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(nogil=True, error_model="numpy")(jit.distinct(function))
 
 
 class Kernel(dict[Any, Callable[..., None]]):
@@ -89,36 +102,41 @@ class Kernel(dict[Any, Callable[..., None]]):
 
     def __init__(self, part: Callable[..., None], signature: Callable[[Any], tuple[Any, ...]]) -> None:
         super().__init__()
-        self.part, self.signature = part, signature
+        self.part, self.signature = jit.distinct(part), signature
 
     def __missing__(self, dtype: Any) -> Callable[..., None]:
         kinds = self.signature(numba.from_dtype(dtype))
-        run = numba.njit(types.void(index, index, *kinds), nogil=True, error_model="numpy")(self.part)
-        launch: list[Any] = []  # compiled when first needed: a small network never needs it
-
-        def f(parts: int, *args: Any) -> None:
-            if parts == 1:
-                run(0, 1, *args)
-            else:
-                if not launch:
-                    launch.append(_launcher(run, kinds))
-                launch[0](parts, *args)
-
-        self[dtype] = f
-        return f
+        with jit.compiling:
+            if dtype not in self:  # unless another Python thread was faster
+                self[dtype] = _plain(self.part, kinds) if PLAIN else _compiled(self.part, kinds)
+        return self[dtype]
 
 
-def _launcher(run: Any, kinds: tuple[Any, ...]) -> Callable[..., None]:
-    """f(parts, ...) that lets Numba's threads call the machine code of `run`, without compiling it once more."""
-    (compiled,) = run.overloads.values()
-    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    names = "".join(f"a{i}, " for i in range(len(kinds)))
-    source = f"def launch(address, parts, {names}):\n"
-    source += f"    for part in prange(parts):\n        call(address, (part, parts, {names}))"
-    scope: dict[str, Any] = {"call": intrinsic(_call), "prange": numba.prange}
-    exec(source, scope)  # because Numba cannot hand *args to a parallel loop
-    launch = numba.njit(types.void(index, index, *kinds), nogil=True, parallel=True)(scope["launch"])
-    return functools.partial(launch, address)
+def _compiled(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[..., None]:
+    run = jit.build(part, (index, index, *kinds))
+    launch = Launcher(run, kinds)
+
+    def f(parts: int, *args: Any) -> None:
+        if parts == 1:
+            run(0, 1, *args)
+        elif not launch(parts, args):
+            for i in range(parts):
+                run(i, parts, *args)
+
+    return f
+
+
+def _plain(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[..., None]:
+    """The part as Python runs it, with scalars of the types that the compiled one would get."""
+    scalars = [as_dtype(kind).type if isinstance(kind, types.Number) else None for kind in kinds]
+
+    def f(parts: int, *args: Any) -> None:
+        values = [value if scalar is None else scalar(value) for scalar, value in zip(scalars, args, strict=True)]
+        with np.errstate(all="ignore"):
+            for i in range(parts):
+                part(i, parts, *values)
+
+    return f
 
 
 def kernel(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable[..., None]], Kernel]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..layers import Array, Pair
 from .compiled import PRODUCT_GRAIN, fma, index, inner, kernel, reader, share, writer
-from .microkernel import HOST, ROWS, VECTORS, copy, finish, move2, move4, move8, move16, outer
+from .microkernel import ROWS, VECTORS, copy, finish, move2, move4, move8, move16, outer
+from .vectors import HOST
 from .workspace import Workspace
 
 STRIPS = 8  # strips in a panel
@@ -32,8 +33,8 @@ PACK_COST = {16: 6, 8: 12, 4: 20, 2: 28, 1: 40}  # clock cycles for a strip and 
 class Window(NamedTuple):
     """A correlation's geometry, in pixels of the padded image.
 
-    rows, columns: offsets of the taps; padded: size of the padded image; start: where the image lies in it; step: between output
-    pixels; out: size of the output; target: size of the array that the output goes to, place: where its first pixel goes,
+    rows, columns: offsets of the taps; padded: size of the padded image; start: where the image lies in it; step: between
+    output pixels; out: size of the output; target: size of the array that the output goes to, place: where its first pixel goes,
     spread: distance of its pixels there.
     """
 
@@ -305,7 +306,7 @@ def packed_lines(steps: int, across: int) -> Array:
 def correlate(
     workspace: Workspace, x: Array, w: Array, scale: Array, shift: Array, relu: bool, y: Array, groups: int, window: Window
 ) -> None:
-    """Fills y (or, for a window with a spread, its part of y), both N×C×H×W; w outputs×k; scale and shift per output or empty."""
+    """Fills y (or its part, for a window with a spread); x, y N×C×H×W; w outputs×k; scale and shift per output or empty."""
     n, channels = x.shape[0], x.shape[1] // groups
     outputs, dtype = w.shape[0] // groups, y.dtype
     if not y.size:

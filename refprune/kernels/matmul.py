@@ -1,7 +1,7 @@
 """Matrix products and the dense layer. Same contracts as in `layers`.
 
-* `product`: C = A B with any strides, by outer tiles. B is packed to strips[strip, k, column], zeros beyond its last column; A is
-  read in place, or packed to rows[tile, k, row] where its numbers lie too far apart for that.
+* `product`: C = A B with any strides, by outer tiles. B is packed to strips[strip, k, column], zeros beyond its last column;
+  A is read in place, or packed to rows[tile, k, row] where its numbers lie too far apart for that.
 * `_dense`: x wᵀ by dot tiles, both operands in place: for long rows, or few examples.
 
 An entry's order of summation depends on neither blocking nor threads: ascending k in one chain of fused multiply-adds
@@ -17,7 +17,8 @@ import numpy as np
 from .. import layers
 from ..layers import Array, Saved
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
-from .microkernel import DOT_COLUMNS, DOT_ROWS, HOST, ROWS, VECTORS, copy, dot, outer
+from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
+from .vectors import HOST
 from .workspace import Workspace
 
 DEPTH = 384  # steps of the inner index that are packed at once
@@ -66,7 +67,7 @@ def _product(
     part: int, parts: int, a: Array, a_row: int, a_step: int, m: int, b: Array, b_row: int, b_step: int, n: int, depth: int,
     symmetric: bool, lines: Array, scratch: Array, c: Array,
 ) -> None:  # fmt: skip
-    """C(i, j) = Σ_k a[i·a_row + k·a_step]·b[k·b_row + j·b_step]; if symmetric, only what lies on or above the diagonal's tiles."""
+    """C(i, j) = Σ_k a[i·a_row + k·a_step]·b[k·b_row + j·b_step]; if symmetric, only tiles that reach the diagonal or above."""
     lanes = HOST.vector_bytes // c.itemsize
     across = lanes * VECTORS
     far = a_step * min(depth, DEPTH) > FAR

@@ -19,7 +19,8 @@ from ..layers import Array
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel, reader, share, writer
 from .correlate import PACK_COST, Window, mark_pieces, pack, piece_length, read_panel, read_rows, row_length, tap_offsets
 from .matmul import row_starts
-from .microkernel import DOT_COLUMNS, DOT_ROWS, HOST, dot
+from .microkernel import DOT_COLUMNS, DOT_ROWS, dot
+from .vectors import HOST
 from .workspace import Workspace
 
 TASKS = 32  # about so many tasks at most
@@ -200,7 +201,8 @@ def weight_gradient(workspace: Workspace, x: Array, dy: Array, groups: int, wind
         scratch = workspace.empty((parts, -(-size // lanes) * lanes), dtype)
         tiles = workspace.empty((parts, rows * -(-steps // DOT_COLUMNS) * tile), dtype)
         _direct[dtype](parts, x, dy, sums, taps_at, dy_at, chosen.numbers, chosen.length, at_once, dy_row, scratch, tiles)
-        return sums[0] if shares == 1 else np.add.reduce(sums, axis=0)
+        whole: Array = sums[0] if shares == 1 else np.add.reduce(sums, axis=0)
+        return whole
     area = steps // channels
     at_once = max(1, min(PATCHES // (area * PANEL), -(-channels // 8)))
     columns = workspace.empty((dy.shape[1], n * ho * wo), dtype)

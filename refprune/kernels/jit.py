@@ -1,0 +1,140 @@
+"""A function compiled for one signature, from disk where its machine code is there; says so to the logger refprune.kernels.
+
+Machine code may depend on the source of this package, on the target processor and on Numba's settings, and on nothing else:
+that is the key under which it is kept. One function inlines others, from any file of the package, so the digest is of all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config, serialize
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+
+from .. import __version__
+from .cache import Store
+
+log = logging.getLogger("refprune.kernels")
+
+#: Numba's settings that change no machine code.
+HARMLESS = re.compile(r"THREAD|CUDA|CACHE|COLOR|PROFILER|WARN")
+
+
+def _sources() -> str:
+    """SHA-256 of the package's source files; empty where there are none."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    texts = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return hashlib.sha256(repr(texts).encode()).hexdigest() if texts else ""
+
+
+SOURCES = _sources()  # now, while the modules themselves are read
+compiling = threading.RLock()
+
+
+def _after_fork() -> None:
+    """The thread that held the lock does not live on in a child."""
+    global compiling
+    compiling = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def target() -> tuple[str, str, str]:
+    """Triple, processor and features (+a,-b,…) that Numba compiles for: this machine's, or what its variables say."""
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, processor, features
+
+
+def store() -> Store:
+    """Where machine code of this process is kept."""
+    settings = {
+        name: str(value)
+        for name, value in vars(config).items()
+        if name.isupper() and isinstance(value, str | int | float | None) and not HARMLESS.search(name)
+    }
+    versions = (__version__, numba.__version__, llvmlite.__version__, np.__version__, sys.version)
+    return _store(repr((versions, SOURCES, target(), sorted(settings.items()))))
+
+
+_store = functools.cache(Store)
+
+
+def build(function: Callable[..., Any], signature: tuple[Any, ...]) -> Any:
+    """The dispatcher of `function`, compiled for `signature` (types of the arguments) and for nothing else."""
+    run: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    if function.__module__.startswith(f"{__package__}.") and SOURCES:
+        run._cache = _Disk(function, signature)  # where Numba has its own after `enable_caching`
+    with compiling:
+        run.compile(signature)
+    run.disable_compile()
+    return run
+
+
+class _Disk(NullCache):
+    """What a dispatcher asks before it compiles, and tells what it has compiled."""
+
+    def __init__(self, function: Callable[..., Any], signature: tuple[Any, ...]) -> None:
+        self._title = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        described = repr((function.__code__.co_firstlineno, signature))
+        self._name = re.sub(r"[^\w.]", "", self._title) + "-" + hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        self._began = time.perf_counter()
+        context.refresh()  # defines what machine code calls
+        content = store().read(self._name)
+        if content is not None:
+            try:
+                result = CompileResult._rebuild(context, *pickle.loads(content))
+            except Exception as error:  # whatever is wrong with it, it is not used
+                log.debug("%s cannot be used: %s", self._name, error)
+            else:
+                log.debug("loaded %s in %.0f ms", self._title, 1e3 * (time.perf_counter() - self._began))
+                return result
+        log.info("compiling %s", self._title, extra={"problem": store().problem})
+        return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if _sources() == SOURCES and not result.library.has_dynamic_globals:
+            store().write(self._name, serialize.dumps(result._reduce()))
+        log.info("compiled %s in %.2f s", self._title, time.perf_counter() - self._began)
+
+
+def distinct(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, renamed if it encloses values, so that no other function of its source line has its name.
+
+    Machine code is found by names. Within a process Numba numbers them; code from the disk brings numbers of other processes.
+    """
+    if function.__closure__:
+        function.__qualname__ += "_" + hashlib.sha256(repr(_enclosed(function)).encode()).hexdigest()[:16]
+    return function
+
+
+def _enclosed(value: Any) -> Any:
+    """An enclosed value in a form that has the same text in every process."""
+    if isinstance(value, bool | int | float | str | None | np.dtype | numba.types.Type):
+        return value
+    if isinstance(value, tuple):
+        return [_enclosed(item) for item in value]
+    function = getattr(value, "py_func", getattr(value, "_defn", value))  # of a dispatcher, of an intrinsic
+    if not hasattr(function, "__code__"):
+        raise TypeError(f"kernels: a kernel encloses {value!r}, which has no name on disk")
+    cells = [_enclosed(cell.cell_contents) for cell in function.__closure__ or ()]
+    return [function.__qualname__, function.__code__.co_firstlineno, cells]
