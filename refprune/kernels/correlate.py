@@ -34,8 +34,8 @@ class Window(NamedTuple):
     """A correlation's geometry, in pixels of the padded image.
 
     rows, columns: offsets of the taps; padded: size of the padded image; start: where the image lies in it; step: between
-    output pixels; out: size of the output; target: size of the array that the output goes to, place: where its first pixel goes,
-    spread: distance of its pixels there.
+    output pixels; out: size of the output; target: size of the array that the output goes to, place: where its first pixel
+    goes, spread: distance of its pixels there.
     """
 
     rows: tuple[int, ...]
