@@ -248,9 +248,10 @@ def _floor(x: _Features, estimator: Estimator, sigma: float | None) -> float:
     (n, p), floor = x.x.shape, 0.0
     if sigma is not None:
         largest = float(x.squares.max())
-        floor = (4.0 * n * (2.0 * _gamma(p + 8) * largest / (sigma * sigma or math.nan) + _gamma(n + 12))) ** 2
+        error = 4.0 * n * (2.0 * _gamma(p + 8) * largest / (sigma * sigma or math.nan) + _gamma(n + 12))
+        floor = error * error
     elif estimator == "unbiased":
-        floor = _gamma(10 * (n + p) + 40) * x.variation**2
+        floor = _gamma(10 * (n + p) + 40) * x.variation * x.variation
     return floor / _divisor(n, estimator)
 
 
