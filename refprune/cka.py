@@ -115,7 +115,7 @@ def _similarities(sums: _Sums, batches: int) -> Similarities:
     hsic = sums.hsic / batches
     own = np.diagonal(hsic)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        values = hsic / np.sqrt(own)[:, None] / np.sqrt(own)
+        values = hsic / np.outer(np.sqrt(own), np.sqrt(own))
     status = np.where(np.isfinite(values), "ok", "not finite").astype("<U32")
     tests: list[tuple[Status, Array]] = [  # the last one that applies is the first by rank
         ("self-HSIC within rounding", own <= sums.floor / batches),

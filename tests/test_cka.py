@@ -170,13 +170,20 @@ def test_centring_changes_nothing(estimator, pair, seed):
     assert f(moved, l) == f(k, l)
 
 
-def rbf_bound(x, y, sigmas, estimator):
-    """Entries of A err by 4(2γ_{p+8} k/σ² + γ_{n+12}) (`cka._floor`), twice if σ is computed, and ‖A‖ ≤ n; the sum γ_{n²}."""
-    n, e = len(x), []
-    for a, sigma in zip((x, y), sigmas, strict=True):
-        largest = float(np.square(a - a.mean(axis=0)).sum(axis=1).max())
-        e.append(2 * 4 * (2 * gamma(a.shape[1] + 8, U) * largest / sigma**2 + gamma(n + 12, U)))
-    return SIDES * n * n * (sum(e) + gamma(n * n, U)) / divisor(n, estimator)
+def rbf_bounds(x, y, sigmas, exact, estimator):
+    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`cka._floor`), twice if σ is computed, and A by
+    a = n e; HSIC then by ‖A‖b + ‖B‖a + ab, and by γ of n² in the sum. ‖A‖² is the self-HSIC times its divisor.
+    """
+    n, errors = len(x), []
+    for features, sigma in zip((x, y), sigmas, strict=True):
+        largest = float(np.square(features - features.mean(axis=0)).sum(axis=1).max())
+        errors.append(2 * n * 4 * (2 * gamma(features.shape[1] + 8, U) * largest / sigma**2 + gamma(n + 12, U)))
+    sizes = [math.sqrt(max(own, 0.0) * divisor(n, estimator)) for own in exact[1:]]
+    bounds = []
+    for i, j in ((0, 1), (0, 0), (1, 1)):
+        error = sizes[i] * errors[j] + sizes[j] * errors[i] + errors[i] * errors[j] + gamma(n * n, U) * sizes[i] * sizes[j]
+        bounds.append(SIDES * error / divisor(n, estimator))
+    return bounds
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -186,10 +193,9 @@ def test_rbf(estimator, n, p, q, seed, given_sigma):
     rows = [a.tolist() for a in (x, y)]
     sigmas = (0.7, 1.9) if given_sigma else tuple(map(naive.median_distance, rows))
     got = cka(x, y, estimator=estimator, kernel="rbf", sigma=sigmas if given_sigma else None)
-    k, l = (naive.rbf_kernel(a, s) for a, s in zip(rows, sigmas, strict=True))  # noqa: E741
-    exact = [NAIVE[estimator](*pair) for pair in ((k, l), (k, k), (l, l))]
-    cases = [((x, y), sigmas), ((x, x), sigmas[:1] * 2), ((y, y), sigmas[1:] * 2)]
-    bounds = [rbf_bound(*pair, s, estimator) for pair, s in cases]
+    k, l = (fractions(naive.rbf_kernel(a, s)) for a, s in zip(rows, sigmas, strict=True))  # noqa: E741
+    exact = [float(NAIVE[estimator](*pair)) for pair in ((k, l), (k, k), (l, l))]
+    bounds = rbf_bounds(x, y, sigmas, exact, estimator)
     for name, want, bound in zip(HSICS, exact, bounds, strict=True):
         assert abs(getattr(got, name) - want) <= bound, name
     assert_value(got, exact, bounds)
@@ -203,6 +209,15 @@ def test_median_distance(n):
     distances = [math.dist(a, b) for a, b in itertools.combinations(x.tolist(), 2)]
     bound = SIDES * 4 * gamma(11, U) * trace(x) / min(distances) + 4 * U * want
     assert abs(median_distance(x) - want) <= bound
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_almost_equal_samples_have_a_distance(seed):
+    """Squared distances far below their rounding, ½ of them negative before they are clipped, would be NaNs in the median."""
+    x = np.repeat(normal(seed, 2, 3), 4, axis=0) + 1e-10 * normal([seed, 1], 8, 3)
+    far = math.dist(x[0], x[-1])
+    assert abs(median_distance(x) - far) <= 1e-9  # 16 of the 28 pairs lie in different groups
+    assert cka(x, normal(seed, 8, 2), estimator="biased", kernel="rbf").status == "ok"
 
 
 # What CKA does and does not see (K3) --------------------------------------------------------------------------------------
@@ -239,9 +254,8 @@ def test_rbf_sees_no_shift_rotation_or_scale():
     for estimator in ESTIMATORS:
         got = cka(x, y, estimator=estimator, kernel="rbf")
         sigma = median_distance(x)
-        cases = [((x, y), (sigma, 10 * sigma)), ((x, x), (sigma, sigma)), ((y, y), (10 * sigma, 10 * sigma))]
-        bounds = [rbf_bound(*pair, sigmas, estimator) for pair, sigmas in cases]
-        assert_value(got, (got.hsic_xx,) * 3, [2 * b for b in bounds])
+        same = (got.hsic_xx,) * 3
+        assert_value(got, same, [2 * b for b in rbf_bounds(x, y, (sigma, 10 * sigma), same, estimator)])
         assert cka(x, y, estimator=estimator, kernel="rbf", sigma=sigma).value < 0.9
 
 
@@ -299,7 +313,7 @@ def test_one_batch_is_the_whole_and_order_does_not_matter():
     means = {name: (getattr(parts[0], name) + getattr(parts[1], name)) / 2 for name in HSICS}
     got = streamed(batches)
     assert {name: getattr(got, name) for name in HSICS} == means
-    assert got.value == means["hsic_xy"] / math.sqrt(means["hsic_xx"]) / math.sqrt(means["hsic_yy"])
+    assert got.value == means["hsic_xy"] / (math.sqrt(means["hsic_xx"]) * math.sqrt(means["hsic_yy"]))
 
 
 def batch_z(hsics, full):
@@ -364,7 +378,7 @@ def test_matrix_is_all_pairs(estimator, side):
     assert np.array_equal(np.isnan(matrix.values), matrix.status != "ok")
     assert np.array_equal(matrix.status == "no variation", np.array([[2 in (i, j) for j in range(4)] for i in range(4)]))
     kept = np.ix_([0, 1, 3], [0, 1, 3])
-    assert np.abs(np.diagonal(matrix.values[kept]) - 1.0).max() <= 4 * U  # two roots, two divisions
+    assert np.abs(np.diagonal(matrix.values[kept]) - 1.0).max() <= 4 * U  # two roots, a product, a quotient
 
 
 class Recorder:
@@ -475,6 +489,8 @@ DEGENERATE = {
     "orthogonal": (ORTHOGONAL, {}, ("ok", "self-HSIC within rounding")),
     "outlier, rbf": (OUTLIER, {"kernel": "rbf"}, ("zero bandwidth",) * 2),
     "all far apart": (VARIED, {"kernel": "rbf", "sigma": 1e-6}, ("ok", "self-HSIC within rounding")),
+    "almost the same to the kernel": (VARIED, {"kernel": "rbf", "sigma": 1e5}, ("ok", "ok")),
+    "rounding to the kernel": (VARIED, {"kernel": "rbf", "sigma": 3e7}, ("self-HSIC within rounding",) * 2),
     "all the same to the kernel": (VARIED, {"kernel": "rbf", "sigma": 1e12}, ("self-HSIC within rounding",) * 2),
 }
 
@@ -498,6 +514,16 @@ def test_degenerate_input_has_a_status(name, side):
         stream = MiniBatches(**options)
         stream.add(x, other)
         assert stream.result().status == want[1]
+
+
+@pytest.mark.parametrize(("size", "status"), [(1e-2, "ok"), (1e-3, "ok"), (1e-4, "self-HSIC within rounding")])
+def test_the_rounding_bound_is_not_far_too_wide(size, status):
+    """Beside an outlier, features of the given size: their self-HSIC is size⁴, the rounding of T² some 10⁻¹⁴ of it."""
+    x, y = np.hstack([OUTLIER, size * VARIED]), normal(7, 6, 3)
+    for side in ("features", "samples"):
+        got = cka(x, y, estimator="unbiased", side=side)
+        assert got.status == status
+        assert_hsics(got, x, y, "unbiased")
 
 
 @given(n=st.integers(4, 40), scale=st.sampled_from((1e-3, 1.0, 1e4)), shift=st.sampled_from((0.0, 0.1, 1e3)), seed=seeds)
