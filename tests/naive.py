@@ -397,3 +397,43 @@ def weight_decay(w, *, strength):
 
 def weight_decay_gradient(dy, w, *, strength):
     return (_each(lambda v: strength * v * float(dy), w),)
+
+
+# HSIC (SPEC K1, K2), on lists of rows: plain sums and products, so that Fractions stay exact
+
+
+def linear_kernel(x):
+    return [[sum(a * b for a, b in zip(r, s, strict=True)) for s in x] for r in x]
+
+
+def median_distance(x):
+    distances = sorted(math.dist(x[i], x[j]) for i in range(len(x)) for j in range(i))
+    middle = len(distances) // 2
+    return distances[middle] if len(distances) % 2 else (distances[middle - 1] + distances[middle]) / 2
+
+
+def rbf_kernel(x, sigma):
+    return [[math.exp(-(math.dist(r, s) ** 2) / (2 * sigma**2)) for s in x] for r in x]
+
+
+def hsic_biased(k, l):  # noqa: E741
+    """tr(KHLH)/(n−1)² with the entries of KH and LH."""
+    n = len(k)
+    kh, lh = ([[row[j] - sum(row) / n for j in range(n)] for row in matrix] for matrix in (k, l))
+    return sum(kh[i][j] * lh[j][i] for i in range(n) for j in range(n)) / (n - 1) ** 2
+
+
+def hsic_unbiased(k, l):  # noqa: E741
+    """The three terms of Song et al. 2012."""
+    n = len(k)
+    k, l = ([[0 if i == j else matrix[i][j] for j in range(n)] for i in range(n)] for matrix in (k, l))  # noqa: E741
+    trace = sum(k[i][j] * l[j][i] for i in range(n) for j in range(n))
+    sums = sum(map(sum, k)) * sum(map(sum, l)) / ((n - 1) * (n - 2))
+    chain = 2 * sum(k[i][j] * l[j][m] for i in range(n) for j in range(n) for m in range(n)) / (n - 2)
+    return (trace + sums - chain) / (n * (n - 3))
+
+
+def hsic_u_statistic(k, l):  # noqa: E741
+    """The mean of K_ij (L_ij + L_qr − 2 L_iq) over all i, j, q, r that differ."""
+    indices = [(i, j, q, r) for i, j, q, r in np.ndindex((len(k),) * 4) if len({i, j, q, r}) == 4]
+    return sum(k[i][j] * (l[i][j] + l[q][r] - 2 * l[i][q]) for i, j, q, r in indices) / len(indices)

@@ -18,6 +18,7 @@ ORDER = [
     "data",
     "fetch",
     "flattening",
+    "cka",
     "streams",
     "layers",
     "layerspec",

@@ -1,0 +1,699 @@
+"""HSIC and CKA (SPEC K). The witness is exact: loops on Fractions of the same features. Tolerances are bounds on rounding.
+
+`error_bound`: with T = ‖X − mean‖² and S that of Y, HSIC is a sum of products of kernel entries, and Σ|K_ij||L_ij| ≤ TS
+(Cauchy-Schwarz). In feature space the three terms are at most TS, 2TS and TS/6, and no path from an entry to the result has
+more than 10(n+p+q) + 40 roundings, weighted so (`cka._floor`). In sample space an entry of K takes p + 4, its row's mean,
+column's mean and mean 7n + 30 more, likewise for L, and the sum n²: in all below 16n + 10(p+q) + 70 + n². Underflow is left
+out; values are of the size 1.
+"""
+
+import itertools
+import math
+import tracemalloc
+from fractions import Fraction
+from types import SimpleNamespace
+from unittest import mock
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import layouts, relayout, seeds
+from tolerance import SIDES, gamma
+
+from refprune import cka as module
+from refprune.cka import MiniBatches, Similarity, cka, cka_matrix, hsic, median_distance, numpy_product
+from refprune.errors import InputError
+
+U = 2.0**-53
+FALSE_ALARM = 5.0  # |z| of a normal mean: 6e-7
+ESTIMATORS = ("biased", "unbiased")
+HSICS = ("hsic_xy", "hsic_xx", "hsic_yy")
+NAIVE = {"biased": naive.hsic_biased, "unbiased": naive.hsic_unbiased}
+
+
+def fractions(x):
+    return [[Fraction(float(v)) for v in row] for row in x]
+
+
+def kernel(x):
+    return naive.linear_kernel(fractions(x))
+
+
+def centred_kernel(x):
+    rows = fractions(x)
+    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    return naive.linear_kernel([[v - m for v, m in zip(row, means, strict=True)] for row in rows])
+
+
+def trace(x):
+    """‖X − mean‖²."""
+    k = centred_kernel(x)
+    return float(sum(k[i][i] for i in range(len(k))))
+
+
+def divisor(n, estimator):
+    return (n - 1) ** 2 if estimator == "biased" else n * (n - 3)
+
+
+def exact_hsics(x, y, estimator):
+    k, l, f = kernel(x), kernel(y), NAIVE[estimator]  # noqa: E741
+    return f(k, l), f(k, k), f(l, l)
+
+
+def error_bound(x, y, estimator):
+    n, m = len(x), 16 * len(x) + 10 * (x.shape[1] + y.shape[1]) + 70 + len(x) ** 2
+    return gamma(m, U) * trace(x) * trace(y) / divisor(n, estimator)
+
+
+def assert_hsics(got, x, y, estimator):
+    """The three HSICs of `got` are those of the definition, and so is the value."""
+    __tracebackhide__ = True
+    exact = exact_hsics(x, y, estimator)
+    bounds = [error_bound(a, b, estimator) for a, b in ((x, y), (x, x), (y, y))]
+    for name, want, bound in zip(HSICS, exact, bounds, strict=True):
+        error = abs(float(Fraction(getattr(got, name)) - want))
+        assert error <= bound, f"{name}: got {getattr(got, name)!r}, wanted {float(want)!r}, error/bound {error / bound:.3g}"
+    assert_value(got, exact, bounds)
+
+
+def assert_value(got, exact, bounds):
+    """The ratio: relative errors e, f of the self-HSICs below ½ change it by less than e + f; five operations round."""
+    __tracebackhide__ = True
+    if got.status != "ok":
+        return
+    (xy, xx, yy), (e_xy, e_xx, e_yy) = map(float, exact), bounds
+    want = xy / math.sqrt(xx * yy)
+    bound = 2 * e_xy / math.sqrt(xx * yy) + abs(want) * (e_xx / xx + e_yy / yy + 10 * U)
+    assert max(e_xx / xx, e_yy / yy) < 0.5, "the case is out of the test's contract"
+    assert abs(got.value - want) <= bound, f"value: got {got.value!r}, wanted {want!r}, bound {bound:.3g}"
+
+
+@st.composite
+def features(draw, least=4, most=7, widths=6):
+    """(x, y), n×p and n×q, correlated, off zero by up to 10⁶ deviations, float64 or float32, of any layout."""
+    n, p, q = draw(st.integers(least, most)), draw(st.integers(1, widths)), draw(st.integers(1, widths))
+    rng = np.random.default_rng(draw(seeds))
+    x, y = rng.standard_normal((n, p)), rng.standard_normal((n, q))
+    y = y + draw(st.sampled_from((0.0, 1.0, 30.0))) * (x @ rng.standard_normal((p, q)))
+    shift, dtype = draw(st.sampled_from((0.0, -3.0, 1e6))), draw(st.sampled_from((np.float64, np.float32)))
+    return [relayout((a + shift).astype(dtype), draw(layouts)) for a in (x, y)]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# Against the definition -------------------------------------------------------------------------------------------------
+
+
+def clearly_varies(x, estimator):
+    """Twice as much as storage in its dtype explains, with a self-HSIC four times the bound on rounding."""
+    stored = (float(np.finfo(x.dtype).eps) / 2 * np.linalg.norm(x.astype(float))) ** 2
+    return trace(x) > 2 * stored and float(exact_hsics(x, x, estimator)[0]) > 4 * error_bound(x, x, estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("side", ["features", "samples", "cheaper"])
+@given(pair=features(), block=st.sampled_from((1, 5, 2**16)))
+def test_both_sides_are_the_definition(estimator, side, pair, block):
+    with mock.patch.object(module, "BLOCK", block):
+        got = cka(*pair, estimator=estimator, side=side)
+    assert_hsics(got, *pair, estimator)
+    if all(clearly_varies(a, estimator) for a in pair):
+        assert got.status == "ok"
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@given(data=st.data())
+def test_biased_with_two_and_three_samples(n, data):
+    pair = data.draw(features(least=n, most=n))
+    for side in ("features", "samples"):
+        assert_hsics(cka(*pair, estimator="biased", side=side), *pair, "biased")
+
+
+def integer_kernel(rng, n):
+    k = rng.integers(-9, 10, (n, n))
+    return k + k.T
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(n=st.integers(4, 7), seed=seeds)
+def test_hsic_of_any_symmetric_kernels(estimator, n, seed):
+    """Indefinite ones, with diagonals that have nothing to do with the rest: the bound of the sample side, T = ‖K‖."""
+    rng = np.random.default_rng(seed)
+    k, l = integer_kernel(rng, n), integer_kernel(rng, n)  # noqa: E741
+    want = NAIVE[estimator](fractions(k), fractions(l))
+    size = float(np.linalg.norm(k) * np.linalg.norm(l)) / divisor(n, estimator)
+    assert abs(hsic(k, l, estimator=estimator) - float(want)) <= gamma(n * n + 14 * n + 70, U) * size
+
+
+@given(n=st.integers(4, 6), seed=seeds)
+def test_the_witness_is_the_mean_over_all_quadruples(n, seed):
+    rng = np.random.default_rng(seed)
+    k, l = (fractions(integer_kernel(rng, n)) for _ in range(2))  # noqa: E741
+    assert naive.hsic_unbiased(k, l) == naive.hsic_u_statistic(k, l)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(pair=features(widths=3), seed=seeds)
+def test_centring_changes_nothing(estimator, pair, seed):
+    """In exact arithmetic: column means subtracted, and any a_i + a_j added to the kernel (off the diagonal, if unbiased)."""
+    x, y = pair
+    n, f = len(x), NAIVE[estimator]
+    k, l = kernel(x), kernel(y)  # noqa: E741
+    assert f(centred_kernel(x), l) == f(k, l) == f(centred_kernel(x), centred_kernel(y))
+    a = [Fraction(int(v)) for v in np.random.default_rng(seed).integers(-9, 10, n)]
+    d = [v if estimator == "unbiased" else 0 for v in a]
+    moved = [[k[i][j] + a[i] + a[j] + (d[i] if i == j else 0) for j in range(n)] for i in range(n)]
+    assert f(moved, l) == f(k, l)
+
+
+def rbf_bounds(x, y, sigmas, exact, estimator):
+    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`cka._floor`), twice if σ is computed, and A by
+    a = n e; HSIC then by ‖A‖b + ‖B‖a + ab, and by γ of n² in the sum. ‖A‖² is the self-HSIC times its divisor.
+    """
+    n, errors = len(x), []
+    for features, sigma in zip((x, y), sigmas, strict=True):
+        largest = float(np.square(features - features.mean(axis=0)).sum(axis=1).max())
+        errors.append(2 * n * 4 * (2 * gamma(features.shape[1] + 8, U) * largest / sigma**2 + gamma(n + 12, U)))
+    sizes = [math.sqrt(max(own, 0.0) * divisor(n, estimator)) for own in exact[1:]]
+    bounds = []
+    for i, j in ((0, 1), (0, 0), (1, 1)):
+        error = sizes[i] * errors[j] + sizes[j] * errors[i] + errors[i] * errors[j] + gamma(n * n, U) * sizes[i] * sizes[j]
+        bounds.append(SIDES * error / divisor(n, estimator))
+    return bounds
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(n=st.integers(4, 7), p=st.integers(1, 5), q=st.integers(1, 5), seed=seeds, given_sigma=st.booleans())
+def test_rbf(estimator, n, p, q, seed, given_sigma):
+    x, y = normal(seed, n, p), normal([seed, 1], n, q) + 1.0
+    rows = [a.tolist() for a in (x, y)]
+    sigmas = (0.7, 1.9) if given_sigma else tuple(map(naive.median_distance, rows))
+    got = cka(x, y, estimator=estimator, kernel="rbf", sigma=sigmas if given_sigma else None)
+    k, l = (fractions(naive.rbf_kernel(a, s)) for a, s in zip(rows, sigmas, strict=True))  # noqa: E741
+    exact = [float(NAIVE[estimator](*pair)) for pair in ((k, l), (k, k), (l, l))]
+    bounds = rbf_bounds(x, y, sigmas, exact, estimator)
+    for name, want, bound in zip(HSICS, exact, bounds, strict=True):
+        assert abs(getattr(got, name) - want) <= bound, name
+    assert_value(got, exact, bounds)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_median_distance(n):
+    x = normal(n, n, 3)
+    want = naive.median_distance(x.tolist())
+    # Squared distances err by 4γ_11 k, their roots by half of that over the distance; the mean of two in the middle once more.
+    distances = [math.dist(a, b) for a, b in itertools.combinations(x.tolist(), 2)]
+    bound = SIDES * 4 * gamma(11, U) * trace(x) / min(distances) + 4 * U * want
+    assert abs(median_distance(x) - want) <= bound
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_almost_equal_samples_have_a_distance(seed):
+    """Squared distances far below their rounding, ½ of them negative before they are clipped, would be NaNs in the median."""
+    x = np.repeat(normal(seed, 2, 3), 4, axis=0) + 1e-10 * normal([seed, 1], 8, 3)
+    far = math.dist(x[0], x[-1])
+    assert abs(median_distance(x) - far) <= 1e-9  # 16 of the 28 pairs lie in different groups
+    assert cka(x, normal(seed, 8, 2), estimator="biased", kernel="rbf").status == "ok"
+
+
+# What CKA does and does not see (K3) --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@given(n=st.integers(5, 8), blocks=st.integers(1, 3), c=st.sampled_from((-3, 1, 7)), shift=st.integers(-50, 50), seed=seeds)
+def test_one_for_a_rotated_scaled_and_shifted_copy(estimator, n, blocks, c, shift, seed):
+    """Integers and Q made of (3 −4; 4 3)/5, so that Y = 5cXQ + shift is exact."""
+    x = np.random.default_rng(seed).integers(-9, 10, (n, 2 * blocks)).astype(float)
+    q = np.kron(np.eye(blocks), [[3.0, -4.0], [4.0, 3.0]])[:, np.random.default_rng(seed).permutation(2 * blocks)]
+    y = c * (x @ q) + shift
+    exact = exact_hsics(x, y, estimator)
+    assert exact[0] ** 2 == exact[1] * exact[2]
+    bounds = [error_bound(a, b, estimator) for a, b in ((x, y), (x, x), (y, y))]
+    if min(float(exact[1]) / bounds[1], float(exact[2]) / bounds[2]) > 4.0:
+        for side in ("features", "samples"):
+            got = cka(x, y, estimator=estimator, side=side)
+            assert got.status == "ok"
+            assert_value(got, exact, bounds)
+
+
+def test_a_general_invertible_map_changes_it():
+    x = normal(0, 30, 3)
+    y = x * np.array([1.0, 1.0, 10.0])
+    for estimator in ESTIMATORS:
+        assert_hsics(got := cka(x, y, estimator=estimator), x, y, estimator)
+        assert got.value < 0.8
+
+
+def test_rbf_sees_no_shift_rotation_or_scale():
+    x = np.random.default_rng(0).integers(-9, 10, (12, 2)).astype(float)
+    y = 2.0 * x @ np.array([[3.0, -4.0], [4.0, 3.0]]) + 100.0  # exact; so is σ, ten times that of x
+    for estimator in ESTIMATORS:
+        got = cka(x, y, estimator=estimator, kernel="rbf")
+        sigma = median_distance(x)
+        same = (got.hsic_xx,) * 3
+        assert_value(got, same, [2 * b for b in rbf_bounds(x, y, (sigma, 10 * sigma), same, estimator)])
+        assert cka(x, y, estimator=estimator, kernel="rbf", sigma=sigma).value < 0.9
+
+
+def test_independent_features():
+    """K5: biased CKA is 0.94 at p = 512, n = 32; the unbiased one scatters around 0 (|z| ≤ 5: a false alarm in 10⁶)."""
+    rng, repeats = np.random.default_rng(5), 40
+    found = {estimator: [] for estimator in ESTIMATORS}
+    for _ in range(repeats):
+        x, y = rng.standard_normal((2, 32, 512))
+        for estimator, values in found.items():
+            values.append(cka(x, y, estimator=estimator).value)
+    standard_error = {e: np.std(v, ddof=1) / math.sqrt(repeats) for e, v in found.items()}
+    assert round(np.mean(found["biased"]), 2) == 0.94
+    assert standard_error["biased"] < 0.001
+    assert abs(np.mean(found["unbiased"])) <= FALSE_ALARM * standard_error["unbiased"]
+    assert standard_error["unbiased"] < 0.02
+    assert min(found["unbiased"]) < 0.0  # a negative one is a value
+
+
+# Mini-batches (K4) ------------------------------------------------------------------------------------------------------
+
+
+def streamed(pairs):
+    stream = MiniBatches()
+    for x, y in pairs:
+        stream.add(x, y)
+    return stream.result()
+
+
+def assert_all_batches_are_everything(estimate, seed=0, n=7, b=5):
+    """The mean of a U-statistic over all C(n, b) batches is that of the n samples."""
+    rng = np.random.default_rng(seed)
+    x, y = (rng.integers(-9, 10, (n, p)).astype(float) for p in (3, 2))
+    batches = [(x[list(rows)], y[list(rows)]) for rows in itertools.combinations(range(n), b)]
+    got, exact, bounds = estimate(batches), exact_hsics(x, y, "unbiased"), []
+    for pick in (lambda u, v: (u, v), lambda u, v: (u, u), lambda u, v: (v, v)):
+        pairs = [pick(u, v) for u, v in batches]
+        size = sum(abs(float(exact_hsics(*pair, "unbiased")[0])) for pair in pairs)
+        errors = sum(error_bound(*pair, "unbiased") for pair in pairs)
+        bounds.append((errors + gamma(len(batches) + 1, U) * (size + errors)) / len(batches))
+    assert_value(got, exact, bounds)
+
+
+@pytest.mark.parametrize(("n", "b"), [(7, 5), (7, 4), (6, 6)])
+def test_ratio_of_means_over_all_batches_is_the_value_of_all_samples(n, b):
+    assert_all_batches_are_everything(streamed, n=n, b=b)
+
+
+def test_one_batch_is_the_whole_and_order_does_not_matter():
+    x, y = normal(0, 20, 3), normal(1, 20, 5)
+    assert streamed([(x, y)]) == cka(x, y, estimator="unbiased")
+    batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+    assert streamed(batches) == streamed(batches[::-1])
+    parts = [cka(*batch, estimator="unbiased") for batch in batches]
+    means = {name: (getattr(parts[0], name) + getattr(parts[1], name)) / 2 for name in HSICS}
+    got = streamed(batches)
+    assert {name: getattr(got, name) for name in HSICS} == means
+    assert got.value == means["hsic_xy"] / (math.sqrt(means["hsic_xx"]) * math.sqrt(means["hsic_yy"]))
+
+
+def batch_z(hsics, full):
+    """z-scores of the three means over random batches."""
+    h = np.array(hsics)
+    return np.abs(h.mean(axis=0) - full) / (h.std(axis=0, ddof=1) / math.sqrt(len(h)))
+
+
+def test_batches_have_the_expectation_of_all_samples():
+    """Random batches of 60 samples: |z| ≤ 5 (two false alarms in 10⁶ seeds). Biased HSICs of the same batches are far off."""
+    rng, batches, size = np.random.default_rng(11), 1500, 8
+    x = rng.standard_normal((60, 4))
+    y = np.tanh(x @ rng.standard_normal((4, 6))) + 0.5 * rng.standard_normal((60, 6))
+    chosen = [rng.choice(60, size, replace=False) for _ in range(batches)]
+    for estimator, within in (("unbiased", True), ("biased", False)):
+        records = [cka(x[c], y[c], estimator=estimator) for c in chosen]
+        whole = cka(x, y, estimator=estimator)
+        z = batch_z([[getattr(r, name) for name in HSICS] for r in records], [getattr(whole, name) for name in HSICS])
+        assert (z.max() <= FALSE_ALARM) == within, (estimator, z)
+
+
+def test_streamed_matrix_and_bad_batches():
+    arrays = [normal(i, 12, p) for i, p in enumerate((3, 1, 20))]
+    stream = MiniBatches()
+    stream.add(*arrays)
+    whole = cka_matrix(arrays, estimator="unbiased")
+    for name in ("values", "hsic", "status"):
+        assert np.array_equal(getattr(stream.matrix(), name), getattr(whole, name))
+    with pytest.raises(InputError, match=r"features: must have the widths of the batches before, \[3, 1, 20\], got \[3, 1\]"):
+        stream.add(*arrays[:2])
+    with pytest.raises(InputError, match="features: must be two, x and y, got 3"):
+        stream.result()
+    assert np.array_equal(stream.matrix().hsic, whole.hsic)
+    stream.add(*(a[:3] for a in arrays))
+    assert (stream.matrix().status == "too few samples").all()
+    with pytest.raises(InputError, match="batches: at least one"):
+        MiniBatches().result()
+
+
+def test_streamed_rbf_has_one_sigma():
+    x, y = normal(0, 16, 3), normal(1, 16, 2)
+    stream = MiniBatches(kernel="rbf", sigma=(1.0, 2.0))
+    parts = []
+    for rows in (slice(8), slice(8, None)):
+        stream.add(x[rows], y[rows])
+        parts.append(cka(x[rows], y[rows], estimator="unbiased", kernel="rbf", sigma=(1.0, 2.0)).hsic_xy)
+    assert stream.result().hsic_xy == sum(parts) / 2
+
+
+# All pairs, products, cost --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("side", ["features", "samples"])
+def test_matrix_is_all_pairs(estimator, side):
+    arrays = [normal(0, 9, 3), normal(1, 9, 1).astype(np.float32), np.ones((9, 2)), normal(0, 9, 3) @ normal(2, 3, 4)]
+    matrix = cka_matrix(arrays, estimator=estimator, side=side)
+    for i, j in itertools.combinations(range(4), 2):
+        assert matrix.pair(i, j) == cka(arrays[i], arrays[j], estimator=estimator, side=side)
+    assert np.array_equal(matrix.hsic, matrix.hsic.T)
+    assert np.array_equal(matrix.values, matrix.values.T, equal_nan=True)
+    assert np.array_equal(np.isnan(matrix.values), matrix.status != "ok")
+    assert np.array_equal(matrix.status == "no variation", np.array([[2 in (i, j) for j in range(4)] for i in range(4)]))
+    kept = np.ix_([0, 1, 3], [0, 1, 3])
+    assert np.abs(np.diagonal(matrix.values[kept]) - 1.0).max() <= 4 * U  # two roots, a product, a quotient
+
+
+class Recorder:
+    """A product that remembers its shapes, and whether it was told that both factors are the same."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, a, b):
+        assert a.dtype == b.dtype == np.float64
+        assert all(m.flags.c_contiguous or m.flags.f_contiguous for m in (a, b))
+        self.calls.append((a.shape, b.shape, a is b))
+        return numpy_product(a, b)
+
+
+def test_products_go_through_the_argument_and_say_when_they_are_symmetric():
+    x, y = normal(0, 10, 3), normal(1, 10, 4).astype(np.float32)
+    product = Recorder()
+    cka_matrix([x, y], estimator="unbiased", side="features", product=product)
+    assert product.calls == [((10, 3), (10, 3), True), ((10, 3), (10, 4), False), ((10, 4), (10, 4), True)]
+    for options in ({"side": "samples"}, {"kernel": "rbf"}):
+        product = Recorder()
+        cka(x, y, estimator="biased", product=product, **options)
+        assert product.calls == [((3, 10), (3, 10), True), ((4, 10), (4, 10), True)]
+    product = Recorder()
+    MiniBatches(product=product).add(x, y, x)
+    assert len(product.calls) == 6  # one for each pair: every self-HSIC once
+
+
+@pytest.mark.parametrize(
+    ("n", "widths"), [(10, (3, 4)), (5, (3, 4)), (6, (40, 1)), (100, (30, 40)), (9, (9,)), (9, (4, 4, 4, 4))]
+)
+def test_the_cheaper_side_is_taken(n, widths):
+    """K2's counts; with both side's at a tie, features."""
+    product = Recorder()
+    cka_matrix([normal(i, n, p) for i, p in enumerate(widths)], estimator="biased", product=product)
+    in_features = n * sum(p * q for p, q in itertools.combinations_with_replacement(widths, 2)) <= n * n * sum(widths)
+    assert (product.calls[0][0][0] == n and product.calls[0][0][1] == widths[0]) == in_features
+    assert len(product.calls) == (len(widths) * (len(widths) + 1) // 2 if in_features else len(widths))
+
+
+def test_many_samples_need_no_n_by_n_memory():
+    """20,000×16 float32: an n×n matrix would be 3.2 GB. What is needed is a few blocks and some vectors of n."""
+    x, y = (normal(i, 20_000, 16).astype(np.float32) for i in range(2))
+    tracemalloc.start()
+    value = cka(x, y, estimator="unbiased").value
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(value) < 0.01
+    assert peak < 8 * 8 * module.BLOCK + 10 * 8 * len(x)
+
+
+# Input --------------------------------------------------------------------------------------------------------------------
+
+
+@given(pair=features(widths=3), first=layouts, second=layouts)
+def test_layouts_do_not_matter_and_nothing_is_written(pair, first, second):
+    x, y = (relayout(a, layout) for a, layout in zip(pair, (first, second), strict=True))
+    before = x.copy(), y.copy()
+    for estimator in ESTIMATORS:
+        assert_hsics(cka(x, y, estimator=estimator), *pair, estimator)
+    assert np.array_equal(x, before[0])
+    assert np.array_equal(y, before[1])
+
+
+def test_other_numbers():
+    x = [[True, False], [False, False], [True, True], [False, True], [True, True]]
+    y = np.array([[1], [5], [-2], [7], [7]], dtype=np.int64)
+    wide = np.array(x, dtype=float), y.astype(float)
+    for estimator in ESTIMATORS:
+        got = cka(x, y, estimator=estimator)
+        assert_hsics(got, *wide, estimator)
+        half = cka(wide[0].astype(np.float16), wide[1].astype(np.float16), estimator=estimator)
+        assert half == got
+
+
+def test_float32_is_widened_before_anything_is_computed():
+    x, y = (normal(i, 40, 3).astype(np.float32) + np.float32(1000.0) for i in range(2))
+    assert cka(x, y, estimator="unbiased") == cka(x.astype(float), y.astype(float), estimator="unbiased")
+
+
+VARIED = normal(99, 6, 2)
+OUTLIER = np.eye(6)[:, :1]  # all samples but one are equal
+ORTHOGONAL = np.diag([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+STORED = np.where(np.arange(6)[:, None] % 2, np.float32(1000.0), np.nextafter(np.float32(1000.0), np.float32(2000.0)))
+DEGENERATE = {
+    "n = 0": (VARIED[:0], {}, ("too few samples", "too few samples")),
+    "n = 1": (VARIED[:1], {}, ("too few samples", "too few samples")),
+    "n = 3": (VARIED[:3], {}, ("ok", "too few samples")),
+    "n = 3, rbf": (VARIED[:3], {"kernel": "rbf"}, ("ok", "too few samples")),
+    "n = 4": (VARIED[:4], {}, ("ok", "ok")),
+    "zero": (np.zeros((6, 2)), {}, ("no variation",) * 2),
+    "constant": (np.full((6, 2), 0.1), {}, ("no variation",) * 2),
+    "constant, few": (np.full((3, 2), 0.1), {}, ("no variation", "too few samples")),
+    "constant, rbf": (np.full((6, 2), 0.1), {"kernel": "rbf"}, ("no variation",) * 2),
+    "constant, rbf, sigma": (np.full((6, 2), 0.1), {"kernel": "rbf", "sigma": 1.0}, ("no variation",) * 2),
+    "constant as float32": (STORED, {}, ("no variation",) * 2),
+    "not constant as float64": (STORED.astype(float), {}, ("ok", "ok")),
+    "underflow": (1e-200 * VARIED, {}, ("no variation",) * 2),
+    "nan": (np.where(OUTLIER, np.nan, VARIED), {}, ("not finite",) * 2),
+    "nan, rbf": (np.where(OUTLIER, np.nan, VARIED), {"kernel": "rbf"}, ("not finite",) * 2),
+    "inf": (np.where(OUTLIER, np.inf, VARIED), {}, ("not finite",) * 2),
+    "inf, rbf, sigma": (np.where(OUTLIER, -np.inf, VARIED), {"kernel": "rbf", "sigma": 1.0}, ("not finite",) * 2),
+    "overflow": (1e100 * VARIED, {}, ("not finite",) * 2),
+    "overflow of the mean": (np.full((6, 1), 1.7e308) * np.sign(VARIED[:, :1]), {}, ("not finite",) * 2),
+    "outlier": (OUTLIER, {}, ("ok", "self-HSIC within rounding")),
+    "outlier far away": (OUTLIER * 3.0 + 0.1, {}, ("ok", "self-HSIC within rounding")),
+    "orthogonal": (ORTHOGONAL, {}, ("ok", "self-HSIC within rounding")),
+    "outlier, rbf": (OUTLIER, {"kernel": "rbf"}, ("zero bandwidth",) * 2),
+    "all far apart": (VARIED, {"kernel": "rbf", "sigma": 1e-6}, ("ok", "self-HSIC within rounding")),
+    "almost the same to the kernel": (VARIED, {"kernel": "rbf", "sigma": 1e5}, ("ok", "ok")),
+    "rounding to the kernel": (VARIED, {"kernel": "rbf", "sigma": 3e7}, ("self-HSIC within rounding",) * 2),
+    "all the same to the kernel": (VARIED, {"kernel": "rbf", "sigma": 1e12}, ("self-HSIC within rounding",) * 2),
+}
+
+
+@pytest.mark.parametrize("side", ["features", "samples"])
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_input_has_a_status(name, side):
+    x, options, want = DEGENERATE[name]
+    other = normal(7, len(x), 3)
+    options = options if "kernel" in options else {"side": side}
+    sigma = options.get("sigma")
+    swapped = options if sigma is None else {**options, "sigma": (1.0, sigma)}
+    options = options if sigma is None else {**options, "sigma": (sigma, 1.0)}
+    for estimator, status in zip(ESTIMATORS, want, strict=True):
+        got = cka(x, other, estimator=estimator, **options)
+        assert got.status == status
+        assert (got.value is None) == (status != "ok")
+        assert got.value is None or math.isfinite(got.value)
+        assert cka(other, x, estimator=estimator, **swapped).status == status
+    if "kernel" not in options or sigma is not None:
+        stream = MiniBatches(**options)
+        stream.add(x, other)
+        assert stream.result().status == want[1]
+
+
+@pytest.mark.parametrize(("size", "status"), [(1e-2, "ok"), (1e-3, "ok"), (1e-4, "self-HSIC within rounding")])
+def test_the_rounding_bound_is_not_far_too_wide(size, status):
+    """Beside an outlier, features of the given size: their self-HSIC is size⁴, the rounding of T² some 10⁻¹⁴ of it."""
+    x, y = np.hstack([OUTLIER, size * VARIED]), normal(7, 6, 3)
+    for side in ("features", "samples"):
+        got = cka(x, y, estimator="unbiased", side=side)
+        assert got.status == status
+        assert_hsics(got, x, y, "unbiased")
+
+
+@given(n=st.integers(4, 40), scale=st.sampled_from((1e-3, 1.0, 1e4)), shift=st.sampled_from((0.0, 0.1, 1e3)), seed=seeds)
+def test_a_self_hsic_that_is_zero_is_never_a_value(n, scale, shift, seed):
+    """The rounding bound from above: samples on different axes. The shift is rounded, so all samples are made alike there."""
+    lengths = scale * np.exp(np.random.default_rng(seed).standard_normal(n))
+    x = np.diag(lengths) if shift == 0.0 else np.eye(n) * scale + shift
+    for side in ("features", "samples"):
+        assert cka(x, normal(seed, n, 2), estimator="unbiased", side=side).status == "self-HSIC within rounding"
+
+
+@pytest.mark.parametrize(("n", "p"), [(4, 1), (5, 2000), (300, 3), (64, 64), (2000, 2)])
+def test_ordinary_features_are_not_taken_for_rounding(n, p):
+    """The rounding bound, from below."""
+    for shift in (0.0, 1e4):
+        x, y = normal(0, n, p) + shift, normal(1, n, 2)
+        assert cka(x, y, estimator="unbiased").status == "ok"
+        assert cka(x, y, estimator="unbiased", kernel="rbf").status == "ok"
+
+
+X = np.zeros((6, 2))
+BAD = {
+    "x: must be samples × features": lambda: cka(np.zeros(6), X, estimator="biased"),
+    r"y: must be samples × features with at least one feature, got shape \(6, 0\)": lambda: cka(
+        X, X[:, :0], estimator="biased"
+    ),
+    r"features\[1\]: must be samples × features": lambda: cka_matrix([X, X[None]], estimator="biased"),
+    "y: must have the samples of x, 6 rows, got 5": lambda: cka(X, X[:5], estimator="biased"),
+    r"features\[2\]: must have the samples of features\[0\], 6 rows": lambda: cka_matrix([X, X, X[:5]], estimator="biased"),
+    "x: must be real numbers that float64 holds, got dtype complex128": lambda: cka(X + 0j, X, estimator="biased"),
+    "y: must be real numbers that float64 holds, got dtype <U1": lambda: cka(X, [["a"]] * 6, estimator="biased"),
+    "features: at least one array is needed, got none": lambda: cka_matrix([], estimator="biased"),
+    "features: at least one array": lambda: MiniBatches().add(),
+    "x: must have at least": lambda: median_distance(X[:1]),
+    "x: must have at least 2 rows and be finite, got 6 rows, 12 not finite": lambda: median_distance(X * np.nan),
+    "estimator: allowed are 'biased', 'unbiased', got 'debiased'": lambda: cka(X, X, estimator="debiased"),
+    "kernel: allowed are 'linear', 'rbf', got 'cosine'": lambda: cka(X, X, estimator="biased", kernel="cosine"),
+    "side: allowed are": lambda: cka(X, X, estimator="biased", side="left"),
+    "side: the kernel 'rbf'": lambda: cka(X, X, estimator="biased", kernel="rbf", side="features"),
+    "sigma: belongs to the kernel 'rbf', got 1.0": lambda: cka(X, X, estimator="biased", sigma=1.0),
+    "sigma: must be positive and finite, got 0.0": lambda: cka(X, X, estimator="biased", kernel="rbf", sigma=0.0),
+    r"sigma: must be positive and finite, got \(1.0, nan\)": lambda: cka(
+        X, X, estimator="biased", kernel="rbf", sigma=(1.0, math.nan)
+    ),
+    "sigma: must be one number, or one for each of the 2 arrays, got 3": lambda: cka(
+        X, X, estimator="biased", kernel="rbf", sigma=(1.0, 2.0, 3.0)
+    ),
+    "sigma: must be given for mini-batches": lambda: MiniBatches(kernel="rbf"),
+    r"k: must be square and finite, got shape \(6, 2\)": lambda: hsic(X, X, estimator="biased"),
+    r"l: must be square and finite, got shape \(2, 2\), 4 not finite": lambda: hsic(
+        np.eye(2), np.full((2, 2), np.inf), estimator="biased"
+    ),
+    r"k: must have at least 4 rows \(unbiased\), got 3": lambda: hsic(np.eye(3), np.eye(3), estimator="unbiased"),
+    "l: must have the samples of k, 4 rows, got 5": lambda: hsic(np.eye(4), np.eye(5), estimator="unbiased"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message):
+    with pytest.raises(InputError, match=message):
+        BAD[message]()
+
+
+# Would these tests notice? ------------------------------------------------------------------------------------------------
+
+
+def record(f):
+    """A Similarity-like record from f(x, y) → HSIC."""
+
+    def made(x, y):
+        xy, xx, yy = f(x, y), f(x, x), f(y, y)
+        return Similarity(xy / math.sqrt(xx) / math.sqrt(yy), "ok", xy, xx, yy)
+
+    return made
+
+
+def three_terms(x, y, *, diagonal=False, a=1, b=2, chain=2.0, c=0, d=3):
+    """Song et al.'s estimator with places to go wrong."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    k, l, n = x @ x.T, y @ y.T, len(x)  # noqa: E741
+    if not diagonal:
+        np.fill_diagonal(k, 0.0)
+        np.fill_diagonal(l, 0.0)
+    total = np.sum(k * l) + k.sum() * l.sum() / ((n - a) * (n - b)) - chain / (n - b) * (k.sum(axis=0) @ l.sum(axis=0))
+    return total / ((n - c) * (n - d))
+
+
+def biased(x, y, *, centre=(True, True), axis=0, off=1):
+    x, y = (a - a.mean(axis=axis, keepdims=True) if c else a for a, c in zip((x, y), centre, strict=True))
+    return np.square(x.T @ y).sum() / (len(x) - off) ** 2
+
+
+def once_centred(x, y):
+    """The feature-space formula after one subtraction only."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    k, l, n = np.square(x).sum(axis=1), np.square(y).sum(axis=1), len(x)  # noqa: E741
+    return (np.square(x.T @ y).sum() - n / (n - 2) * k @ l + k.sum() * l.sum() / ((n - 1) * (n - 2))) / (n * (n - 3))
+
+
+def in_float32(x, y):
+    return float(biased(x.astype(np.float32), y.astype(np.float32)))
+
+
+PLANTED = {
+    "uncentred": ("biased", lambda x, y: biased(x, y, centre=(False, False))),
+    "rows centred": ("biased", lambda x, y: biased(x, y, axis=1)),
+    "divided by n²": ("biased", lambda x, y: biased(x, y, off=0)),
+    "float32": ("biased", in_float32),
+    "unbiased called biased": ("biased", three_terms),
+    "biased called unbiased": ("unbiased", biased),
+    "diagonals kept": ("unbiased", lambda x, y: three_terms(x, y, diagonal=True)),
+    "n−1 for n−2": ("unbiased", lambda x, y: three_terms(x, y, b=1)),
+    "n for n−1": ("unbiased", lambda x, y: three_terms(x, y, a=0)),
+    "1 for 2": ("unbiased", lambda x, y: three_terms(x, y, chain=1.0)),
+    "n(n−2)": ("unbiased", lambda x, y: three_terms(x, y, d=2)),
+    "(n−1)(n−3)": ("unbiased", lambda x, y: three_terms(x, y, c=1)),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_mistakes_in_hsic_are_found(name):
+    estimator, wrong = PLANTED[name]
+    x, y = normal(3, 9, 3) + 1.0, normal(4, 9, 2) - 2.0
+    assert_hsics(record({"biased": biased, "unbiased": three_terms}[estimator])(x, y), x, y, estimator)
+    with pytest.raises(AssertionError, match="hsic_xy"):
+        assert_hsics(record(wrong)(x, y), x, y, estimator)
+
+
+def test_planted_single_centring_is_found():
+    """With means 10⁶ deviations off zero, which `features` draws, the second subtraction counts at some of five seeds."""
+    found = 0
+    for seed in range(5):
+        x, y = normal([3, seed], 7, 3) + 1e6, normal([4, seed], 7, 2) + 1e6
+        assert_hsics(cka(x, y, estimator="unbiased", side="features"), x, y, "unbiased")
+        try:
+            assert_hsics(record(once_centred)(x, y), x, y, "unbiased")
+        except AssertionError:
+            found += 1
+    assert found
+
+
+def test_planted_products_are_found():
+    x, y = normal(3, 9, 3), normal(4, 9, 2)
+    wrong = {
+        "float32": lambda a, b: (a.astype(np.float32).T @ b.astype(np.float32)).astype(float),
+        "half of it": lambda a, b: np.triu(a.T @ b) if a is b else a.T @ b,
+        "the last row left out": lambda a, b: a[:-1].T @ b[:-1],
+    }
+    for product, side in itertools.product(wrong.values(), ("features", "samples")):
+        got = cka(x, y, estimator="biased", side=side, product=product)
+        with pytest.raises(AssertionError):
+            assert_hsics(got, x, y, "biased")
+
+
+def averaged(pairs):
+    """The mean of the batches' CKAs."""
+    return SimpleNamespace(status="ok", value=float(np.mean([cka(x, y, estimator="unbiased").value for x, y in pairs])))
+
+
+def biased_ratio(pairs):
+    """The ratio of means, of biased HSICs."""
+    sums = [sum(getattr(cka(x, y, estimator="biased"), name) for x, y in pairs) for name in HSICS]
+    return SimpleNamespace(status="ok", value=sums[0] / math.sqrt(sums[1] * sums[2]))
+
+
+def last_batch(pairs):
+    return cka(*pairs[-1], estimator="unbiased")
+
+
+@pytest.mark.parametrize("wrong", [averaged, biased_ratio, last_batch])
+def test_planted_mini_batch_mistakes_are_found(wrong):
+    with pytest.raises(AssertionError, match="value: got"):
+        assert_all_batches_are_everything(wrong)
