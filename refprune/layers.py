@@ -324,7 +324,7 @@ def global_average_pool_vjp(saved: Saved, dy: Array) -> tuple[Array]:
 
 def flatten(x: Array) -> tuple[Array, Saved]:
     """N×C×H×W → N×(C·H·W), channels outermost: one channel is one block of columns (N4). May be a view of x."""
-    return x.reshape(x.shape[0], int(np.prod(x.shape[1:]))), Saved((x.shape,))
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])), Saved((x.shape,))
 
 
 def flatten_vjp(saved: Saved, dy: Array) -> tuple[Array]:

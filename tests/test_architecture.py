@@ -22,6 +22,7 @@ ORDER = [
     "layers",
     "layerspec",
     "links",
+    "operations",
     "spec",
     "complexity",
     "kernels",
