@@ -56,7 +56,7 @@ class BatchLoss:
         """
         if after is not None and position not in after.tape.inputs:
             known = ", ".join(map(str, sorted(after.tape.inputs))) or "none"
-            raise InputError(f"position: the known evaluation can go on from its gates' chain elements ({known}), got {position}")
+            raise InputError(f"position: the known evaluation can go on where it holds gates ({known}), got {position}")
         x = self.x if after is None else after.tape.inputs[position]
         tape = forward(
             self.network,

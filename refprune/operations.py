@@ -94,7 +94,7 @@ def function_of(layer: Layer, *, train: bool) -> tuple[str, dict[str, Any]]:
 def operations_of(
     layers: tuple[Layer, ...], shapes: Mapping[str, Shape], gates: Mapping[str, slice], *, train: bool
 ) -> Operations:
-    """The operations of a chain. shapes: layer name → shape of its input; gates: group's name → its place in the gate vector."""
+    """The operations of a chain. shapes: layer name → its input's; gates: group's name → its place in the gate vector."""
 
     def plain(layer: Layer) -> Operation:
         function, options = function_of(layer, train=train)

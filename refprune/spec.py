@@ -157,9 +157,7 @@ class Network:
     @cached_property
     def statistics_shapes(self) -> dict[str, Shape]:
         """Running statistics ("layer.mean", "layer.variance") → shape."""
-        return {
-            f"{norm.name}.{key}": self.input_shapes[norm.name][:1] for norm in self.norms for key in ("mean", "variance")
-        }
+        return {f"{norm.name}.{key}": self.input_shapes[norm.name][:1] for norm in self.norms for key in ("mean", "variance")}
 
     @cached_property
     def norms(self) -> tuple[BatchNorm, ...]:

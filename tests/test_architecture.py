@@ -32,6 +32,7 @@ ORDER = [
     "noise",
     "rounding",
     "estimators",
+    "inference",
     "surgery",
     "zoo",
     "config",
