@@ -76,7 +76,7 @@ class Tape:
     """What a forward pass did: everything backward needs, and what may be looked at afterwards.
 
     inputs: position → input of each chain element that holds gates, from where a flip of them goes on (O5). macs counts the
-    multiply-accumulates of the whole batch.
+    multiply-accumulates of the whole batch. steps is empty once a backward pass has consumed it.
     """
 
     network: Network
@@ -85,7 +85,7 @@ class Tape:
     gates: Array
     train: bool
     start: int
-    steps: tuple[Step, ...]
+    steps: list[Step]
     inputs: Mapping[int, Array]
     output: Array
     macs: int
@@ -208,7 +208,7 @@ def forward(
             inputs[position] = x
         x, step = run.element(operations[position], x)
         steps.append(step)
-    return Tape(network, backend, params, gates, train, start, tuple(steps), inputs, x, run.macs)
+    return Tape(network, backend, params, gates, train, start, steps, inputs, x, run.macs)
 
 
 def check_input(expected: Shape, x: Array) -> None:
@@ -304,17 +304,24 @@ class _Backward:
         return input_gradient
 
 
-def backward(tape: Tape, dy: Array, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
+def backward(
+    tape: Tape, dy: Array, *, input_gradient: bool = False, consume: bool = False, observe: Observer | None = None
+) -> Gradients:
     """The vector-Jacobian product of the whole pass: dy is the gradient with respect to `tape.output`.
 
     input_gradient: whether the gradient with respect to the network's input is wanted (it costs the first layer's product).
+    consume: take the steps off the tape while going back, so that the memory of what they saved serves again at once.
     observe: called with (layer name, gradient with respect to its output) in reverse data-flow order.
     """
+    if len(tape.steps) != len(tape.network.layers) - tape.start:
+        raise InputError("tape: a backward pass has consumed it; evaluate again")
     dtype = dy.dtype
     run = _Backward(tape, {}, np.zeros(tape.gates.shape, dtype=np.result_type(dtype, tape.gates.dtype)), observe)
     first = 0 if input_gradient else max(tape.network.first_trainable - tape.start, 0)
-    for i in reversed(range(first, len(tape.steps))):
-        dy = run.element(tape.steps[i], dy, want_input=i > first or input_gradient)
+    steps = tape.steps if consume else list(tape.steps)
+    while len(steps) > first:
+        dy = run.element(steps.pop(), dy, want_input=len(steps) > first or input_gradient)
+    steps.clear()
     reached = run.params
     params = {name: reached[name] if name in reached else np.zeros(p.shape, dtype) for name, p in tape.params.items()}
     return Gradients(params, run.gates, dy if input_gradient else None, run.macs)

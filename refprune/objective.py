@@ -87,11 +87,18 @@ class BatchLoss:
         elif target.min() < 0 or target.max() >= outputs:
             raise InputError(f"target: labels must lie in 0 … {outputs - 1}, got {target.min()} … {target.max()}")
 
-    def gradients(self, evaluation: Evaluation, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
-        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates."""
+    def gradients(
+        self,
+        evaluation: Evaluation,
+        *,
+        input_gradient: bool = False,
+        consume: bool = False,
+        observe: Observer | None = None,
+    ) -> Gradients:
+        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates; options as in `network.backward`."""
         vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
         (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
-        return backward(evaluation.tape, dy, input_gradient=input_gradient, observe=observe)
+        return backward(evaluation.tape, dy, input_gradient=input_gradient, consume=consume, observe=observe)
 
 
 def update_statistics(network: Network, statistics: Arrays, batch: Mapping[str, tuple[Array, Array, int]]) -> Arrays:

@@ -166,10 +166,10 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     if not np.isfinite(base.loss):
         where = first_non_finite(loss, base.tape.gates, run_closed=run_closed)
         raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {where}; {REMEDY}")
-    gradients = loss.gradients(base)
-    macs = base.tape.macs + gradients.macs
     metrics = StepMetrics(float(base.loss), int(base.tape.gates.sum()))
     statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
+    gradients = loss.gradients(base, consume=True)
+    macs = base.tape.macs + gradients.macs
 
     theta = state.theta
     if learns_theta:

@@ -502,6 +502,22 @@ def test_backward_costs_by_hand():
             assert (gradients.input is None) == (not wanted)
 
 
+@given(case=ns.cases())
+def test_consuming_the_tape_gives_the_same_gradients_once(case):
+    """A training step gives up what the pass saved: the same bits; a second backward pass is refused, not empty."""
+    evaluation = case.loss.evaluate(case.gates)
+    for wanted in (True, False):
+        want = case.loss.gradients(evaluation, input_gradient=wanted)
+        once = case.loss.evaluate(case.gates)
+        got = case.loss.gradients(once, input_gradient=wanted, consume=True)
+        assert got.macs == want.macs
+        assert_identical("gates", got.gates, want.gates)
+        for name, gradient in want.params.items():
+            assert_identical(name, got.params[name], gradient)
+        with pytest.raises(InputError, match="consumed"):
+            case.loss.gradients(once)
+
+
 def test_a_partial_pass_cannot_go_back():
     """From a pass that began at element 2, element 1 cannot be evaluated: refused, not another number."""
     case = ns.Case(Network((2,), tuple(Section((Dense(2),)) for _ in range(3))), batch=2, seed=1, train=True)
