@@ -170,8 +170,9 @@ def _bound(program: Program, backend: Backend) -> Run:
 def _call(item: Affine | Plain | Sum, backend: Backend) -> Run:
     if isinstance(item, Affine):
         fused = getattr(backend, f"{item.function}_fused") or composed(backend, item.function)
-        scale, shift = (None if v is None else np.ascontiguousarray(v, item.weight.dtype) for v in (item.scale, item.shift))
-        return functools.partial(fused, w=item.weight, scale=scale, shift=shift, relu=item.relu, **item.options)
+        w = np.ascontiguousarray(item.weight)
+        scale, shift = (None if v is None else np.ascontiguousarray(v, w.dtype) for v in (item.scale, item.shift))
+        return functools.partial(fused, w=w, scale=scale, shift=shift, relu=item.relu, **item.options)
     if isinstance(item, Sum):
         return _sum(_bound(item.shortcut, backend), _bound(item.path, backend), backend, item.channels)
     if item.function == "gate":

@@ -182,8 +182,14 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         macs += estimate.macs
     del base  # the update needs none of the arrays that the pass has saved
     params, velocity = _momentum_step(state, gradients.params, config, backend, config.optimiser.learning_rate * factor, decay)
-    following = State(
-        state.network, params, velocity, statistics, theta, state.number, state.step + 1, state.macs + macs, state.finished
+    following = dataclasses.replace(
+        state,
+        params=params,
+        velocity=velocity,
+        statistics=statistics,
+        theta=theta,
+        step=state.step + 1,
+        macs=state.macs + macs,
     )
     return following, metrics
 
