@@ -11,6 +11,7 @@ from .errors import InputError
 
 Forward = Callable[..., tuple[layers.Array, layers.Saved]]
 Vjp = Callable[..., tuple[Any, ...]]
+Fused = Callable[..., layers.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Backend:
     """For every layer of SPEC G the pair (f, f_vjp); the contract of each stands in `refprune.layers`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
+
+    The fused functions at the end are for inference and have no VJP. None: inference composes them of the backend's own pairs,
+    so give None where one of these is replaced.
     """
 
     name: str
@@ -59,13 +63,18 @@ class Backend:
     mean_squared_error_vjp: Vjp
     weight_decay: Forward
     weight_decay_vjp: Vjp
+    dense_fused: Fused | None = None
+    conv2d_fused: Fused | None = None
 
 
-#: Names of the functions of a Backend, each forward directly before its VJP.
-FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) if f.name != "name")
+#: Names of the fused functions of a Backend.
+FUSED = ("dense_fused", "conv2d_fused")
+
+#: Names of its other functions, each forward directly before its VJP.
+FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) if f.name not in ("name", *FUSED))
 
 #: Pure NumPy, float64 or complex128: made for reading and judging.
-ORACLE = Backend("oracle", **{name: getattr(layers, name) for name in FUNCTIONS})
+ORACLE = Backend("oracle", **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)})
 
 NAMES = ("oracle", "numba")
 
@@ -80,6 +89,6 @@ def by_name(name: str, *, threads: int | None = None) -> Backend:
     if name == "numba":
         from . import kernels
 
-        fast: dict[str, Any] = kernels.functions(threads)
+        fast: dict[str, Any] = {**dict.fromkeys(FUSED), **kernels.functions(threads)}
         return dataclasses.replace(ORACLE, name="numba", **fast)
     raise InputError(f"backend: {name!r} is not known; allowed are {', '.join(NAMES)}")

@@ -9,27 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .backend import Backend, Vjp
 from .errors import InputError
 from .layers import Array, Saved
-from .layerspec import (
-    Activation,
-    AveragePool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAveragePool,
-    Layer,
-    MaxPool,
-    Section,
-    SubsamplePad,
-    UnitGate,
-)
+from .layerspec import Layer, Section, Shape
+from .operations import LayerGate, Operation, Operations, SectionOperations
 from .spec import Network
 from .streams import Streams
 
@@ -65,64 +53,30 @@ def initial_statistics(network: Network, *, dtype: str = "float64") -> Arrays:
 # The tape
 
 
-@dataclass(frozen=True)
-class LayerGate(Layer):
-    """The gate ξ of the section called `section`, as an element of its path."""
-
-    section: str
-
-
-def gate_group(gate: Layer) -> str:
-    """Name under which the gate vector holds the gates of a LayerGate or UnitGate."""
-    return gate.section if isinstance(gate, LayerGate) else gate.name
-
-
 class Step(NamedTuple):
-    """One executed layer: the backend function that ran, what it saved, its multiply-accumulates for the batch.
+    """One executed operation: what its function saved, its multiply-accumulates for the batch.
 
-    For a section (function "add"): its shortcut, its path (None if it was closed and skipped), its addition and ρ.
+    For a section, `saved` is its addition's; its shortcut, its path (None if it was closed and skipped) and ρ are steps too.
     """
 
-    layer: Layer
-    function: str
+    operation: Operation | SectionOperations
     saved: Saved | None
     macs: int = 0
     shortcut: tuple[Step, ...] = ()
     path: tuple[Step, ...] | None = None
-    post: Step | None = None
+    post: tuple[Step, ...] = ()
 
-
-#: Layer type → the backend function that runs it, and the fields of the layer that are its conventions.
-OPERATIONS: dict[type[Layer], tuple[str, tuple[str, ...]]] = {
-    Dense: ("dense", ()),
-    Conv: ("conv2d", ("stride", "padding", "dilation", "groups")),
-    MaxPool: ("max_pool", ("kernel", "stride", "padding", "ties")),
-    AveragePool: ("average_pool", ("kernel", "stride", "padding", "count_padding")),
-    GlobalAveragePool: ("global_average_pool", ()),
-    Flatten: ("flatten", ()),
-    SubsamplePad: ("subsample_pad", ("stride", "before", "after")),
-    UnitGate: ("gate", ()),
-    LayerGate: ("gate", ()),
-}
-
-
-def operation(layer: Layer, *, train: bool) -> tuple[str, dict[str, Any]]:
-    """The backend function that runs `layer`, and its conventions as keyword arguments."""
-    if isinstance(layer, BatchNorm):
-        return "batch_norm" if train else "batch_norm_eval", {"eps": layer.eps}
-    if isinstance(layer, Activation):
-        if layer.kind in ("relu", "leaky_relu"):
-            return "leaky_relu", {"slope": layer.slope if layer.kind == "leaky_relu" else 0.0, "at_zero": layer.at_zero}
-        return layer.kind, {}
-    name, fields = OPERATIONS[type(layer)]
-    return name, {field: getattr(layer, field) for field in fields}
+    @property
+    def layer(self) -> Layer:
+        return self.operation.layer
 
 
 @dataclass(frozen=True)
 class Tape:
     """What a forward pass did: everything backward needs, and what may be looked at afterwards.
 
-    inputs[i] is the input of chain element start + i; macs counts the multiply-accumulates of the whole batch.
+    inputs: position → input of each chain element that holds gates, from where a flip of them goes on (O5). macs counts the
+    multiply-accumulates of the whole batch. steps is empty once a backward pass has consumed it.
     """
 
     network: Network
@@ -131,8 +85,8 @@ class Tape:
     gates: Array
     train: bool
     start: int
-    steps: tuple[Step, ...]
-    inputs: tuple[Array, ...]
+    steps: list[Step]
+    inputs: Mapping[int, Array]
     output: Array
     macs: int
 
@@ -141,8 +95,7 @@ class Tape:
         for step in self.steps:
             yield from step.shortcut
             yield from step.path or ()
-            if step.post is not None:
-                yield step.post
+            yield from step.post
             yield step
 
     @cached_property
@@ -155,89 +108,69 @@ class Tape:
         """Batch-norm name → (mean, biased variance, values per channel) of this batch, without closed sections (N4)."""
         found = {}
         for top in self.steps:
-            open_path = () if top.path is None or self.gate_is_closed(top.layer) else top.path
+            open_path = () if top.path is None or self.is_closed(top) else top.path
             for step in (top, *top.shortcut, *open_path):
                 if step.saved is not None and step.saved.statistics is not None:
                     found[step.layer.name] = step.saved.statistics
         return found
 
-    def gate_is_closed(self, layer: Layer) -> bool:
-        """Is `layer` a gated section with ξ = 0?"""
-        where = self.network.gate_slices.get(layer.name)
-        return isinstance(layer, Section) and where is not None and self.gates[where][0] == 0
+    def is_closed(self, step: Step) -> bool:
+        """Is it the step of a gated section with ξ = 0?"""
+        return isinstance(step.operation, SectionOperations) and step.operation.is_closed(self.gates)
 
 
 @dataclass
 class _Forward:
     """State of one forward pass."""
 
-    network: Network
     backend: Backend
     params: Mapping[str, Array]
     gates: Array
     statistics: Mapping[str, Array]
-    train: bool
     branches: Mapping[str, Array]
     run_closed: bool
     observe: Observer | None
     macs: int = 0
 
-    def chain(self, layers: tuple[Layer, ...], x: Array) -> tuple[Array, tuple[Step, ...]]:
+    def chain(self, operations: Operations, x: Array) -> tuple[Array, tuple[Step, ...]]:
         steps = []
-        for layer in layers:
-            x, step = self.layer(layer, x)
+        for operation in operations:
+            x, step = self.element(operation, x)
             steps.append(step)
         return x, tuple(steps)
 
-    def layer(self, layer: Layer, x: Array) -> tuple[Array, Step]:
-        y, step = self.section(layer, x) if isinstance(layer, Section) else self.plain(layer, x)
+    def element(self, operation: Operation | SectionOperations, x: Array) -> tuple[Array, Step]:
+        y, step = self.section(operation, x) if isinstance(operation, SectionOperations) else self.plain(operation, x)
         if self.observe is not None:
-            self.observe(layer.name, y)
+            self.observe(operation.layer.name, y)
         self.macs += step.macs
         return y, step
 
-    def section(self, section: Section, x: Array) -> tuple[Array, Step]:
+    def section(self, section: SectionOperations, x: Array) -> tuple[Array, Step]:
         """ρ(s(x) + ξ·path(x)); a path behind ξ = 0 is computed only if `run_closed` asks for its gate's derivative."""
         h, shortcut = self.chain(section.shortcut, x)
         path, saved = None, None
-        if not section.gate or self.run_closed or self.gates[self.network.gate_slices[section.name]][0] != 0:
-            r, path = self.chain(gated_path(section), x)
-            h, saved = self.backend.add(h, r, channels=section.channels)
-        post = None
-        if section.post == "relu":
-            h, post = self.layer(Activation("relu", name=f"{section.name}.post"), h)
-        return h, Step(section, "add", saved, 0, shortcut, path, post)
+        if self.run_closed or not section.is_closed(self.gates):
+            r, path = self.chain(section.path, x)
+            h, saved = self.backend.add(h, r, channels=section.layer.channels)
+        h, post = self.chain(section.post, h)
+        return h, Step(section, saved, 0, shortcut, path, post)
 
-    def plain(self, layer: Layer, x: Array) -> tuple[Array, Step]:
-        function, options = operation(layer, train=self.train)
-        if function == "identity":
-            return x, Step(layer, function, Saved(()))
-        if function in ("leaky_relu", "max_pool"):
-            options["branch"] = self.branches.get(layer.name)
+    def plain(self, operation: Operation, x: Array) -> tuple[Array, Step]:
+        layer, name, options, parameters, statistics, gate, macs = operation
+        if name == "identity":
+            return x, Step(operation, Saved(()))
+        if layer.name in self.branches:
+            options = {**options, "branch": self.branches[layer.name]}
+        arrays = [self.params[key] for key in parameters] + [self.statistics[key] for key in statistics]
+        if gate is not None:
+            g = self.gates[gate]
+            arrays.append(g if np.iscomplexobj(g) else g.astype(x.dtype))
         try:
-            y, saved = getattr(self.backend, function)(x, *self.operands(layer, function, x), **options)
+            y, saved = getattr(self.backend, name)(x, *arrays, **options)
         except InputError as error:
             raise InputError(f"{layer.name}: {error}") from error
-        return y, Step(layer, function, saved, len(x) * layer.macs(x.shape[1:]))
-
-    def operands(self, layer: Layer, function: str, x: Array) -> list[Array]:
-        """The arrays that the function takes beside x: weights, running statistics, or the gate."""
-        if function == "gate":
-            g = self.gates[self.network.gate_slices[gate_group(layer)]]
-            g = g if np.iscomplexobj(g) else g.astype(x.dtype)
-            return [g if isinstance(layer, UnitGate) else g.reshape(())]
-        arrays = [self.params[f"{layer.name}.{key}"] for key in layer.parameter_keys()]
-        if function == "batch_norm_eval":
-            arrays += [self.statistics[f"{layer.name}.mean"], self.statistics[f"{layer.name}.variance"]]
-        return arrays
-
-
-def gated_path(section: Section) -> tuple[Layer, ...]:
-    """The section's path with its layer gate as an element, where `gate_place` puts it."""
-    if not section.gate:
-        return section.path
-    at = section.gate_index()
-    return (*section.path[:at], LayerGate(section.name, name=f"{section.name}.gate"), *section.path[at:])
+        return y, Step(operation, saved, len(x) * macs)
 
 
 def forward(
@@ -261,27 +194,39 @@ def forward(
     instead of its own. run_closed: compute paths behind ξ = 0 too, for the derivative with respect to ξ.
     observe: called with (layer name, output) in data-flow order. InputError where shapes do not fit the network.
     """
-    gates = np.ones(network.gate_count) if gates is None else np.asarray(gates)
     expected = network.input_shapes[network.layers[start].name] if start < len(network.layers) else network.output_shape
-    if tuple(x.shape[1:]) != expected or len(x) == 0:
+    check_input(expected, x)
+    gates = checked_gates(network, gates)
+    check_arrays("params", network.parameter_shapes, params)
+    if not train:
+        check_arrays("statistics", network.statistics_shapes, statistics or {})
+    run = _Forward(backend, params, gates, statistics or {}, branches or {}, run_closed=run_closed, observe=observe)
+    operations = network.train_operations if train else network.eval_operations
+    steps, inputs = [], {}
+    for position in range(start, len(operations)):
+        if position in network.gate_positions:
+            inputs[position] = x
+        x, step = run.element(operations[position], x)
+        steps.append(step)
+    return Tape(network, backend, params, gates, train, start, steps, inputs, x, run.macs)
+
+
+def check_input(expected: Shape, x: Array) -> None:
+    """InputError unless x is a batch of inputs of the expected shape."""
+    if x.shape[1:] != expected or len(x) == 0:
         raise InputError(f"x: the network expects inputs of shape (N ≥ 1, {', '.join(map(str, expected))}), got {x.shape}")
+
+
+def checked_gates(network: Network, gates: Array | None) -> Array:
+    """The gate vector, ones for None. InputError for another shape."""
+    gates = np.ones(network.gate_count) if gates is None else np.asarray(gates)
     if gates.shape != (network.gate_count,):
         raise InputError(f"gates: the network has {network.gate_count} gates, got an array of shape {gates.shape}")
-    _check_arrays("params", network.parameter_shapes, params)
-    if not train:
-        _check_arrays("statistics", network.statistics_shapes, statistics or {})
-    run = _Forward(
-        network, backend, params, gates, statistics or {}, train, branches or {}, run_closed=run_closed, observe=observe
-    )
-    steps, inputs = [], []
-    for layer in network.layers[start:]:
-        inputs.append(x)
-        x, step = run.layer(layer, x)
-        steps.append(step)
-    return Tape(network, backend, params, gates, train, start, tuple(steps), tuple(inputs), x, run.macs)
+    return gates
 
 
-def _check_arrays(what: str, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
+def check_arrays(what: str, shapes: Mapping[str, Shape], arrays: Mapping[str, Array]) -> None:
+    """InputError unless `arrays` holds an array of the right shape under every name."""
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape != shape:
             found = f"one of shape {arrays[name].shape}" if name in arrays else "none"
@@ -313,63 +258,70 @@ class _Backward:
 
     def chain(self, steps: tuple[Step, ...], dy: Array) -> Array:
         for step in reversed(steps):
-            dy = self.layer(step, dy)
+            dy = self.element(step, dy)
         return dy
 
-    def layer(self, step: Step, dy: Array, *, want_input: bool = True) -> Array:
+    def element(self, step: Step, dy: Array, *, want_input: bool = True) -> Array:
         if self.observe is not None:
             self.observe(step.layer.name, dy)
-        if isinstance(step.layer, Section):
+        if isinstance(step.operation, SectionOperations):
             return self.section(step, dy)
-        return self.plain(step, dy, want_input)
+        return self.plain(step.operation, step, dy, want_input)
 
     def section(self, step: Step, dy: Array) -> Array:
-        if step.post is not None:
-            dy = self.layer(step.post, dy)
+        dy = self.chain(step.post, dy)
         if step.saved is None or step.path is None:
             return self.chain(step.shortcut, dy)
-        dshortcut, dpath = self.tape.backend.add_vjp(step.saved, dy)
-        closed = self.tape.gate_is_closed(step.layer)
-        dx = None if closed else self.chain(step.path, dpath)
-        if closed:
+        backend = self.tape.backend
+        dshortcut, dpath = backend.add_vjp(step.saved, dy)
+        if self.tape.is_closed(step):
             self.closed_path(step.path, dpath)
-        dshortcut = self.chain(step.shortcut, dshortcut)
-        return dshortcut if dx is None else dshortcut + dx
+            return self.chain(step.shortcut, dshortcut)
+        dx = self.chain(step.path, dpath)
+        both, _ = backend.add(self.chain(step.shortcut, dshortcut), dx, channels=None)
+        return both
 
     def closed_path(self, path: tuple[Step, ...], dy: Array) -> None:
         """Behind ξ = 0 nothing flows further (N3): only ξ's own derivative is wanted."""
         for step in reversed(path):
-            dy = self.layer(step, dy)
+            dy = self.element(step, dy)
             if isinstance(step.layer, LayerGate):
                 return
 
-    def plain(self, step: Step, dy: Array, want_input: bool) -> Array:
-        if step.function == "identity":
+    def plain(self, operation: Operation, step: Step, dy: Array, want_input: bool) -> Array:
+        name = operation.function
+        if name == "identity":
             return dy
-        backend, name = self.tape.backend, step.layer.name
-        affine = step.function in ("dense", "conv2d")
-        options = {"input_gradient": want_input} if affine else {}
-        vjp: Vjp = getattr(backend, f"{step.function}_vjp")
+        vjp: Vjp = getattr(self.tape.backend, f"{name}_vjp")
+        options = {"input_gradient": want_input} if name in ("dense", "conv2d") else {}
         dx, *others = vjp(step.saved, dy, **options)
         self.macs += 2 * step.macs if want_input else step.macs
-        if step.function == "gate":
-            self.gates[self.tape.network.gate_slices[gate_group(step.layer)]] = others[0]
-        for key, gradient in zip(step.layer.parameter_keys(), others, strict=False):
-            self.params[f"{name}.{key}"] = gradient
+        if operation.gate is not None:
+            self.gates[operation.gate] = others[0]
+        for key, gradient in zip(operation.parameters, others, strict=False):
+            self.params[key] = gradient
         input_gradient: Array = dx
         return input_gradient
 
 
-def backward(tape: Tape, dy: Array, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
+def backward(
+    tape: Tape, dy: Array, *, input_gradient: bool = False, consume: bool = False, observe: Observer | None = None
+) -> Gradients:
     """The vector-Jacobian product of the whole pass: dy is the gradient with respect to `tape.output`.
 
     input_gradient: whether the gradient with respect to the network's input is wanted (it costs the first layer's product).
+    consume: take the steps off the tape while going back, so that the memory of what they saved serves again at once.
     observe: called with (layer name, gradient with respect to its output) in reverse data-flow order.
     """
-    dtype = np.result_type(dy.dtype, tape.gates.dtype)
-    params = {name: np.zeros(p.shape, dtype=dy.dtype) for name, p in tape.params.items()}
-    run = _Backward(tape, params, np.zeros(tape.gates.shape, dtype=dtype), observe)
-    first = 0 if input_gradient else tape.network.first_trainable - tape.start
-    for i, step in reversed(list(enumerate(tape.steps))[max(first, 0) :]):
-        dy = run.layer(step, dy, want_input=i > first or input_gradient)
-    return Gradients(run.params, run.gates, dy if input_gradient else None, run.macs)
+    if len(tape.steps) != len(tape.network.layers) - tape.start:
+        raise InputError("tape: a backward pass has consumed it; evaluate again")
+    dtype = dy.dtype
+    run = _Backward(tape, {}, np.zeros(tape.gates.shape, dtype=np.result_type(dtype, tape.gates.dtype)), observe)
+    first = 0 if input_gradient else max(tape.network.first_trainable - tape.start, 0)
+    steps = tape.steps if consume else list(tape.steps)
+    while len(steps) > first:
+        dy = run.element(steps.pop(), dy, want_input=len(steps) > first or input_gradient)
+    steps.clear()
+    reached = run.params
+    params = {name: reached[name] if name in reached else np.zeros(p.shape, dtype) for name, p in tape.params.items()}
+    return Gradients(params, run.gates, dy if input_gradient else None, run.macs)

@@ -11,7 +11,6 @@ import numpy as np
 from .backend import Backend
 from .errors import InputError
 from .layers import Array, Saved
-from .layerspec import BatchNorm
 from .network import Arrays, Gradients, Observer, Tape, backward, forward
 from .spec import Network
 
@@ -51,11 +50,14 @@ class BatchLoss:
     ) -> Evaluation:
         """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5).
 
+        position: that of a gate group at or behind the start of `after`.
+
         run_closed, branches, observe: as in `network.forward`.
         """
-        if after is not None and position < after.tape.start:
-            raise InputError(f"position: {position} lies before the {after.tape.start} where the known evaluation starts")
-        x = self.x if after is None else after.tape.inputs[position - after.tape.start]
+        if after is not None and position not in after.tape.inputs:
+            known = ", ".join(map(str, sorted(after.tape.inputs))) or "none"
+            raise InputError(f"position: the known evaluation can go on where it holds gates ({known}), got {position}")
+        x = self.x if after is None else after.tape.inputs[position]
         tape = forward(
             self.network,
             self.backend,
@@ -69,41 +71,48 @@ class BatchLoss:
             start=position,
             observe=observe,
         )
-        self._check_target(tape.output)
+        self._check_target()
         loss_function = getattr(self.backend, self.network.loss.kind)
         loss, saved = loss_function(tape.output, self.target, reduction=self.network.loss.reduction)
         return Evaluation(loss, tape, saved)
 
-    def _check_target(self, output: Array) -> None:
+    def _check_target(self) -> None:
         """A wrong target would broadcast or count from the end without a word."""
-        target = self.target
+        target, (outputs,) = self.target, self.network.output_shape
         if self.network.loss.kind == "mean_squared_error":
-            if target.shape != output.shape:
-                raise InputError(f"target: the squared error needs shape {output.shape}, got {target.shape}")
-        elif target.shape != output.shape[:1] or target.dtype.kind not in "iu":
-            raise InputError(f"target: expected {len(output)} integer labels, got {target.dtype} of shape {target.shape}")
-        elif target.min() < 0 or target.max() >= output.shape[1]:
-            raise InputError(f"target: labels must lie in 0 … {output.shape[1] - 1}, got {target.min()} … {target.max()}")
+            if target.shape != (len(self.x), outputs):
+                raise InputError(f"target: the squared error needs shape {(len(self.x), outputs)}, got {target.shape}")
+        elif target.shape != (len(self.x),) or target.dtype.kind not in "iu":
+            raise InputError(f"target: expected {len(self.x)} integer labels, got {target.dtype} of shape {target.shape}")
+        elif target.min() < 0 or target.max() >= outputs:
+            raise InputError(f"target: labels must lie in 0 … {outputs - 1}, got {target.min()} … {target.max()}")
 
-    def gradients(self, evaluation: Evaluation, *, input_gradient: bool = False, observe: Observer | None = None) -> Gradients:
-        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates."""
+    def gradients(
+        self,
+        evaluation: Evaluation,
+        *,
+        input_gradient: bool = False,
+        consume: bool = False,
+        observe: Observer | None = None,
+    ) -> Gradients:
+        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates; options as in `network.backward`."""
         vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
         (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
-        return backward(evaluation.tape, dy, input_gradient=input_gradient, observe=observe)
+        return backward(evaluation.tape, dy, input_gradient=input_gradient, consume=consume, observe=observe)
 
 
 def update_statistics(network: Network, statistics: Arrays, batch: Mapping[str, tuple[Array, Array, int]]) -> Arrays:
     """Running statistics after one batch: `batch` is `Tape.batch_statistics`; norms that are not in it keep theirs (N4)."""
     updated = dict(statistics)
-    for layer, _ in network.placed():
-        if isinstance(layer, BatchNorm) and layer.name in batch:
+    for layer in network.norms:
+        if layer.name in batch:
             mean, variance, count = batch[layer.name]
             if layer.running_variance == "unbiased":
                 variance = variance * (count / (count - 1))
             share = layer.momentum if layer.momentum_of == "batch" else 1.0 - layer.momentum
             for key, value in (("mean", mean), ("variance", variance)):
                 old = statistics[f"{layer.name}.{key}"]
-                updated[f"{layer.name}.{key}"] = ((1.0 - share) * old + share * value).astype(old.dtype)
+                updated[f"{layer.name}.{key}"] = ((1.0 - share) * old + share * value).astype(old.dtype, copy=False)
     return updated
 
 
@@ -115,9 +124,9 @@ def average_statistics(
     A norm is averaged over the batches that hold it; one that none holds (its section was always closed) keeps its own.
     """
     averaged = dict(statistics)
-    for layer, _ in network.placed():
+    for layer in network.norms:
         held = [batch[layer.name] for batch in batches if layer.name in batch]
-        if isinstance(layer, BatchNorm) and held:
+        if held:
             unbiased = layer.running_variance == "unbiased"
             variances = [v * (n / (n - 1) if unbiased else 1.0) for _, v, n in held]
             for key, values in (("mean", [m for m, _, _ in held]), ("variance", variances)):

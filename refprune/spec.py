@@ -35,6 +35,7 @@ from .layerspec import (
     choose,
 )
 from .links import UnitLinks, unit_links
+from .operations import Operations, operations_of
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,12 @@ class Network:
     @cached_property
     def statistics_shapes(self) -> dict[str, Shape]:
         """Running statistics ("layer.mean", "layer.variance") → shape."""
-        norms = [(layer.name, shape[:1]) for layer, shape in self.placed() if isinstance(layer, BatchNorm)]
-        return {f"{name}.{key}": shape for name, shape in norms for key in ("mean", "variance")}
+        return {f"{norm.name}.{key}": self.input_shapes[norm.name][:1] for norm in self.norms for key in ("mean", "variance")}
+
+    @cached_property
+    def norms(self) -> tuple[BatchNorm, ...]:
+        """All batch-norms in data-flow order."""
+        return tuple(layer for layer, _ in self.placed() if isinstance(layer, BatchNorm))
 
     @cached_property
     def gates(self) -> tuple[GateGroup, ...]:
@@ -185,6 +190,21 @@ class Network:
     @property
     def gate_count(self) -> int:
         return self.gates[-1].stop if self.gates else 0
+
+    @cached_property
+    def gate_positions(self) -> frozenset[int]:
+        """Positions of the chain elements that hold gates."""
+        return frozenset(group.position for group in self.gates)
+
+    @cached_property
+    def train_operations(self) -> Operations:
+        """The calls that run the network in train mode."""
+        return operations_of(self.layers, self.input_shapes, self.gate_slices, train=True)
+
+    @cached_property
+    def eval_operations(self) -> Operations:
+        """The calls that run the network in eval mode."""
+        return operations_of(self.layers, self.input_shapes, self.gate_slices, train=False)
 
 
 def _named(layers: Sequence[Layer], prefix: str = "") -> tuple[Layer, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +20,10 @@ from .data import Dataset
 from .errors import InputError
 from .estimators import ESTIMATORS, sample
 from .flattening import beta_from_log_gamma
+from .inference import Predictor
 from .layers import Array
 from .layerspec import UnitGate
-from .network import Arrays, forward, initial_statistics, initialise
+from .network import Arrays, initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
 from .spec import Loss, Network
 from .streams import Streams
@@ -165,7 +166,9 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     if not np.isfinite(base.loss):
         where = first_non_finite(loss, base.tape.gates, run_closed=run_closed)
         raise NonFiniteLoss(f"step {state.step}: the loss is {base.loss}; {where}; {REMEDY}")
-    gradients = loss.gradients(base)
+    metrics = StepMetrics(float(base.loss), int(base.tape.gates.sum()))
+    statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
+    gradients = loss.gradients(base, consume=True)
     macs = base.tape.macs + gradients.macs
 
     theta = state.theta
@@ -177,8 +180,8 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
             raise NonFiniteLoss(f"step {state.step}: the {gates.estimator} estimate for gate {group} is not finite")
         theta = _project(theta - gates.learning_rate * factor * (estimate.gradient + beta), config)
         macs += estimate.macs
+    del base  # the update needs none of the arrays that the pass has saved
     params, velocity = _momentum_step(state, gradients.params, config, backend, config.optimiser.learning_rate * factor, decay)
-    statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
     following = dataclasses.replace(
         state,
         params=params,
@@ -188,7 +191,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         step=state.step + 1,
         macs=state.macs + macs,
     )
-    return following, StepMetrics(float(base.loss), int(base.tape.gates.sum()))
+    return following, metrics
 
 
 def _gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:
@@ -298,20 +301,26 @@ class Score(NamedTuple):
 def evaluate(
     state: State, images: Images, backend: Backend, *, gates: str = "mode", seed: int = 0, batch_size: int = 1000
 ) -> Score:
-    """Loss and accuracy in eval mode. While θ is interior, `gates` names what is evaluated (O9).
+    """Loss and accuracy in eval mode, by a `Predictor`. While θ is interior, `gates` names what is evaluated (O9).
 
     "mode": gates with θ ≥ ½ are on; "mean": ξ = θ; "sampled": one Ξ ~ Bern(θ) a batch, from the stream "evaluation".
     """
+
+    def predictor(values: Array) -> Predictor:
+        return Predictor(state.network, backend, state.params, state.statistics, values)
+
     starts = range(0, len(images.labels), batch_size)
+    predictors: Iterable[Predictor]
     if gates == "sampled":
-        rows = sample(state.theta, _gate_uniforms(state, seed, len(starts), purpose="evaluation"))
+        predictors = map(predictor, sample(state.theta, _gate_uniforms(state, seed, len(starts), purpose="evaluation")))
     else:
-        rows = np.tile(state.theta if gates == "mean" else (state.theta >= 0.5).astype(np.float64), (len(starts), 1))
+        fixed = state.theta if gates == "mean" else (state.theta >= 0.5).astype(np.float64)
+        predictors = [predictor(fixed)] * len(starts)
     loss, right = 0.0, 0
-    for start, values in zip(starts, rows, strict=True):
+    for start, predict in zip(starts, predictors, strict=True):
         x, labels = images.x[start : start + batch_size], images.labels[start : start + batch_size]
-        tape = forward(state.network, backend, state.params, x, values, statistics=state.statistics)
-        batch_loss, _ = backend.cross_entropy(tape.output, labels, reduction="sum")
+        logits = predict(x)
+        batch_loss, _ = backend.cross_entropy(logits, labels, reduction="sum")
         loss += float(batch_loss)
-        right += int((tape.output.argmax(axis=1) == labels).sum())
+        right += int((logits.argmax(axis=1) == labels).sum())
     return Score(loss / len(images.labels), right / len(images.labels))

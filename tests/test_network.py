@@ -219,7 +219,8 @@ def test_closed_sections_are_inert(case):
         gradients = backward(tape, case.normal("dy", tape.output.shape))
         for section in closed_sections(case):
             i = case.network.layers.index(section)
-            shortcut = outputs[section.shortcut[-1].name] if section.shortcut else tape.inputs[i]
+            before = outputs[case.network.layers[i - 1].name] if i else case.x
+            shortcut = outputs[section.shortcut[-1].name] if section.shortcut else before
             want = np.maximum(shortcut, 0.0) if section.post == "relu" else shortcut
             assert_identical(section.name, outputs[section.name], want)
             for name, gradient in gradients.params.items():
@@ -340,7 +341,7 @@ def test_a_pass_from_the_middle_is_the_rest_of_the_full_pass(case):
     """Shared prefix (O5): bit for bit; catches a wrong input, gate slice or train mode of the partial pass."""
     loss, full = case.loss, case.loss.evaluate(case.gates)
     all_gradients = loss.gradients(full).params
-    for position in range(len(case.network.layers)):
+    for position in case.network.gate_positions:
         partial = loss.evaluate(case.gates, after=full, position=position)
         assert_identical("loss", partial.loss, full.loss, position=position)
         assert_identical("output", partial.tape.output, full.tape.output, position=position)
@@ -419,8 +420,8 @@ def test_observers_follow_the_data(case):
     assert [name for name, _ in seen] == [step.layer.name for step in tape.walk()] == want
     assert [name for name, _ in back] == want_back
     tops = dict(seen)
-    for layer, x in zip(case.network.layers[:-1], tape.inputs[1:], strict=True):
-        assert tops[layer.name] is x
+    for position, x in tape.inputs.items():
+        assert x is tops[case.network.layers[position - 1].name] if position else (x == case.x).all()
     assert back[0][1] is dy
     assert seen[-1][1] is tape.output
 
@@ -501,12 +502,35 @@ def test_backward_costs_by_hand():
             assert (gradients.input is None) == (not wanted)
 
 
+@given(case=ns.cases())
+def test_consuming_the_tape_gives_the_same_gradients_once(case):
+    """A training step gives up what the pass saved: the same bits; a second backward pass is refused, not empty."""
+    evaluation = case.loss.evaluate(case.gates)
+    for wanted in (True, False):
+        want = case.loss.gradients(evaluation, input_gradient=wanted)
+        once = case.loss.evaluate(case.gates)
+        got = case.loss.gradients(once, input_gradient=wanted, consume=True)
+        assert got.macs == want.macs
+        assert_identical("gates", got.gates, want.gates)
+        for name, gradient in want.params.items():
+            assert_identical(name, got.params[name], gradient)
+        with pytest.raises(InputError, match="consumed"):
+            case.loss.gradients(once)
+
+
 def test_a_partial_pass_cannot_go_back():
     """From a pass that began at element 2, element 1 cannot be evaluated: refused, not another number."""
     case = ns.Case(Network((2,), tuple(Section((Dense(2),)) for _ in range(3))), batch=2, seed=1, train=True)
     late = case.loss.evaluate(np.ones(3), after=case.loss.evaluate(np.ones(3)), position=2)
-    with pytest.raises(ValueError, match="position"):
+    with pytest.raises(InputError, match=r"position: .* \(2\), got 1"):
         case.loss.evaluate(np.ones(3), after=late, position=1)
+
+
+def test_a_tape_keeps_the_inputs_of_gated_elements_only():
+    """Every other input may go as soon as nothing needs it: catches a tape that holds the memory of a whole deep network."""
+    sections = Section((Dense(2),)), Section((Dense(2),), gate=False)
+    case = ns.Case(Network((2,), (Dense(2), UnitGate(), Dense(2), *sections)), batch=2, seed=1, train=True)
+    assert list(case.loss.evaluate(np.ones(3)).tape.inputs) == [1, 3]
 
 
 def test_average_statistics_leaves_out_closed_sections():

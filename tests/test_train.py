@@ -6,6 +6,8 @@ Tolerances are measured as in E2, for whole trajectories: `e2` runs the same com
 import dataclasses
 import itertools
 import math
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from tolerance import assert_close, assert_identical, gamma
 
 from refprune import config, settle, train
-from refprune.backend import ORACLE
+from refprune.backend import FUNCTIONS, ORACLE
 from refprune.data import Dataset
 from refprune.errors import InputError
 from refprune.estimators import ESTIMATORS
@@ -344,6 +346,79 @@ def test_macs_of_a_step_by_hand(estimator, seed):
         "taylor": 40 * (1 - a) + 16 * (1 - b),
     }[estimator]
     assert state.macs == batch * (forward(a, b) + backward + extra)
+
+
+def counting(done):
+    """The oracle; every call adds its multiply-accumulates to done["macs"] and itself to done[function]."""
+
+    def counted(name, function):
+        def run(*args, **options):
+            results = function(*args, **options)
+            done[name] += 1
+            if name in ("dense", "conv2d"):
+                done["macs"] += results[0].size * args[1][0].size
+            elif name in ("dense_vjp", "conv2d_vjp"):
+                done["macs"] += args[1].size * args[0].values[1][0].size * (1 + (results[0] is not None))
+            return results
+
+        return run
+
+    return dataclasses.replace(ORACLE, **{name: counted(name, getattr(ORACLE, name)) for name in FUNCTIONS})
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_work_that_is_done_is_the_work_that_is_counted(name, estimator):
+    """The products that the backend was asked for, in three steps with random gates: catches work behind closed gates."""
+    network, done = NETWORKS[name](), Counter()
+    rules = settings(gates={"estimator": estimator, "floor": 0.01, "threshold": 0.01})
+    first = start(network, rules, np.full(network.gate_count, 0.5))
+    last = run(first, images(network), rules, 3, counting(done))
+    assert last.macs == done["macs"] > 0
+
+
+def test_a_closed_section_is_asked_for_nothing():
+    """Not one call more than the network without it makes, but for the gate of the open one."""
+    network, rules = counted(), settings(gates={"estimator": "paired"})
+    x, labels = images(network)
+    calls = []
+    for layers, gates in ((network.layers, [1.0, 0.0]), ((*network.layers[:3], network.layers[4]), [1.0])):
+        loss = BatchLoss(Network((3,), layers), counting(done := Counter()), start(network, rules).params, x, labels)
+        loss.gradients(loss.evaluate(np.array(gates)))
+        calls.append(done)
+    assert calls[0] == calls[1]
+    assert calls[0]["gate"] == calls[0]["gate_vjp"] == 1
+
+
+# Memory -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["taylor", "paired"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_a_pass_saved_is_gone_before_the_update(monkeypatch, name, estimator):
+    """Catches a reference to the tape that keeps the activations of a whole network beside the update's new arrays."""
+    network, rules = NETWORKS[name](), settings(gates={"estimator": estimator})
+    outputs, alive = [], []
+
+    def watched(name):
+        def run(*args, **options):
+            y, saved = getattr(ORACLE, name)(*args, **options)
+            outputs.append(weakref.ref(y))
+            return y, saved
+
+        return run
+
+    backend = dataclasses.replace(ORACLE, **{name: watched(name) for name in ("dense", "conv2d", "tanh", "gate", "add")})
+    update = train._momentum_step
+
+    def looking(*args):
+        alive.extend(y for y in outputs if y() is not None)
+        return update(*args)
+
+    monkeypatch.setattr(train, "_momentum_step", looking)
+    run(start(network, rules), images(network), rules, 1, backend)
+    assert len(outputs) > 6
+    assert not alive
 
 
 # Removal ------------------------------------------------------------------------------------------------------------------

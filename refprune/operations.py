@@ -1,0 +1,116 @@
+"""A network as the calls that run it: layer → backend function, names of its arrays, conventions. No arrays here.
+
+Made once for a network and a mode (`Network.train_operations`, `Network.eval_operations`), so that running it costs no more
+than its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .layers import Array
+from .layerspec import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Section,
+    Shape,
+    SubsamplePad,
+    UnitGate,
+)
+
+
+@dataclass(frozen=True)
+class LayerGate(Layer):
+    """The gate ξ of a section, as an element of its path."""
+
+
+class Operation(NamedTuple):
+    """One layer as the call function(x, *arrays, **options).
+
+    parameters, statistics: names of the arrays, in the order in which the function takes them. gate: index into the gate
+    vector that gives the function's g. macs: multiply-accumulates for one example.
+    """
+
+    layer: Layer
+    function: str
+    options: Mapping[str, Any]
+    parameters: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    gate: Any = None
+    macs: int = 0
+
+
+class SectionOperations(NamedTuple):
+    """A section: its parts, the layer gate standing in the path; gate: ξ's index in the gate vector; post: ρ, none or one."""
+
+    layer: Section
+    gate: int | None
+    shortcut: tuple[Operation, ...]
+    path: tuple[Operation, ...]
+    post: tuple[Operation, ...]
+
+    def is_closed(self, gates: Array) -> bool:
+        """Is there a gate, and ξ = 0?"""
+        return self.gate is not None and bool(gates[self.gate] == 0)
+
+
+Operations = tuple[Operation | SectionOperations, ...]
+
+#: Layer type → the backend function that runs it, and the fields of the layer that are its conventions.
+FUNCTIONS: dict[type[Layer], tuple[str, tuple[str, ...]]] = {
+    Dense: ("dense", ()),
+    Conv: ("conv2d", ("stride", "padding", "dilation", "groups")),
+    MaxPool: ("max_pool", ("kernel", "stride", "padding", "ties")),
+    AveragePool: ("average_pool", ("kernel", "stride", "padding", "count_padding")),
+    GlobalAveragePool: ("global_average_pool", ()),
+    Flatten: ("flatten", ()),
+    SubsamplePad: ("subsample_pad", ("stride", "before", "after")),
+    UnitGate: ("gate", ()),
+    LayerGate: ("gate", ()),
+}
+
+
+def function_of(layer: Layer, *, train: bool) -> tuple[str, dict[str, Any]]:
+    """The backend function that runs `layer`, and its conventions as keyword arguments."""
+    if isinstance(layer, BatchNorm):
+        return "batch_norm" if train else "batch_norm_eval", {"eps": layer.eps}
+    if isinstance(layer, Activation):
+        if layer.kind in ("relu", "leaky_relu"):
+            return "leaky_relu", {"slope": layer.slope if layer.kind == "leaky_relu" else 0.0, "at_zero": layer.at_zero}
+        return layer.kind, {}
+    name, fields = FUNCTIONS[type(layer)]
+    return name, {field: getattr(layer, field) for field in fields}
+
+
+def operations_of(
+    layers: tuple[Layer, ...], shapes: Mapping[str, Shape], gates: Mapping[str, slice], *, train: bool
+) -> Operations:
+    """The operations of a chain. shapes: layer name → its input's; gates: group's name → its place in the gate vector."""
+
+    def plain(layer: Layer) -> Operation:
+        function, options = function_of(layer, train=train)
+        parameters = tuple(f"{layer.name}.{key}" for key in layer.parameter_keys())
+        statistics = tuple(f"{layer.name}.{key}" for key in ("mean", "variance") if function == "batch_norm_eval")
+        gate = gates[layer.name] if isinstance(layer, UnitGate) else None
+        macs = layer.macs(shapes[layer.name]) if parameters else 0
+        return Operation(layer, function, options, parameters, statistics, gate, macs)
+
+    def section(layer: Section) -> SectionOperations:
+        shortcut, path = (tuple(map(plain, chain)) for chain in (layer.shortcut, layer.path))
+        post = (plain(Activation("relu", name=f"{layer.name}.post")),) if layer.post == "relu" else ()
+        if not layer.gate:
+            return SectionOperations(layer, None, shortcut, path, post)
+        at, xi = layer.gate_index(), gates[layer.name].start
+        gate = plain(LayerGate(name=f"{layer.name}.gate"))._replace(gate=(xi, ...))  # an array of shape (), not a number
+        return SectionOperations(layer, xi, shortcut, (*path[:at], gate, *path[at:]), post)
+
+    return tuple(section(layer) if isinstance(layer, Section) else plain(layer) for layer in layers)
