@@ -171,7 +171,7 @@ def _spread(part: int, parts: int, dy: Array, count: float, dx: Array) -> None:
 def max_pool(
     workspace: Workspace, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, ties: str, branch: Array | None = None
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.max_pool`, but for the branch's type, uint8; the oracle takes a forced branch or a large window."""
+    """Same contract as `layers.max_pool`; the branch is uint8. A forced branch or a large window is left to the oracle."""
     if branch is not None or not _fits(x, kernel, stride, padding) or kernel[0] * kernel[1] > MOST:
         return layers.max_pool(x, kernel=kernel, stride=stride, padding=padding, ties=ties, branch=branch)
     ho, wo = _out(x.shape, kernel, stride, padding)

@@ -163,9 +163,7 @@ def _normalise(part: int, parts: int, x: Array, mean: Array, inverse: Array, gai
         _normalise_rows(x, spread, first * pixels, (first + channels) * pixels, y)
 
 
-@kernel(
-    lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 2), flag, writer(f, 2), writer(f, 2))
-)
+@kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 2), flag, writer(f, 2), writer(f, 2)))
 def _batch_norm_vjp(
     part: int,
     parts: int,
