@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import layers
+from . import augment, layers, optimiser
 from .errors import InputError
 
 Forward = Callable[..., tuple[layers.Array, layers.Saved]]
@@ -16,7 +16,9 @@ Fused = Callable[..., layers.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """For every layer of SPEC G the pair (f, f_vjp); the contract of each stands in `refprune.layers`.
+    """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
+
+    momentum_step and crop_flip have no VJP; their contracts stand in `refprune.optimiser` and `refprune.augment`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
 
@@ -63,18 +65,28 @@ class Backend:
     mean_squared_error_vjp: Vjp
     weight_decay: Forward
     weight_decay_vjp: Vjp
+    momentum_step: Callable[..., tuple[layers.Array, layers.Array]]
+    crop_flip: Callable[..., layers.Array]
     dense_fused: Fused | None = None
     conv2d_fused: Fused | None = None
 
 
-#: Names of the fused functions of a Backend.
+#: Functions of a Backend that are never differentiated: of training, and the fused ones.
+WITHOUT_VJP = ("momentum_step", "crop_flip")
 FUSED = ("dense_fused", "conv2d_fused")
 
-#: Names of its other functions, each forward directly before its VJP.
-FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) if f.name not in ("name", *FUSED))
+#: Names of the other functions of a Backend, each forward directly before its VJP.
+FUNCTIONS: tuple[str, ...] = tuple(
+    f.name for f in dataclasses.fields(Backend) if f.name not in ("name", *WITHOUT_VJP, *FUSED)
+)
 
 #: Pure NumPy, float64 or complex128: made for reading and judging.
-ORACLE = Backend("oracle", **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)})
+ORACLE = Backend(
+    "oracle",
+    momentum_step=optimiser.momentum_step,
+    crop_flip=augment.crop_flip,
+    **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)},
+)
 
 NAMES = ("oracle", "numba")
 

@@ -25,10 +25,16 @@ SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 
 @dataclass(frozen=True)
 class Data:
-    """name: the set. train_limit: only the first so many training images (0: all)."""
+    """name: the set. train_limit: only the first so many training images (0: all).
+
+    augmentation: what is done to the images of every training step, "none" or "crop_flip": a random crop of the image, padded
+    with `padding` zeros (the mean) on all sides, and a left-right flip with probability ½. Evaluation sees them unchanged.
+    """
 
     name: str = "synthetic-digits"
     train_limit: int = 0
+    augmentation: str = "none"
+    padding: int = 4
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,7 @@ def _checked(kind: type[Any], values: Mapping[str, Any], where: str, prefix: str
 def _check_values(config: Config, where: str) -> None:
     gates, training, objective, optimiser = config.gates, config.training, config.objective, config.optimiser
     choices = {
+        "data.augmentation": (config.data.augmentation, ("none", "crop_flip")),
         "objective.scaling": (objective.scaling, ("per_sample", "per_data_set")),
         "objective.decay": (objective.decay, ("all", "weights")),
         "gates.estimator": (gates.estimator, tuple(ESTIMATORS)),
@@ -241,6 +248,7 @@ def _check_values(config: Config, where: str) -> None:
     ranges = {
         "seed": (config.seed, 0, math.inf),
         "data.train_limit": (config.data.train_limit, 0, math.inf),
+        "data.padding": (config.data.padding, 0, math.inf),
         "objective.penalty": (objective.penalty, 0.0, math.inf),
         "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),
         "gates.initial": (gates.initial, 0.0, 1.0),

@@ -227,7 +227,7 @@ class TrainingRun:
         """From where the state stands to the end of its epoch."""
         training = self.settings.training
         epoch, first = divmod(state.step, self.steps_per_epoch)
-        for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first):
+        for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
             state, metrics = train.step(
                 state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)

@@ -8,6 +8,7 @@ batch-norm as x·f + b), and sums in sequence; pairwise and lane-wise sums are m
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -383,4 +384,4 @@ def noisy(backend: Backend, *, unit: float, rng: np.random.Generator) -> Backend
         return run_vjp if name.endswith("_vjp") else run_forward
 
     functions: dict[str, Any] = {name: wrapped(name, getattr(backend, name)) for name in FUNCTIONS}
-    return Backend(f"noisy {backend.name}", **functions)
+    return dataclasses.replace(backend, name=f"noisy {backend.name}", **functions)

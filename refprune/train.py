@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .augment import draw_crops
 from .backend import Backend
 from .config import Config
 from .data import Dataset
@@ -212,12 +213,15 @@ def _momentum_step(
 ) -> tuple[Arrays, Arrays]:
     params, velocity = {}, {}
     for name, w in state.params.items():
-        g = gradients[name]
-        if decay and (config.objective.decay == "all" or name.endswith(".weight")):
-            _, saved = backend.weight_decay(w, strength=w.dtype.type(decay))
-            g = g + backend.weight_decay_vjp(saved, np.ones((), w.dtype))[0]
-        velocity[name] = config.optimiser.momentum * state.velocity[name] + g
-        params[name] = w - w.dtype.type(learning_rate) * velocity[name]
+        decays = config.objective.decay == "all" or name.endswith(".weight")
+        params[name], velocity[name] = backend.momentum_step(
+            w,
+            state.velocity[name],
+            gradients[name],
+            learning_rate=learning_rate,
+            momentum=config.optimiser.momentum,
+            decay=decay if decays else 0.0,
+        )
     return params, velocity
 
 
@@ -281,13 +285,23 @@ def remove(state: State, keep: Array, config: Config, *, fix: Array | None = Non
 # Batches, evaluation, the end
 
 
-def epoch_batches(images: Images, config: Config, epoch: int, first: int = 0) -> Iterator[tuple[Array, Array]]:
-    """The epoch's mini-batches from number `first` on, in the order of the stream "shuffle"; a last partial one is left out."""
-    size = config.training.batch_size
+def epoch_batches(
+    images: Images, config: Config, epoch: int, first: int = 0, *, augment: Backend | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """The epoch's mini-batches from number `first` on, in the order of the stream "shuffle"; a last partial one is left out.
+
+    augment: the backend that changes the images as `data.augmentation` says; None leaves them as they are.
+    """
+    size, data = config.training.batch_size, config.data
     order = Streams(config.seed).permutation("shuffle", epoch, len(images.labels))
+    engine = augment if data.augmentation == "crop_flip" else None
+    crops = np.zeros((0, 3)) if engine is None else draw_crops(config.seed, epoch, len(order), data.padding)
     for i in range(first, len(order) // size):
         index = order[i * size : (i + 1) * size]
-        yield images.x[index], images.labels[index]
+        x = images.x[index]
+        if engine is not None:
+            x = engine.crop_flip(x, crops[index], padding=data.padding)
+        yield x, images.labels[index]
 
 
 class Score(NamedTuple):

@@ -247,6 +247,7 @@ def test_the_network_must_have_a_name(network):
 
 
 CHOICES = {
+    "data.augmentation": ["none", "crop_flip"],
     "objective.scaling": ["per_sample", "per_data_set"],
     "objective.decay": ["all", "weights"],
     "gates.estimator": ["exact", "paired", "taylor", "reinforce", "arm", "disarm"],
@@ -273,6 +274,7 @@ INF = math.inf
 RANGES = {
     "seed": (0, INF),
     "data.train_limit": (0, INF),
+    "data.padding": (0, INF),
     "objective.penalty": (0, INF),
     "objective.weight_decay": (0, INF),
     "gates.initial": (0, 1),

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import config, layers, train, zoo
-from refprune.backend import FUNCTIONS, ORACLE, by_name
+from refprune import augment, config, layers, optimiser, train, zoo
+from refprune.backend import FUNCTIONS, ORACLE, WITHOUT_VJP, by_name
 from refprune.errors import InputError
 from refprune.layers import Array, Saved
 
@@ -382,7 +382,7 @@ def test_max_pool(seed: int, dtype: Any, equal: bool, n: int, channels: int, poo
     y, saved = FAST.max_pool(x, ties=ties, **how)
     want, exact = layers.max_pool(x, ties=ties, **how)
     assert y.dtype == dtype
-    assert saved.branch.dtype == np.intp
+    assert saved.branch.dtype == np.uint8
     np.testing.assert_array_equal(saved.branch, exact.branch)
     np.testing.assert_array_equal(y, want)
     dy, terms = inputs.array(*want.shape), how["kernel"][0] * how["kernel"][1]
@@ -487,6 +487,34 @@ def test_cross_entropy_refuses_a_label_beyond_the_logits_and_keeps_nan_visible()
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+@EXAMPLES
+@given(seeds, dtypes, st.lists(st.integers(0, 9), max_size=4), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.1]))
+def test_momentum_step_has_the_bits_of_the_oracle(
+    seed: int, dtype: Any, shape: list[int], momentum: float, decay: float
+) -> None:
+    inputs = _Inputs(seed, dtype)
+    arrays, how = [inputs.array(*shape) for _ in range(3)], {"learning_rate": 0.3, "momentum": momentum, "decay": decay}
+    for got, want in zip(FAST.momentum_step(*arrays, **how), ORACLE.momentum_step(*arrays, **how), strict=True):
+        assert got.dtype == want.dtype == dtype
+        np.testing.assert_array_equal(got, want)
+    inputs.assert_unchanged()
+
+
+@EXAMPLES
+@given(seeds, dtypes, few, st.integers(0, 4), st.tuples(some, some), st.integers(0, 11))
+def test_crop_flip(seed: int, dtype: Any, n: int, channels: int, size: Any, padding: int) -> None:
+    inputs = _Inputs(seed, dtype)
+    x, crops = inputs.array(n, channels, *size), augment.draw_crops(seed, 0, n, padding)
+    got = FAST.crop_flip(x, crops, padding=padding)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, ORACLE.crop_flip(x, crops, padding=padding))
+    inputs.assert_unchanged()
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Threads, fallbacks, and the test of the test
 
 
@@ -518,6 +546,11 @@ def _bits(backend: Any, names: tuple[str, ...] = ()) -> dict[str, str]:
         run("average_pool", "average_pool_vjp", image, count_padding=False, **pool)
         run("global_average_pool", "global_average_pool_vjp", image)
         run("cross_entropy", "cross_entropy_vjp", inputs.array(900, 11), np.arange(900) % 11, reduction="mean")
+        w, v, g = (inputs.array(300, 401) for _ in range(3))
+        step = backend.momentum_step(w, v, g, learning_rate=0.1, momentum=0.9, decay=0.01)
+        crops = augment.draw_crops(0, 0, len(image), 4)
+        for name, results in {"step": step, "crop_flip": (backend.crop_flip(image, crops, padding=4),)}.items():
+            found[name] = hashlib.sha256(b"".join(r.tobytes() for r in results)).hexdigest()
     return found
 
 
@@ -586,8 +619,9 @@ def test_every_kernel_replaces_a_function_of_the_backend() -> None:
     from refprune import kernels
 
     replaced = kernels.functions(1)
-    assert set(replaced) <= set(FUNCTIONS)
-    assert {f"{name}_vjp" for name in replaced if not name.endswith("_vjp")} <= set(replaced)
+    assert set(WITHOUT_VJP) <= set(replaced) <= {*FUNCTIONS, *WITHOUT_VJP}
+    forward = {name for name in replaced if not name.endswith("_vjp")} - set(WITHOUT_VJP)
+    assert {f"{name}_vjp" for name in forward} <= set(replaced)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -615,9 +649,10 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
     rules = config.from_dict({"training": {"batch_size": 8}, "objective": {"weight_decay": 1e-4}})
     state = train.init(rules, network)
     backend = by_name("numba")
-    left_to_numpy = {"flatten", "flatten_vjp", "weight_decay", "weight_decay_vjp"}
+    left_to_numpy = {"flatten", "flatten_vjp"}
     for function in set(FUNCTIONS) - left_to_numpy:
         monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
+    monkeypatch.setattr(optimiser, "momentum_step", lambda *a, **k: pytest.fail("fell back to momentum_step"))
     x = np.random.default_rng(0).random((8, *network.input_shape), dtype=np.float32)
     following, _ = train.step(state, x, np.arange(8) % 10, rules, backend, samples=8)
     assert all(p.dtype == np.float32 for p in following.params.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import prod
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from .. import layers
 from ..layers import Array, Pair, Saved
-from .compiled import ELEMENT_GRAIN, index, inner, int8, kernel, reader, ready, real64, same_float, share, writer
+from .compiled import ELEMENT_GRAIN, FLOATS, index, int8, kernel, reader, ready, real64, same_float, share, writer
 from .workspace import Workspace
 
 BLOCK = 512  # columns whose sums over the batch are carried at once
@@ -55,110 +56,112 @@ def _leaky_relu_vjp(
         dx[i] = dy[i] * factor
 
 
+@functools.lru_cache(maxsize=64)
+def _slopes(slope: float, at_zero: float) -> _Slopes:
+    return _Slopes(slope, slope + at_zero * (1.0 - slope))
+
+
 def leaky_relu(
     workspace: Workspace, x: Array, *, slope: float, at_zero: float, branch: Array | None = None
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.leaky_relu`."""
-    if not same_float(x):
+    if x.dtype not in FLOATS:
         return layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
-    slopes = _Slopes(slope, slope + at_zero * (1.0 - slope))
+    slopes = _slopes(slope, at_zero)
     if branch is not None:  # rare: only when two backends are compared
         y, saved = layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
         return y, Saved(slopes, saved.branch)
-    y, sign = np.empty(x.shape, x.dtype), np.empty(x.shape, np.int8)
+    y, sign = workspace.empty(x.shape, x.dtype), workspace.empty(x.shape, np.int8)
     parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
-    _leaky_relu[x.dtype](parts, _line(x), *slopes, _line(y), _line(sign))
+    _leaky_relu[x.dtype](parts, _line(x), *slopes, y.reshape(-1), sign.reshape(-1))
     return y, Saved(slopes, sign)
 
 
 def leaky_relu_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
     """Same contract as `layers.leaky_relu_vjp`."""
-    if not isinstance(saved.values, _Slopes):
+    slopes, branch = saved.values, saved.branch
+    if not isinstance(slopes, _Slopes) or branch is None:
         return layers.leaky_relu_vjp(saved, dy)
-    slopes, branch = saved.values, np.asarray(saved.branch, dtype=np.int8)
-    if not (same_float(dy) and dy.shape == branch.shape):
+    if dy.dtype not in FLOATS or dy.shape != branch.shape:
         factor = np.choose(branch + 1, slopes).astype(dy.real.dtype)
         return layers.leaky_relu_vjp(Saved((factor,)), dy)
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = workspace.empty(dy.shape, dy.dtype)
+    sign = branch if branch.dtype == np.int8 else branch.astype(np.int8)
     parts = share(workspace.threads, dy.size, ELEMENT_GRAIN)
-    _leaky_relu_vjp[dy.dtype](parts, _line(dy), *slopes, _line(branch), _line(dx))
+    _leaky_relu_vjp[dy.dtype](parts, _line(dy), *slopes, _line(sign), dx.reshape(-1))
     return (dx,)
 
 
 def _line(x: Array) -> Array:
     """All entries in one row."""
-    return ready(x).reshape(x.size)
+    return ready(x).reshape(-1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Gates
 
 
-@inner
-def scale_rows(x: Array, n: int, factor: Array, y: Array) -> None:
-    """y[n, c] = factor[c]·x[n, c]."""
-    channels, pixels = x.shape[1], x.shape[2]
-    if pixels == 1:
-        for c in range(channels):
-            y[n, c, 0] = x[n, c, 0] * factor[c]
-    else:
-        for c in range(channels):
-            f = factor[c]
-            for p in range(pixels):
-                y[n, c, p] = x[n, c, p] * f
-
-
 @kernel(lambda f: (reader(f, 3), reader(f, 1), writer(f, 3)))
 def _gate(part: int, parts: int, x: Array, g: Array, y: Array) -> None:
+    """y[n, c] = g[c]·x[n, c]."""
+    channels, pixels = x.shape[1], x.shape[2]
     for n in range(part * len(x) // parts, (part + 1) * len(x) // parts):
-        scale_rows(x, n, g, y)
+        if pixels == 1:
+            row, out = x[n].reshape(channels), y[n].reshape(channels)
+            for c in range(channels):
+                out[c] = row[c] * g[c]
+        else:
+            for c in range(channels):
+                factor, row, out = g[c], x[n, c], y[n, c]
+                for p in range(pixels):
+                    out[p] = row[p] * factor
 
 
-@kernel(lambda f: (reader(f, 2), reader(f, 2), writer(real64, 1)))
-def _column_products(part: int, parts: int, x: Array, dy: Array, sums: Array) -> None:
-    """sums[j] = Σ_n x[n, j]·dy[n, j], in double precision and in the order of n."""
+@kernel(lambda f: (reader(f, 2), reader(f, 2), reader(f, 1), index, writer(real64, 1), writer(f, 2)))
+def _gate_vjp(part: int, parts: int, x: Array, dy: Array, g: Array, pixels: int, sums: Array, dx: Array) -> None:
+    """sums[j] = Σ_n x[n, j]·dy[n, j], in double precision and in the order of n; dx = g ⊙ dy, `pixels` columns to a gate."""
     blocks = (len(sums) + BLOCK - 1) // BLOCK
+    factor = np.empty(BLOCK, dx.dtype)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         low, high = block * BLOCK, min(len(sums), (block + 1) * BLOCK)
         mine = sums[low:high]
         mine[:] = 0
+        for j in range(len(mine)):
+            factor[j] = g[(low + j) // pixels]
         for n in range(len(x)):
-            x_row, dy_row = x[n, low:high], dy[n, low:high]
+            x_row, dy_row, dx_row = x[n, low:high], dy[n, low:high], dx[n, low:high]
             for j in range(len(mine)):
                 mine[j] += np.float64(x_row[j]) * np.float64(dy_row[j])
+                dx_row[j] = dy_row[j] * factor[j]
 
 
 def _gate_fits(x: Array, g: Array) -> bool:
-    return x.ndim >= 2 and (g.ndim == 0 or g.shape == (x.shape[1],)) and same_float(x, g)
+    return x.ndim >= 2 and (g.ndim == 0 or g.shape == (x.shape[1],)) and x.dtype in FLOATS and g.dtype == x.dtype
 
 
 def gate(workspace: Workspace, x: Array, g: Array) -> tuple[Array, Saved]:
     """Same contract as `layers.gate`."""
     if not _gate_fits(x, g):
         return layers.gate(x, g)
-    return scaled(workspace, x, g), Saved((x, g))
+    y = workspace.empty(x.shape, x.dtype)
+    n, c, pixels = planes(x)
+    shape = (n, c, pixels) if g.ndim else (n, 1, c * pixels)
+    _gate[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), ready(x).reshape(shape), _line(g), y.reshape(shape))
+    return y, Saved((x, g))
 
 
 def gate_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
     """Same contract as `layers.gate_vjp`."""
     x, g = saved.values
-    if not (_gate_fits(x, g) and same_float(x, dy) and dy.shape == x.shape):
+    if not (_gate_fits(x, g) and dy.dtype == x.dtype and dy.shape == x.shape):
         return layers.gate_vjp(saved, dy)
     n, c, pixels = planes(x)
-    sums = np.empty(c * pixels)
+    dx, sums, flat = workspace.empty(x.shape, x.dtype), np.empty(c * pixels), (n, c * pixels)
     parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
-    _column_products[x.dtype](parts, ready(x).reshape(n, len(sums)), ready(dy).reshape(n, len(sums)), sums)
-    dg = sums.sum() if g.ndim == 0 else sums.reshape(c, pixels).sum(axis=1)
-    return scaled(workspace, dy, g), np.asarray(dg, dtype=x.dtype)
-
-
-def scaled(workspace: Workspace, x: Array, g: Array) -> Array:
-    """g ⊙ x."""
-    y = np.empty(x.shape, x.dtype)
-    n, c, pixels = planes(x)
-    shape = (n, c, pixels) if g.ndim else (n, 1, c * pixels)
-    _gate[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), ready(x).reshape(shape), _line(g), y.reshape(shape))
-    return y
+    columns = pixels if g.ndim else c * pixels
+    _gate_vjp[x.dtype](parts, ready(x).reshape(flat), ready(dy).reshape(flat), _line(g), columns, sums, dx.reshape(flat))
+    dg = sums.reshape(c, pixels).sum(axis=1) if g.ndim else sums.sum()
+    return dx, np.asarray(dg, dtype=x.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -174,35 +177,57 @@ def _add(part: int, parts: int, a: Array, b: Array, y: Array) -> None:
 
 
 @kernel(lambda f: (reader(f, 3), reader(f, 3), reader(index, 1), writer(f, 3)))
-def _add_channels(part: int, parts: int, shortcut: Array, path: Array, channels: Array, y: Array) -> None:
+def _add_channels(part: int, parts: int, shortcut: Array, path: Array, places: Array, y: Array) -> None:
+    """y = shortcut, and the path's channel places[c], if that is not −1, is added to channel c."""
+    pixels = y.shape[2]
     for n in range(part * len(y) // parts, (part + 1) * len(y) // parts):
         for c in range(y.shape[1]):
-            for p in range(y.shape[2]):
-                y[n, c, p] = shortcut[n, c, p]
-        for k in range(len(channels)):
-            for p in range(y.shape[2]):
-                y[n, channels[k], p] = shortcut[n, channels[k], p] + path[n, k, p]
+            k = places[c]
+            if pixels == 1:
+                y[n, c, 0] = shortcut[n, c, 0] if k < 0 else shortcut[n, c, 0] + path[n, k, 0]
+            elif k < 0:
+                for p in range(pixels):
+                    y[n, c, p] = shortcut[n, c, p]
+            else:
+                for p in range(pixels):
+                    y[n, c, p] = shortcut[n, c, p] + path[n, k, p]
+
+
+class _Placed(NamedTuple):
+    """chosen: the channels of the path. places: which of them each of all channels is, −1 for none."""
+
+    chosen: Array
+    places: Array
+
+
+@functools.lru_cache(maxsize=1024)
+def _placed(channels: tuple[int, ...], count: int) -> _Placed | None:
+    """None unless `channels` are different numbers below `count`."""
+    if len(set(channels)) < len(channels) or not all(0 <= c < count for c in channels):
+        return None
+    chosen, places = np.array(channels, dtype=np.intp), np.full(count, -1, np.intp)
+    places[chosen] = np.arange(len(chosen))
+    return _Placed(chosen, places)
 
 
 def add(workspace: Workspace, shortcut: Array, path: Array, *, channels: tuple[int, ...] | None) -> tuple[Array, Saved]:
     """Same contract as `layers.add`."""
-    chosen = np.arange(0) if channels is None else np.asarray(channels, dtype=np.intp)
-    if channels is None:
-        matching = path.shape == shortcut.shape
-    else:
-        matching = shortcut.ndim >= 2 and path.shape == (shortcut.shape[0], len(chosen), *shortcut.shape[2:])
-        matching = matching and (not chosen.size or (chosen.min() >= 0 and chosen.max() < shortcut.shape[1]))
-    if not (matching and same_float(shortcut, path)):
+    if shortcut.dtype not in FLOATS or path.dtype != shortcut.dtype:
         return layers.add(shortcut, path, channels=channels)
-    y = np.empty(shortcut.shape, shortcut.dtype)
-    parts = share(workspace.threads, y.size, ELEMENT_GRAIN)
+    parts = share(workspace.threads, shortcut.size, ELEMENT_GRAIN)
     if channels is None:
-        _add[y.dtype](parts, _line(shortcut), _line(path), _line(y))
+        if path.shape != shortcut.shape:
+            return layers.add(shortcut, path, channels=None)
+        y = workspace.empty(shortcut.shape, shortcut.dtype)
+        _add[y.dtype](parts, _line(shortcut), _line(path), y.reshape(-1))
         return y, Saved((None,))
-    shape = planes(y)
-    path = ready(path).reshape(shape[0], len(chosen), shape[2])
-    _add_channels[y.dtype](parts, ready(shortcut).reshape(shape), path, chosen, y.reshape(shape))
-    return y, Saved((chosen,))
+    placed = _placed(channels, shortcut.shape[1]) if shortcut.ndim >= 2 else None
+    if placed is None or path.shape != (shortcut.shape[0], len(channels), *shortcut.shape[2:]):
+        return layers.add(shortcut, path, channels=channels)
+    y, (n, c, pixels) = workspace.empty(shortcut.shape, shortcut.dtype), planes(shortcut)
+    path, shortcut = ready(path).reshape(n, len(channels), pixels), ready(shortcut).reshape(n, c, pixels)
+    _add_channels[y.dtype](parts, shortcut, path, placed.places, y.reshape(n, c, pixels))
+    return y, Saved((placed.chosen,))
 
 
 def add_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
@@ -213,12 +238,18 @@ def add_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array
 
 @kernel(lambda f: (reader(f, 4), index, index, index, writer(f, 4)))
 def _subsample_pad(part: int, parts: int, x: Array, sh: int, sw: int, before: int, y: Array) -> None:
+    channels, rows, columns = x.shape[1], y.shape[2], y.shape[3]
     for n in range(part * len(y) // parts, (part + 1) * len(y) // parts):
-        y[n] = 0
-        for c in range(x.shape[1]):
-            for p in range(y.shape[2]):
-                for q in range(y.shape[3]):
-                    y[n, before + c, p, q] = x[n, c, p * sh, q * sw]
+        y[n, :before] = 0
+        y[n, before + channels :] = 0
+        for c in range(channels):
+            for p in range(rows):
+                if sw == 2:  # a known stride is what LLVM vectorises
+                    for q in range(columns):
+                        y[n, before + c, p, q] = x[n, c, p * sh, 2 * q]
+                else:
+                    for q in range(columns):
+                        y[n, before + c, p, q] = x[n, c, p * sh, q * sw]
 
 
 @kernel(lambda f: (reader(f, 4), index, index, index, writer(f, 4)))
@@ -239,7 +270,7 @@ def subsample_pad(workspace: Workspace, x: Array, *, stride: Pair, before: int, 
     """Same contract as `layers.subsample_pad`."""
     if not (x.ndim == 4 and min(stride) > 0 and min(before, after) >= 0 and same_float(x)):
         return layers.subsample_pad(x, stride=stride, before=before, after=after)
-    y = np.empty((x.shape[0], before + x.shape[1] + after, *_subsampled(x.shape, stride)), x.dtype)
+    y = workspace.empty((x.shape[0], before + x.shape[1] + after, *_subsampled(x.shape, stride)), x.dtype)
     _subsample_pad[x.dtype](share(workspace.threads, y.size, ELEMENT_GRAIN), ready(x), *stride, before, y)
     return y, Saved((x.shape, stride, before))
 
@@ -252,6 +283,6 @@ def subsample_pad_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Ar
         return layers.subsample_pad_vjp(saved, dy)
     if dy.shape[2] != _subsampled(shape, stride)[0]:
         return layers.subsample_pad_vjp(saved, dy)
-    dx = np.empty(shape, dy.dtype)
+    dx = workspace.empty(shape, dy.dtype)
     _subsample_pad_vjp[dy.dtype](share(workspace.threads, dx.size, ELEMENT_GRAIN), ready(dy), *stride, before, dx)
     return (dx,)

@@ -2,6 +2,10 @@
 
 Sums over the batch are carried in double precision. Each channel's sums are the work of one part, so that the number of
 threads has no influence on their order.
+
+Batch normalisation takes a block of neighbouring channels through all its passes before the next, so that x comes from memory
+once and then from the second-level cache. The pixels of a block's channels are its columns, and what belongs to a channel is
+spread over its columns: the inner loops are as long for dense data as for images.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ import numpy as np
 
 from .. import layers
 from ..layers import Array, Saved
-from .compiled import ELEMENT_GRAIN, index, inner, kernel, reader, ready, real64, same_float, share, writer
-from .elementwise import BLOCK, planes, scaled
+from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, real64, same_float, share, writer
+from .elementwise import BLOCK
 from .workspace import Workspace
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -45,130 +49,182 @@ def _fold(columns: Array, channels: int, pixels: int, sums: Array) -> None:
         sums[c] = total
 
 
-@kernel(lambda f: (reader(f, 2), writer(f, 1), writer(f, 1)))
-def _moments(part: int, parts: int, x: Array, mean: Array, variance: Array) -> None:
-    """Mean and biased variance of each channel; x N×(C·P)."""
-    pixels = x.shape[1] // max(len(mean), 1)
+@inner
+def _spread(values: Array, first: int, channels: int, pixels: int, columns: Array) -> None:
+    """Every column of a block gets the value of its channel."""
+    for c in range(channels):
+        columns[c * pixels : (c + 1) * pixels] = values[first + c]
+
+
+@inner
+def _sum_rows(x: Array, low: int, high: int, columns: Array) -> None:
+    """columns[j] = Σ_n x[n, low + j]."""
+    columns[:] = 0
+    fours = len(x) // 4 * 4
+    for n in range(0, fours, 4):
+        a, b, c, d = x[n, low:high], x[n + 1, low:high], x[n + 2, low:high], x[n + 3, low:high]
+        for j in range(high - low):
+            columns[j] += (np.float64(a[j]) + np.float64(b[j])) + (np.float64(c[j]) + np.float64(d[j]))
+    for n in range(fours, len(x)):
+        a = x[n, low:high]
+        for j in range(high - low):
+            columns[j] += np.float64(a[j])
+
+
+@inner
+def _sum_squares(x: Array, centre: Array, low: int, high: int, columns: Array) -> None:
+    """columns[j] = Σ_n (x[n, low + j] − centre[j])²."""
+    columns[:] = 0
+    fours = len(x) // 4 * 4
+    for n in range(0, fours, 4):
+        a, b, c, d = x[n, low:high], x[n + 1, low:high], x[n + 2, low:high], x[n + 3, low:high]
+        for j in range(high - low):
+            m = centre[j]
+            p, q, r, s = np.float64(a[j] - m), np.float64(b[j] - m), np.float64(c[j] - m), np.float64(d[j] - m)
+            columns[j] += (p * p + q * q) + (r * r + s * s)
+    for n in range(fours, len(x)):
+        a = x[n, low:high]
+        for j in range(high - low):
+            p = np.float64(a[j] - centre[j])
+            columns[j] += p * p
+
+
+@inner
+def _sum_gradients(x: Array, centre: Array, dy: Array, low: int, high: int, plain: Array, weighted: Array) -> None:
+    """plain[j] = Σ_n dy[n, low + j] and weighted[j] = Σ_n (x[n, low + j] − centre[j])·dy[n, low + j]."""
+    plain[:] = 0
+    weighted[:] = 0
+    twos = len(x) // 2 * 2
+    for n in range(0, twos, 2):
+        a, b, da, db = x[n, low:high], x[n + 1, low:high], dy[n, low:high], dy[n + 1, low:high]
+        for j in range(high - low):
+            d, e = np.float64(da[j]), np.float64(db[j])
+            plain[j] += d + e
+            weighted[j] += np.float64(a[j] - centre[j]) * d + np.float64(b[j] - centre[j]) * e
+    for n in range(twos, len(x)):
+        a, da = x[n, low:high], dy[n, low:high]
+        for j in range(high - low):
+            d = np.float64(da[j])
+            plain[j] += d
+            weighted[j] += np.float64(a[j] - centre[j]) * d
+
+
+@inner
+def _normalise_rows(x: Array, spread: Array, low: int, high: int, y: Array) -> None:
+    """y = (x − mean)·inverse·gain + bias on a block's columns; the rows of `spread` are these four."""
+    mean, inverse, gain, bias = spread[0], spread[1], spread[2], spread[3]
+    for n in range(len(x)):
+        row, out = x[n, low:high], y[n, low:high]
+        for j in range(high - low):
+            out[j] = (row[j] - mean[j]) * inverse[j] * gain[j] + bias[j]
+
+
+@kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), f, writer(f, 2), writer(f, 2)))
+def _batch_norm(part: int, parts: int, x: Array, gain: Array, bias: Array, eps: float, moments: Array, y: Array) -> None:
+    """The rows of `moments`: mean, biased variance and 1/√(variance + eps) of each channel; x and y N×(C·P)."""
+    mean, variance, inverse = moments[0], moments[1], moments[2]
+    pixels, count = x.shape[1] // len(mean), len(x) * (x.shape[1] // len(mean))
     at_once = _channels_at_once(pixels)
     blocks = (len(mean) + at_once - 1) // at_once
-    columns, sums, centre = np.empty(at_once * pixels), np.empty(at_once), np.empty(at_once * pixels)
-    count = len(x) * pixels
+    sums, columns, spread = np.empty(at_once), np.empty(at_once * pixels), np.empty((4, at_once * pixels), x.dtype)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-        c0 = block * at_once
-        channels = min(len(mean), c0 + at_once) - c0
-        start, width = c0 * pixels, channels * pixels
-        columns[:] = 0
-        for n in range(len(x)):
-            row = x[n, start : start + width]
-            for j in range(width):
-                columns[j] += row[j]
+        first = block * at_once
+        channels = min(len(mean), first + at_once) - first
+        low, high = first * pixels, (first + channels) * pixels
+        _sum_rows(x, low, high, columns)
         _fold(columns, channels, pixels, sums)
         for c in range(channels):
-            mean[c0 + c] = sums[c] / count
-            centre[c * pixels : (c + 1) * pixels] = sums[c] / count
-        columns[:] = 0
-        for n in range(len(x)):
-            row = x[n, start : start + width]
-            for j in range(width):
-                away = row[j] - centre[j]
-                columns[j] += away * away
+            mean[first + c] = sums[c] / count
+        _spread(mean, first, channels, pixels, spread[0])
+        _sum_squares(x, spread[0], low, high, columns)
         _fold(columns, channels, pixels, sums)
         for c in range(channels):
-            variance[c0 + c] = sums[c] / count
+            variance[first + c] = sums[c] / count
+            inverse[first + c] = 1.0 / np.sqrt(variance[first + c] + eps)
+        _spread(inverse, first, channels, pixels, spread[1])
+        _spread(gain, first, channels, pixels, spread[2])
+        _spread(bias, first, channels, pixels, spread[3])
+        _normalise_rows(x, spread, low, high, y)
 
 
-@kernel(lambda f: (reader(f, 3), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 1), writer(f, 3)))
+@kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 1), writer(f, 2)))
 def _normalise(part: int, parts: int, x: Array, mean: Array, inverse: Array, gain: Array, bias: Array, y: Array) -> None:
-    """y = (x − mean)·inverse·gain + bias."""
-    channels, pixels = x.shape[1], x.shape[2]
-    for n in range(part * len(x) // parts, (part + 1) * len(x) // parts):
-        if pixels == 1:
-            for c in range(channels):
-                y[n, c, 0] = (x[n, c, 0] - mean[c]) * inverse[c] * gain[c] + bias[c]
-        else:
-            for c in range(channels):
-                m, i, g, b = mean[c], inverse[c], gain[c], bias[c]
-                for p in range(pixels):
-                    y[n, c, p] = (x[n, c, p] - m) * i * g + b
-
-
-@kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 2), writer(f, 1), writer(f, 1)))
-def _gain_bias_vjp(part: int, parts: int, x: Array, mean: Array, inverse: Array, dy: Array, dgain: Array, dbias: Array) -> None:
-    """dgain = Σ n·dy and dbias = Σ dy, with n the normalised input; x and dy N×(C·P)."""
     pixels = x.shape[1] // max(len(mean), 1)
     at_once = _channels_at_once(pixels)
     blocks = (len(mean) + at_once - 1) // at_once
-    plain, weighted, sums = np.empty(at_once * pixels), np.empty(at_once * pixels), np.empty(at_once)
-    centre = np.empty(at_once * pixels, x.dtype)
+    spread = np.empty((4, at_once * pixels), x.dtype)
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-        c0 = block * at_once
-        channels = min(len(mean), c0 + at_once) - c0
-        start, width = c0 * pixels, channels * pixels
-        for c in range(channels):
-            centre[c * pixels : (c + 1) * pixels] = mean[c0 + c]
-        plain[:] = 0
-        weighted[:] = 0
-        for n in range(len(x)):
-            x_row, dy_row = x[n, start : start + width], dy[n, start : start + width]
-            for j in range(width):
-                d = np.float64(dy_row[j])
-                plain[j] += d
-                weighted[j] += np.float64(x_row[j] - centre[j]) * d
-        _fold(plain, channels, pixels, sums)
-        for c in range(channels):
-            dbias[c0 + c] = sums[c]
-        _fold(weighted, channels, pixels, sums)
-        for c in range(channels):
-            dgain[c0 + c] = sums[c] * inverse[c0 + c]
+        first = block * at_once
+        channels = min(len(mean), first + at_once) - first
+        _spread(mean, first, channels, pixels, spread[0])
+        _spread(inverse, first, channels, pixels, spread[1])
+        _spread(gain, first, channels, pixels, spread[2])
+        _spread(bias, first, channels, pixels, spread[3])
+        _normalise_rows(x, spread, first * pixels, (first + channels) * pixels, y)
 
 
-@kernel(
-    lambda f: (
-        reader(f, 3),
-        reader(f, 1),
-        reader(f, 1),
-        reader(f, 1),
-        reader(f, 3),
-        reader(f, 1),
-        reader(f, 1),
-        writer(f, 3),
-    )
-)
+@kernel(lambda f: (reader(f, 2), reader(f, 1), reader(f, 1), reader(f, 1), reader(f, 2), flag, writer(f, 2), writer(f, 2)))
 def _batch_norm_vjp(
     part: int,
     parts: int,
     x: Array,
     mean: Array,
     inverse: Array,
-    scale: Array,
+    gain: Array,
     dy: Array,
-    mean_ndy: Array,
-    mean_dy: Array,
+    train: bool,
+    sums: Array,
     dx: Array,
 ) -> None:
-    """dx = scale·(dy − mean_dy − n·mean_ndy), with n the normalised input."""
-    channels, pixels = x.shape[1], x.shape[2]
-    for n in range(part * len(x) // parts, (part + 1) * len(x) // parts):
-        if pixels == 1:
-            for c in range(channels):
-                normal = (x[n, c, 0] - mean[c]) * inverse[c]
-                dx[n, c, 0] = (dy[n, c, 0] - mean_dy[c] - normal * mean_ndy[c]) * scale[c]
-        else:
-            for c in range(channels):
-                m, i, s, a, b = mean[c], inverse[c], scale[c], mean_dy[c], mean_ndy[c]
-                for p in range(pixels):
-                    dx[n, c, p] = (dy[n, c, p] - a - (x[n, c, p] - m) * i * b) * s
+    """The rows of `sums`: dgain = Σ n·dy and dbias = Σ dy, with n the normalised input; x, dy and dx N×(C·P).
+
+    dx = gain·inverse·(dy − mean dy − n·mean(n·dy)), or without the means unless `train`.
+    """
+    pixels = x.shape[1] // max(len(mean), 1)
+    at_once = _channels_at_once(pixels)
+    blocks = (len(mean) + at_once - 1) // at_once
+    plain, weighted, spread = np.empty(at_once * pixels), np.empty(at_once * pixels), np.empty((4, at_once * pixels), x.dtype)
+    totals, factors = np.empty((2, at_once)), np.empty((3, at_once), x.dtype)
+    centre, shift, stretch, scale = spread[0], spread[1], spread[2], spread[3]
+    count = len(x) * pixels
+    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
+        first = block * at_once
+        channels = min(len(mean), first + at_once) - first
+        low, high = first * pixels, (first + channels) * pixels
+        _spread(mean, first, channels, pixels, centre)
+        _sum_gradients(x, centre, dy, low, high, plain, weighted)
+        _fold(weighted, channels, pixels, totals[0])
+        _fold(plain, channels, pixels, totals[1])
+        for c in range(channels):
+            i = inverse[first + c]
+            sums[0, first + c] = totals[0, c] * i
+            sums[1, first + c] = totals[1, c]
+            factors[0, c] = totals[1, c] / count
+            factors[1, c] = totals[0, c] / count * i * i
+            factors[2, c] = gain[first + c] * i
+        _spread(factors[0], 0, channels, pixels, shift)
+        _spread(factors[1], 0, channels, pixels, stretch)
+        _spread(factors[2], 0, channels, pixels, scale)
+        for n in range(len(x)):
+            row, d, out = x[n, low:high], dy[n, low:high], dx[n, low:high]
+            if train:
+                for j in range(high - low):
+                    out[j] = (d[j] - shift[j] - (row[j] - centre[j]) * stretch[j]) * scale[j]
+            else:
+                for j in range(high - low):
+                    out[j] = d[j] * scale[j]
 
 
 def batch_norm(workspace: Workspace, x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
     """Same contract as `layers.batch_norm`."""
     if not _norm_fits(x, gain, bias) or x.size <= x.shape[1]:
         return layers.batch_norm(x, gain, bias, eps=eps)
-    n, c, pixels = planes(x)
-    mean, variance = np.empty(c, x.dtype), np.empty(c, x.dtype)
-    _moments[x.dtype](share(workspace.threads, x.size, ELEMENT_GRAIN), ready(x).reshape(n, c * pixels), mean, variance)
-    y, saved = batch_norm_eval(workspace, x, gain, bias, mean, variance, eps=eps)
-    return y, saved._replace(statistics=(mean, variance, n * pixels))
+    y, moments = workspace.empty(x.shape, x.dtype), np.empty((3, len(gain)), x.dtype)
+    x, gain, shape = ready(x), ready(gain), (len(x), x.size // len(x))
+    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
+    _batch_norm[x.dtype](parts, x.reshape(shape), gain, ready(bias), eps, moments, y.reshape(shape))
+    mean, variance, inverse = moments
+    return y, Saved(_Normalised(x, mean, inverse, gain), statistics=(mean, variance, x.size // len(gain)))
 
 
 def batch_norm_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
@@ -177,21 +233,7 @@ def batch_norm_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array
         return layers.batch_norm_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):
         return layers.batch_norm_vjp(_oracle_saved(saved.values), dy)
-    x, mean, inverse, gain = saved.values
-    dgain, dbias = _gain_bias(workspace, saved.values, dy)
-    shape, dx, count = planes(x), np.empty(x.shape, x.dtype), x.dtype.type(max(x.size // max(x.shape[1], 1), 1))
-    _batch_norm_vjp[x.dtype](
-        share(workspace.threads, x.size, ELEMENT_GRAIN),
-        ready(x).reshape(shape),
-        mean,
-        inverse,
-        gain * inverse,
-        ready(dy).reshape(shape),
-        dgain / count,
-        dbias / count,
-        dx.reshape(shape),
-    )
-    return dx, dgain, dbias
+    return _vjp(workspace, saved.values, dy, True)
 
 
 def batch_norm_eval(
@@ -201,17 +243,10 @@ def batch_norm_eval(
     if not _norm_fits(x, gain, bias, mean, variance):
         return layers.batch_norm_eval(x, gain, bias, mean, variance, eps=eps)
     inverse = 1.0 / np.sqrt(variance + x.dtype.type(eps))
-    shape, y = planes(x), np.empty(x.shape, x.dtype)
-    mean, gain = ready(mean), ready(gain)
-    _normalise[x.dtype](
-        share(workspace.threads, x.size, ELEMENT_GRAIN),
-        ready(x).reshape(shape),
-        mean,
-        inverse,
-        gain,
-        ready(bias),
-        y.reshape(shape),
-    )
+    y = workspace.empty(x.shape, x.dtype)
+    x, mean, gain, shape = ready(x), ready(mean), ready(gain), (len(x), x.size // max(len(x), 1))
+    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
+    _normalise[x.dtype](parts, x.reshape(shape), mean, inverse, gain, ready(bias), y.reshape(shape))
     return y, Saved(_Normalised(x, mean, inverse, gain))
 
 
@@ -221,9 +256,15 @@ def batch_norm_eval_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[
         return layers.batch_norm_eval_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):
         return layers.batch_norm_eval_vjp(_oracle_saved(saved.values), dy)
-    _, _, inverse, gain = saved.values
-    dgain, dbias = _gain_bias(workspace, saved.values, dy)
-    return scaled(workspace, dy, gain * inverse), dgain, dbias
+    return _vjp(workspace, saved.values, dy, False)
+
+
+def _vjp(workspace: Workspace, values: _Normalised, dy: Array, train: bool) -> tuple[Array, Array, Array]:
+    x, mean, inverse, gain = values
+    dx, sums, shape = workspace.empty(x.shape, x.dtype), np.empty((2, len(mean)), x.dtype), (len(x), x.size // max(len(x), 1))
+    parts, flat_dy = share(workspace.threads, x.size, ELEMENT_GRAIN), ready(dy).reshape(shape)
+    _batch_norm_vjp[x.dtype](parts, x.reshape(shape), mean, inverse, gain, flat_dy, train, sums, dx.reshape(shape))
+    return dx, sums[0], sums[1]
 
 
 def _norm_fits(x: Array, *vectors: Array) -> bool:
@@ -239,16 +280,6 @@ def _oracle_saved(values: _Normalised) -> Saved:
     x, mean, inverse, gain = values
     column = (-1,) + (1,) * (x.ndim - 2)
     return Saved(((x - mean.reshape(column)) * inverse.reshape(column), inverse, gain))
-
-
-def _gain_bias(workspace: Workspace, values: _Normalised, dy: Array) -> tuple[Array, Array]:
-    x, mean, inverse, _ = values
-    n, c, pixels = planes(x)
-    dgain, dbias = np.empty(c, x.dtype), np.empty(c, x.dtype)
-    flat, dflat = ready(x).reshape(n, c * pixels), ready(dy).reshape(n, c * pixels)
-    parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
-    _gain_bias_vjp[x.dtype](parts, flat, mean, inverse, dflat, dgain, dbias)
-    return dgain, dbias
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -288,7 +319,7 @@ def cross_entropy(workspace: Workspace, logits: Array, labels: Array, *, reducti
     matching = logits.ndim == 2 and logits.size > 0 and indices.shape == logits.shape[:1] and indices.dtype.kind in "iu"
     if not (matching and same_float(logits) and indices.min() >= 0 and indices.max() < logits.shape[1]):
         return layers.cross_entropy(logits, labels, reduction=reduction)
-    out, losses = np.empty(logits.shape, logits.dtype), np.empty(len(logits))
+    out, losses = workspace.empty(logits.shape, logits.dtype), np.empty(len(logits))
     parts = share(workspace.threads, logits.size, ELEMENT_GRAIN // 8)
     chosen = ready(indices.astype(np.intp, copy=False))
     _log_softmax[logits.dtype](parts, ready(logits), chosen, out, losses)
@@ -301,7 +332,7 @@ def cross_entropy_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Ar
     log_softmax, labels, reduction = saved.values
     if not (log_softmax.size and np.ndim(dy) == 0 and same_float(log_softmax, np.asarray(dy))):
         return layers.cross_entropy_vjp(saved, dy)
-    d = np.empty(log_softmax.shape, log_softmax.dtype)
+    d = workspace.empty(log_softmax.shape, log_softmax.dtype)
     scale = dy / len(labels) if reduction == "mean" else dy
     parts = share(workspace.threads, d.size, ELEMENT_GRAIN // 8)
     chosen = ready(np.asarray(labels, dtype=np.intp))
