@@ -28,12 +28,12 @@ COMPILED = "torch compiled"
 
 @dataclass
 class Options:
-    """seconds: that the rounds of a case may take, unless `repeats` says how many there are; compile_seconds: limits of
+    """seconds: that the rounds of a whole case may take, unless `repeats` says how many there are; compile_seconds: limits of
     torch.compile, for one case and for all; memory: whether it is measured too."""
 
     repeats: int | None = None
     seconds: float = 3.0
-    compile_seconds: tuple[float, float] = (40.0, 90.0)
+    compile_seconds: tuple[float, float] = (40.0, 60.0)
     memory: bool = True
 
 
@@ -97,16 +97,14 @@ def _measure(work: Work, setting: Setting, options: Options, compile_seconds: fl
 
         start = time.perf_counter()
         limit = min(options.compile_seconds[0], compile_seconds)
+        side, reason = None, f"not tried: the {options.compile_seconds[1]:.0f} s for compiling are used up"
         if limit > 0:
-            side = work.compiled()
-            reason = torch_side.works(side, limit)
-            if reason is None:
-                work.sides[COMPILED] = side
-        else:
-            reason = f"not tried: the {options.compile_seconds[1]:.0f} s for compiling are used up"
+            side, reason = torch_side.attempt(work.compiled, limit)
+        if side is not None:
+            work.sides[COMPILED] = side
         spent = time.perf_counter() - start
-        result["torch_compile"] = "works" if reason is None else f"does not work here: {reason}"
-    times = interleave(work.sides, seconds=options.seconds, repeats=options.repeats)
+        result["torch_compile"] = reason if side is not None else f"does not work here: {reason}"
+    times = interleave(work.sides, seconds=options.seconds * work.share, repeats=options.repeats)
     if work.subtracted in times:
         times["refprune"] = np.maximum(times["refprune"] - times.pop(work.subtracted), 1e-9)
     _summarise(work, times, result)

@@ -79,7 +79,7 @@ class Work:
     flops: floating-point operations of one call (a multiply-add is two), for networks of convolutions and dense layers only.
     bytes: that a call must read and write at least. peak_flops: of one call of the side PEAK, if there is one. compiled: makes
     a further side, "torch compiled". against: what the other sides are. subtracted: a side whose time is taken off refprune's.
-    memory: the batch on which a training step's memory is measured.
+    memory: the batch on which a training step's memory is measured. share: of the time that a case may take.
     """
 
     sides: dict[str, Side]
@@ -92,6 +92,7 @@ class Work:
     against: str = "torch"
     subtracted: str = "refprune, weights alone"
     memory: tuple[Array, Array] | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ def convolution(shape: tuple[int, int, int], task: str, setting: Setting) -> Wor
         "backward-data": lambda: vjp()[0],
         "backward-weights": weights_alone,
     }
-    work = Work({"refprune": mine[task]}, details={"batch": n, "channels": [inputs, outputs], "size": size})
+    work = Work({"refprune": mine[task]}, details={"batch": n, "channels": [inputs, outputs], "size": size}, share=0.3)
     work.flops = 2.0 * n * size**2 * 9 * inputs * outputs
     work.bytes = float(x.nbytes + w.nbytes + dy.nbytes)
     if task == "backward-data":

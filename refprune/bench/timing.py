@@ -16,6 +16,8 @@ Clock = Callable[[], float]
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 51
 SHORT = 0.01  # seconds: a side that is faster runs several times in a round, and once untimed before
+LONG = 1.0  # seconds: of sides that are slower FEWEST_LONG rounds suffice
+FEWEST_LONG = 3
 
 
 class Quartiles(NamedTuple):
@@ -35,19 +37,23 @@ def interleave(
 ) -> dict[str, Array]:
     """Seconds that one call of each side takes, (rounds,) each; entry i of all sides is from the same round.
 
-    Warm-up: three calls of each side, the first of which may compile; the third says how long a call takes. repeats: number
-    of rounds; without it as many as fit into `seconds`, within FEWEST_ROUNDS … MOST_ROUNDS. In a round, a side that takes less
-    than SHORT runs once untimed, to wake its threads, and then as often as fits into SHORT.
+    Warm-up: two or three calls of each side; the first may compile, the last tells how long a call takes. repeats: number of
+    rounds; without it as many as fit into `seconds`, within FEWEST_ROUNDS (FEWEST_LONG with a side slower than LONG) …
+    MOST_ROUNDS. In a round, a side that takes less than SHORT runs once untimed, to wake its threads, and then as often as fits
+    into SHORT.
     """
-    calls = {}
+    calls, fewest = {}, FEWEST_ROUNDS
     for name, side in sides.items():
-        side()
-        side()
-        calls[name] = max(1, math.ceil(SHORT / max(_timed(side, 1, clock), 1e-7)))
+        call = _timed(side, 1, clock)
+        if call < LONG or _timed(side, 1, clock) < LONG:
+            call = _timed(side, 1, clock)
+        else:
+            fewest = FEWEST_LONG
+        calls[name] = max(1, math.ceil(SHORT / max(call, 1e-7)))
     begin = clock()
     taken: dict[str, list[float]] = {name: [] for name in sides}
     rounds = 0
-    while rounds < (repeats or FEWEST_ROUNDS) or (not repeats and rounds < MOST_ROUNDS and clock() - begin < seconds):
+    while rounds < (repeats or fewest) or (not repeats and rounds < MOST_ROUNDS and clock() - begin < seconds):
         rounds += 1
         for name, side in sides.items():
             if calls[name] > 1:

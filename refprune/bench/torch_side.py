@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -136,8 +137,8 @@ class _TooLong(BaseException):
     """Raised by the alarm; no Exception, so that nothing on the way catches it."""
 
 
-def works(side: Callable[[], object], seconds: float) -> str | None:
-    """Runs `side`, which compiles, once; None if it worked within `seconds`, else the reason why not.
+def attempt(make: Callable[[], Callable[[], object]], seconds: float) -> tuple[Callable[[], object] | None, str]:
+    """(make()'s function, called once so that it compiles, "works"), or (None, why not) if it fails or takes over `seconds`.
 
     The limit is kept by an alarm signal: where there is none (Windows, other threads) compiling takes as long as it takes.
     """
@@ -150,13 +151,16 @@ def works(side: Callable[[], object], seconds: float) -> str | None:
     try:
         if timed:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-        side()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            side = make()
+            side()
     except _TooLong:
-        return f"compiling took longer than {seconds:.0f} s"
+        return None, f"compiling took longer than {seconds:.0f} s"
     except Exception as error:  # whatever a compiler may raise: the benchmark goes on without it
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:160]
+        return None, f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:160]}"
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, before)
-    return None
+    return side, "works"
