@@ -179,6 +179,9 @@ def _bench(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}: must be at least 1, got {number}")
     for path in filter(None, (options.picture, options.roofline)):
         pictures.check(path)
+    for path in filter(None, (options.json, options.picture, options.roofline)):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
     if options.against:
         bench.require_torch()
     setting = cases.Setting(

@@ -152,19 +152,22 @@ def test_a_planted_wrong_step_fails(small, monkeypatch):
     assert any("not timed" in line for line in bench.notes([r]))
 
 
-def test_a_planted_wrong_gradient_entry_fails(small, monkeypatch):
+@pytest.mark.parametrize("factor", [1e-4, np.nan])
+def test_a_planted_wrong_gradient_entry_fails(small, monkeypatch, factor):
     """One entry wrong by a part in ten thousand of the largest: only the entrywise comparison can see it."""
     right = torch_side.gradients
 
     def wrong(*a):
         found = right(*a)
-        found["dense3.weight"][3, 3] += 1e-4 * np.abs(found["dense3.weight"]).max()
+        found["dense3.weight"][3, 3] += factor * np.abs(found["dense3.weight"]).max()
         return found
 
     monkeypatch.setattr(torch_side, "gradients", wrong)
     (r,) = bench.run(chosen("lenet-300-100", "train"), small, QUICK)
     assert not r["equal"]
     assert r["worst"] == "dense3.weight"
+    json.dumps(r, allow_nan=False)
+    assert any("dense3.weight is" in line for line in bench.notes([r]))
 
 
 def test_a_planted_nan_fails():
@@ -287,6 +290,7 @@ def test_the_roofline(tmp_path):
         ),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
         (["--repeats", "-1"], "--repeats: must be at least 1, got -1"),
+        (["--json", "no/such/a.json"], "no/such/a.json: the folder no/such does not exist"),
         (["--picture", "bars.pdf"], "bars.pdf: pictures end in .png or .svg"),
     ],
 )

@@ -88,7 +88,8 @@ def _measure(work: Work, setting: Setting, options: Options, compile_seconds: fl
     """Checks, times, and fills `result`; returns the seconds spent on compiling. A mismatch is not timed."""
     if work.check is not None:
         found = work.check()
-        result |= {"equal": found.holds, "error_over_bound": found.error, "worst": found.where, "checked": found.method}
+        error = found.error if math.isfinite(found.error) else None
+        result |= {"equal": found.holds, "error_over_bound": error, "worst": found.where, "checked": found.method}
         if not found.holds:
             return 0.0
     spent = 0.0
@@ -193,12 +194,11 @@ def notes(results: Sequence[Result]) -> list[str]:
     for method in dict.fromkeys(r["checked"] for r in results if "checked" in r):
         lines.append(f"checked before timing: {method}")
     for r in results:
+        error = _number(r.get("error_over_bound"), ".3g") or "not finite,"
         if "skipped" in r:
             lines.append(f"{r['label']}: skipped: {r['skipped']}")
         if not r.get("equal", True):
-            lines.append(
-                f"{r['label']}: NOT EQUAL, not timed: {r['worst']} is {r['error_over_bound']:.3g} bounds off ({r['checked']})"
-            )
+            lines.append(f"{r['label']}: NOT EQUAL, not timed: {r['worst']} is {error} bounds off ({r['checked']})")
         if r.get("torch_compile", "works") != "works":
             lines.append(f"{r['label']}: torch.compile {r['torch_compile']}")
         if "ratio_of_macs" in r:

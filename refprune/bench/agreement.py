@@ -29,7 +29,7 @@ ENTRYWISE_MACS = 5_000_000  # of one image: above, E2 costs too much
 
 
 class Agreement(NamedTuple):
-    """error: the largest deviation over its bound, and of which tensor; NaN and infinity count as disagreement."""
+    """error: the largest deviation over its bound, +inf if one is not finite; where: in which tensor."""
 
     error: float
     where: str
@@ -90,8 +90,8 @@ def displacements(
 def entrywise(loss: BatchLoss, theirs: Callable[[Array, Array], Arrays], dtype: str) -> Agreement | None:
     """Loss, output and weight gradients of a few images within E2's tolerance; None where the network is too large for it.
 
-    theirs(x, labels): {"loss", "output" and every parameter: value or gradient}. Where they differ, the next images are taken, at
-    most ENTRYWISE_ATTEMPTS times: a ReLU or pool may stand so near to its kink that rounding decides. A mistake stays.
+    theirs(x, labels): {"loss", "output" and every parameter: value or gradient}. Where they differ, the next images are taken,
+    up to ENTRYWISE_ATTEMPTS times: a ReLU or pool may stand so near to its kink that rounding decides. A mistake stays.
     """
     if sum(layer.macs(shape) for layer, shape in loss.network.placed()) > ENTRYWISE_MACS:
         return None
@@ -105,11 +105,10 @@ def entrywise(loss: BatchLoss, theirs: Callable[[Array, Array], Arrays], dtype: 
         other = theirs(part.x, part.target)
         t = network_tolerance(part, gates, unit=UNIT[dtype])
         bounds = {"loss": t.loss, "output": t.output} | t.params
-        ratios = {n: np.abs(np.asarray(mine[n], np.float64) - other[n]) / np.maximum(b, 1e-300) for n, b in bounds.items()}
-        name = max(ratios, key=lambda n: float(np.max(ratios[n])))
-        found = Agreement(
-            float(np.max(ratios[name])), name, f"every entry within the measured tolerance ({len(part.x)} images)"
-        )
-        if found.holds or math.isnan(found.error):
+        deviations = {n: np.abs(np.asarray(mine[n], np.float64) - other[n]) / b for n, b in bounds.items()}
+        errors = {n: float(np.max(np.where(np.isnan(d), np.inf, d))) for n, d in deviations.items()}
+        name = max(errors, key=lambda n: errors[n])
+        found = Agreement(errors[name], name, f"every entry within the measured tolerance ({len(part.x)} images)")
+        if found.holds:
             break
     return found
