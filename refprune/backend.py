@@ -76,9 +76,7 @@ WITHOUT_VJP = ("momentum_step", "crop_flip")
 FUSED = ("dense_fused", "conv2d_fused")
 
 #: Names of the other functions of a Backend, each forward directly before its VJP.
-FUNCTIONS: tuple[str, ...] = tuple(
-    f.name for f in dataclasses.fields(Backend) if f.name not in ("name", *WITHOUT_VJP, *FUSED)
-)
+FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) if f.name not in ("name", *WITHOUT_VJP, *FUSED))
 
 #: Pure NumPy, float64 or complex128: made for reading and judging.
 ORACLE = Backend(

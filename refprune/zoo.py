@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -10,7 +11,18 @@ from typing import Any
 
 from .errors import InputError
 from .layers import Padding
-from .layerspec import Activation, Conv, Dense, Flatten, Layer, MaxPool, Section
+from .layerspec import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Section,
+    SubsamplePad,
+)
 from .spec import Network
 
 
@@ -24,7 +36,7 @@ def _conv_pool(channels: int, *, padded: bool) -> tuple[Layer, ...]:
     return Conv(channels, (5, 5), padding=padding), Activation("relu"), MaxPool((2, 2), (2, 2))
 
 
-def _check_size(sections: int, width: int) -> None:
+def _check_size(*, width: int, sections: int = 0) -> None:
     for name, number, least in (("sections", sections, 0), ("width", width, 1)):
         if number < least:
             raise InputError(f"network.{name}: must be at least {least}, got {number}")
@@ -47,7 +59,7 @@ def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") 
 
     gate_place "preactivation" writes N2's h + relu(ξ·(W h + b)), which is the same for ξ ∈ {0, 1}.
     """
-    _check_size(sections, width)
+    _check_size(width=width, sections=sections)
     section = Section((Dense(width), Activation("relu")), gate_place=gate_place)
     stem: tuple[Layer, ...] = (Flatten(), Dense(width), Activation("relu"))
     return Network((1, 28, 28), (*stem, *[section] * sections, Dense(10)))
@@ -58,7 +70,7 @@ def residual_lenet(sections: int = 12, width: int = 8, gate_place: str = "path")
 
     A section is h ← h + ξ·relu(conv3×3(h)) (N2); stages of `width` channels at 14×14 and 2·width at 7×7.
     """
-    _check_size(sections, width)
+    _check_size(width=width, sections=sections)
     if sections % 2:
         raise InputError(f"network.sections: must be even, half of them for each stage; got {sections}")
 
@@ -70,12 +82,58 @@ def residual_lenet(sections: int = 12, width: int = 8, gate_place: str = "path")
     return Network((1, 28, 28), (*stage(width), *stage(2 * width), *head))
 
 
+def _conv_norm(channels: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
+    """A convolution without bias and its batch-norm; output size ⌈input/stride⌉."""
+    return Conv(channels, (kernel, kernel), (stride, stride), _same(kernel), bias=False), BatchNorm()
+
+
+def vgg16(width: int = 64) -> Network:
+    """VGG-16 for CIFAR: 13 convolutions with batch-norm, 5 pools, one dense layer: 14,724,042 parameters, 313,201,664 MACs.
+
+    width: channels of the first convolutions; they double after each of the first three pools.
+    """
+    _check_size(width=width)
+    layers: list[Layer] = []
+    for convolutions, factor in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
+        layers += (*_conv_norm(factor * width, 3), Activation("relu")) * convolutions
+        layers.append(MaxPool((2, 2), (2, 2)))
+    return Network((3, 32, 32), (*layers, Flatten(), Dense(10)))
+
+
+def resnet_cifar(depth: int, width: int = 16, shortcut: str = "A", gates: bool = False) -> Network:
+    """ResNet for CIFAR (He et al. 2016, section 4.2): a convolution, three stages of (depth − 2)/6 basic blocks, a dense layer.
+
+    Stages have `width` channels at 32×32, 2·width at 16×16, 4·width at 8×8; a block is h ← relu(s(h) + ξ·path(h)). The first
+    block of the second and third stage halves the image, with shortcut "A" (every second pixel, zero channels around: half of
+    them, rounded down, before) or "B" (1×1 convolution and batch-norm). gates: whether the blocks have layer gates ξ.
+    """
+    _check_size(width=width)
+    if depth < 8 or (depth - 2) % 6:
+        raise InputError(f"depth: must be 6·n + 2 for n blocks in each stage, got {depth}")
+    if shortcut not in ("A", "B"):
+        raise InputError(f"network.shortcut: {shortcut!r} is not known; allowed are 'A', 'B'")
+
+    def block(channels: int, *, first: bool) -> Section:
+        changes = first and channels > width
+        path = (*_conv_norm(channels, 3, 2 if changes else 1), Activation("relu"), *_conv_norm(channels, 3))
+        new = channels // 2
+        option_a: tuple[Layer, ...] = (SubsamplePad((2, 2), new // 2, new - new // 2),)
+        option_b = _conv_norm(channels, 1, 2)
+        around = () if not changes else option_a if shortcut == "A" else option_b
+        return Section(path, around, gate=gates, post="relu")
+
+    stages = (block(f * width, first=i == 0) for f in (1, 2, 4) for i in range((depth - 2) // 6))
+    stem = (*_conv_norm(width, 3), Activation("relu"))
+    return Network((3, 32, 32), (*stem, *stages, GlobalAveragePool(), Dense(10)))
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet5,
     "residual-mlp": residual_mlp,
     "residual-lenet": residual_lenet,
-}
+    "vgg-16": vgg16,
+} | {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
 
 
 def build(name: str, options: Mapping[str, Any]) -> Network:

@@ -1,5 +1,6 @@
 """Counts: SPEC N6's numbers, sums by hand, and what real passes count as they run."""
 
+import inspect
 import math
 
 import numpy as np
@@ -33,7 +34,8 @@ KNOWN = {"lenet-300-100": (266_610, 266_200), "lenet-5": (431_080, 2_293_000)}
 
 def small_options(name):
     """Options that make a zoo network small enough for many passes."""
-    return {"residual-mlp": {"sections": 3, "width": 5}, "residual-lenet": {"sections": 4, "width": 2}}.get(name, {})
+    sections = {"residual-mlp": {"sections": 3, "width": 5}, "residual-lenet": {"sections": 4, "width": 2}}
+    return sections.get(name, {"width": 2} if "width" in inspect.signature(zoo.NETWORKS[name]).parameters else {})
 
 
 def option_a_and_b():

@@ -33,7 +33,7 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= available:
         raise InputError(f"threads: {threads!r} is not possible here; allowed are the integers 1 to {available}")
     chosen = (
-        *(matmul.dense, matmul.dense_vjp, conv.conv2d, conv.conv2d_vjp),
+        *(matmul.dense, matmul.dense_vjp, matmul.dense_fused, conv.conv2d, conv.conv2d_vjp, conv.conv2d_fused),
         *(reduce.batch_norm, reduce.batch_norm_vjp, reduce.batch_norm_eval, reduce.batch_norm_eval_vjp),
         *(reduce.cross_entropy, reduce.cross_entropy_vjp),
         *(elementwise.leaky_relu, elementwise.leaky_relu_vjp, elementwise.gate, elementwise.gate_vjp),

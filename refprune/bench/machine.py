@@ -1,0 +1,58 @@
+"""Where and with what a benchmark ran: everything that its figures depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from .cases import Setting
+
+PACKAGES = ("refprune", "numpy", "numba", "llvmlite", "scipy", "torch")
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """Processor, cores, versions, load before the run, settings."""
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "threads": setting.threads,
+        "dtype": setting.dtype,
+        "seed": setting.seed,
+        "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def limits(setting: Setting) -> dict[str, float]:
+    """The measured peak of fused multiply-adds, with one thread and with all, and of memory: GFLOP/s and GB/s."""
+    from ..kernels import peak
+
+    return {
+        "peak_gflops_1_thread": peak.fma_gflops(1, setting.dtype),
+        "peak_gflops": peak.fma_gflops(setting.threads, setting.dtype),
+        "memory_gbytes": peak.memory_gbytes(setting.threads),
+        "vector_bits": peak.vector_bits(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

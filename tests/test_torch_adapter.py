@@ -1,0 +1,161 @@
+"""The PyTorch adapter against refprune, in float64 with measured tolerances (E2)."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from network_strategies import assert_tensors
+
+from refprune import config, train, zoo
+from refprune.backend import ORACLE
+from refprune.conformance import torch_adapter
+from refprune.errors import InputError
+from refprune.layerspec import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Section,
+    UnitGate,
+)
+from refprune.network import initialise
+from refprune.noise import noisy
+from refprune.objective import BatchLoss
+from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
+from refprune.spec import Network
+from refprune.streams import Streams
+
+U = UNIT["float64"]
+
+
+def odd_network():
+    """What the zoo lacks: padding on one side, dilation, groups, other activations, unit gates, a path on some channels."""
+    a = Section((Activation("tanh"), Conv(2, (3, 3), padding=((1, 1), (1, 1)))), channels=(3, 1))
+    b = Section((Conv(4, (3, 3), padding=((1, 1), (1, 1)), groups=2), Activation("gelu")), post="relu")
+    stem = (Conv(4, (3, 2), (2, 1), ((2, 0), (0, 1)), (1, 2)), Activation("leaky_relu"), BatchNorm(momentum_of="running"))
+    pools = (MaxPool((2, 2), (2, 2), ((1, 0), (0, 0))), AveragePool((2, 2), (1, 1), ((1, 1), (1, 1)), count_padding=False))
+    head = (Flatten(), Dense(6, bias=False), BatchNorm(eps=1e-3), Activation("sigmoid"), UnitGate(), Dense(4))
+    return Network((2, 13, 11), (*stem, a, *pools, b, AveragePool((2, 2), (2, 2)), *head))
+
+
+NETWORKS = {
+    "lenet-300-100": lambda: zoo.build("lenet-300-100", {}),
+    "lenet-5": lambda: zoo.build("lenet-5", {}),
+    "residual-lenet": lambda: zoo.build("residual-lenet", {"sections": 4}),
+    "vgg-16": lambda: zoo.build("vgg-16", {"width": 4}),
+    "resnet-20": lambda: zoo.build("resnet-20", {"width": 2, "gates": True}),
+    "resnet-8 option B": lambda: zoo.resnet_cifar(8, width=3, shortcut="B"),
+    "odd": odd_network,
+}
+
+
+@functools.cache
+def case(name):
+    """A network with random parameters and statistics, eight images and labels."""
+    network = NETWORKS[name]()
+    streams = Streams(5)
+    params = {n: p + 0.1 * streams.normal(f"shift/{n}", 0, p.shape) for n, p in initialise(network, streams).items()}
+    statistics = {n: 0.5 + streams.uniform(n, 0, shape) for n, shape in network.statistics_shapes.items()}
+    x = streams.normal("x", 0, (8, *network.input_shape))
+    return BatchLoss(network, ORACLE, params, x, np.arange(8) % network.output_shape[0], statistics)
+
+
+def module_of(loss):
+    return torch_adapter.load(torch_adapter.build(loss.network), loss.params, loss.statistics)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_output_and_gradients_are_refprunes(name, training):
+    loss = dataclasses.replace(case(name), train=training)
+    gates = np.ones(loss.network.gate_count)
+    evaluation = loss.evaluate(gates)
+    mine = {"loss": evaluation.loss, "output": evaluation.tape.output} | loss.gradients(evaluation).params
+    module = module_of(loss).train(training)
+    output = module(torch.tensor(loss.x))
+    value = torch.nn.functional.cross_entropy(output, torch.tensor(loss.target))
+    value.backward()
+    found = {"loss": value.detach().numpy(), "output": output.detach().numpy()} | torch_adapter.gradients(module)
+    t = network_tolerance(loss, gates, unit=U)
+    assert_tensors(found, mine, {"loss": t.loss, "output": t.output} | t.params, network=loss.network)
+
+
+def spread(f, runs=3):
+    """E2 for f(backend) → {name: array}: NETWORK_FACTOR times the largest deviation that rounding noise causes."""
+    base, worst = f(ORACLE), {}
+    for seed in range(runs):
+        for name, value in f(noisy(ORACLE, unit=INJECTED, rng=np.random.default_rng(seed))).items():
+            worst[name] = max(worst.get(name, 0.0), float(np.max(np.abs(value - base[name]))))
+    size = {name: float(np.max(np.abs(value))) for name, value in base.items()}
+    return base, {name: NETWORK_FACTOR * (w * U / INJECTED + U * size[name]) + smallest_normal(U) for name, w in worst.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_sgd_steps_are_refprunes(name):
+    """Parameters and running statistics after two steps of torch.optim.SGD with momentum."""
+    loss = case(name)
+    network = train.ungated(loss.network)
+    rules = config.from_dict(
+        {"training": {"batch_size": 8, "dtype": "float64"}, "optimiser": {"learning_rate": 0.05, "momentum": 0.8}}
+    )
+    start = dataclasses.replace(train.init(rules, network), params=dict(loss.params), statistics=dict(loss.statistics))
+
+    def steps(backend):
+        state = start
+        for _ in range(2):
+            state, _ = train.step(state, loss.x, loss.target, rules, backend, samples=8)
+        return state.params | state.statistics
+
+    module = module_of(dataclasses.replace(loss, network=network))
+    sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.8)
+    for _ in range(2):
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.tensor(loss.x)), torch.tensor(loss.target)).backward()
+        sgd.step()
+    mine, tolerance = spread(steps)
+    assert_tensors(torch_adapter.arrays(module), mine, tolerance, network=network)
+
+
+def test_arrays_come_back_as_they_went_in():
+    loss = case("resnet-8 option B")
+    narrow = {n: p.astype(np.float32) for n, p in (loss.params | loss.statistics).items()}
+    params = {n: narrow[n] for n in loss.params}
+    module = torch_adapter.load(torch_adapter.build(loss.network), params, {n: narrow[n] for n in loss.statistics})
+    back = torch_adapter.arrays(module)
+    assert list(back) == [*loss.network.parameter_shapes, *loss.network.statistics_shapes]
+    for name, array in back.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, narrow[name])
+    assert sum(p.numel() for p in module.parameters()) == sum(p.size for p in loss.params.values())
+
+
+def test_a_planted_mistake_is_seen():
+    """The same comparison as above, with one weight of the module off by a part in a million."""
+    loss = case("lenet-5")
+    module = module_of(loss).eval()
+    with torch.no_grad():
+        module.parts["conv2"].weight[0, 0, 0, 0] *= 1.000001
+    want = dataclasses.replace(loss, train=False).evaluate(np.zeros(0)).tape.output
+    t = network_tolerance(dataclasses.replace(loss, train=False), np.zeros(0), unit=U)
+    with pytest.raises(AssertionError, match="output"):
+        assert_tensors({"output": module(torch.tensor(loss.x)).detach().numpy()}, {"output": want}, {"output": t.output})
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((MaxPool((2, 2), (2, 2), ties="last"),), "maxpool1: PyTorch's max pool takes the first of ties, not the last"),
+        ((Activation(at_zero=0.5),), "relu1: PyTorch's subgradient at 0 .* at_zero is 0.5"),
+        ((BatchNorm(running_variance="biased"),), "batchnorm1: .* no running_variance 'biased'"),
+        ((AveragePool((2, 2), (1, 1), ((1, 0), (0, 0)), count_padding=False),), "averagepool1: .* that does not count"),
+    ],
+)
+def test_what_pytorch_has_no_layer_for_is_refused(layers, message):
+    with pytest.raises(InputError, match=message):
+        torch_adapter.build(Network((2, 4, 4), (*layers, GlobalAveragePool())))
