@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`. Errors a user can mend are one sentence and exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`. What a user can mend is one sentence, exit code 2."""
 
 from __future__ import annotations
 

@@ -93,15 +93,15 @@ def _flip(part: int, parts: int, w: Array, taps: Array, flipped: Array) -> None:
                 flipped[g, c, o, t] = w[g * outputs + o, c, 0, taps[t]]
 
 
-def _fits(x: Array, w: Array, b: Array | None, groups: int) -> bool:
+def _fits(x: Array, w: Array, groups: int, *vectors: Array | None) -> bool:
     return (
         x.ndim == 4
         and w.ndim == 4
         and x.shape[1] == w.shape[1] * groups
         and w.shape[0] % groups == 0
         and min(w.shape[2:]) > 0
-        and (b is None or b.shape == (w.shape[0],))
-        and same_float(x, w, b)
+        and all(v is None or v.shape == w.shape[:1] for v in vectors)
+        and same_float(x, w, *vectors)
     )
 
 
@@ -117,12 +117,33 @@ def conv2d(
     groups: int = 1,
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.conv2d`."""
-    if _fits(x, w, b, groups):
+    if _fits(x, w, groups, b):
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
             y = _forward(workspace, x, w, None, b, False, groups, window)
             return y, Saved((x, w, stride, padding, dilation, groups))
     return layers.conv2d(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def conv2d_fused(
+    workspace: Workspace,
+    x: Array,
+    w: Array,
+    scale: Array | None,
+    shift: Array | None,
+    *,
+    stride: Pair = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    relu: bool,
+) -> Array:
+    """Same contract as `layers.conv2d_fused`."""
+    if _fits(x, w, groups, scale, shift):
+        window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
+        if min(window.out) > 0:
+            return _forward(workspace, x, w, scale, shift, relu, groups, window)
+    return layers.conv2d_fused(x, w, scale, shift, stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu)
 
 
 def _forward(

@@ -199,8 +199,29 @@ def row_starts(rows: int, distance: int, tile: int) -> Array:
     return np.minimum(np.arange(-(-rows // tile) * tile, dtype=np.intp), rows - 1) * distance
 
 
-def dense_epilogue(workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, *, relu: bool) -> Array:
-    """relu?((x wᵀ)·scale + shift); scale and shift per output or None."""
+NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in ("float32", "float64")}
+
+
+@kernel(lambda f: (reader(f, 2), writer(f, 1)))
+def _column_sums(part: int, parts: int, a: Array, sums: Array) -> None:
+    left, right = part * len(sums) // parts, (part + 1) * len(sums) // parts
+    sums[left:right] = 0
+    mine = sums[left:right]
+    for n in range(a.shape[0]):
+        row = a[n, left:right]
+        for j in range(len(mine)):
+            mine[j] += row[j]
+
+
+def _fits(x: Array, w: Array, *vectors: Array | None) -> bool:
+    matching = x.ndim == 2 and w.ndim == 2 and x.shape[1] == w.shape[1]
+    return matching and all(v is None or v.shape == w.shape[:1] for v in vectors) and same_float(x, w, *vectors)
+
+
+def dense_fused(workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, *, relu: bool) -> Array:
+    """Same contract as `layers.dense_fused`."""
+    if not _fits(x, w, scale, shift):
+        return layers.dense_fused(x, w, scale, shift, relu=relu)
     dtype, none = x.dtype, NOTHING[x.dtype]
     s, t = (none if v is None else ready(v) for v in (scale, shift))
     floor = dtype.type(0 if relu else -np.inf)
@@ -220,26 +241,11 @@ def dense_epilogue(workspace: Workspace, x: Array, w: Array, scale: Array | None
     return y
 
 
-NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in ("float32", "float64")}
-
-
-@kernel(lambda f: (reader(f, 2), writer(f, 1)))
-def _column_sums(part: int, parts: int, a: Array, sums: Array) -> None:
-    left, right = part * len(sums) // parts, (part + 1) * len(sums) // parts
-    sums[left:right] = 0
-    mine = sums[left:right]
-    for n in range(a.shape[0]):
-        row = a[n, left:right]
-        for j in range(len(mine)):
-            mine[j] += row[j]
-
-
 def dense(workspace: Workspace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Saved]:
     """Same contract as `layers.dense`."""
-    matching = x.ndim == 2 and w.ndim == 2 and x.shape[1] == w.shape[1] and (b is None or b.shape == (w.shape[0],))
-    if not (matching and same_float(x, w, b)):
+    if not _fits(x, w, b):
         return layers.dense(x, w, b)
-    return dense_epilogue(workspace, x, w, None, b, relu=False), Saved((x, w))
+    return dense_fused(workspace, x, w, None, b, relu=False), Saved((x, w))
 
 
 def dense_vjp(
