@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import augment, layers, optimiser
+from . import augment, cka, layers, optimiser
 from .errors import InputError
 
 Forward = Callable[..., tuple[layers.Array, layers.Saved]]
@@ -18,7 +18,8 @@ Fused = Callable[..., layers.Array]
 class Backend:
     """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
 
-    momentum_step and crop_flip have no VJP; their contracts stand in `refprune.optimiser` and `refprune.augment`.
+    momentum_step, crop_flip and cross_product (aᵀb, for `refprune.cka`) have no VJP; their contracts stand in
+    `refprune.optimiser`, `refprune.augment` and `refprune.cka.numpy_product`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
 
@@ -67,12 +68,13 @@ class Backend:
     weight_decay_vjp: Vjp
     momentum_step: Callable[..., tuple[layers.Array, layers.Array]]
     crop_flip: Callable[..., layers.Array]
+    cross_product: Callable[..., layers.Array]
     dense_fused: Fused | None = None
     conv2d_fused: Fused | None = None
 
 
 #: Functions of a Backend that are never differentiated: of training, and the fused ones.
-WITHOUT_VJP = ("momentum_step", "crop_flip")
+WITHOUT_VJP = ("momentum_step", "crop_flip", "cross_product")
 FUSED = ("dense_fused", "conv2d_fused")
 
 #: Names of the other functions of a Backend, each forward directly before its VJP.
@@ -83,6 +85,7 @@ ORACLE = Backend(
     "oracle",
     momentum_step=optimiser.momentum_step,
     crop_flip=augment.crop_flip,
+    cross_product=cka.numpy_product,
     **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)},
 )
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, data, train, zoo
+from .. import cka, config, data, train, zoo
 from ..backend import Backend, by_name
 from ..complexity import macs, training_macs
-from ..errors import DataError, InputError
+from ..errors import DataError
 from ..layers import Array
 from ..network import Arrays, forward
 from ..objective import BatchLoss
@@ -313,17 +313,15 @@ def convolution(shape: tuple[int, int, int], task: str, setting: Setting) -> Wor
 # CKA
 
 
-def similarity(estimator: str, setting: Setting) -> Work:
+def similarity(estimator: cka.Estimator, setting: Setting) -> Work:
     """Linear CKA of two arrays of features, float64; the second is made of the first and as much that is new."""
-    try:
-        from .. import cka  # type: ignore[attr-defined, unused-ignore]
-    except ImportError as error:
-        raise InputError("cka: this version of refprune has no refprune.cka to time") from error
+    product = setting.backend.cross_product
     streams, shape = setting.streams, (CKA_SAMPLES, CKA_FEATURES)
     x = np.maximum(streams.normal("features", 0, shape), 0.0)
     y = np.maximum(np.roll(x, 1, axis=1) - streams.normal("features", 1, shape), 0.0)
     work = Work(
-        {"refprune": lambda: cka.cka(x, y, estimator=estimator).value}, details={"samples": shape[0], "features": shape[1]}
+        {"refprune": lambda: cka.cka(x, y, estimator=estimator, product=product).value},
+        details={"samples": shape[0], "features": shape[1]},
     )
     if setting.torch:
         from . import torch_side
@@ -335,7 +333,7 @@ def similarity(estimator: str, setting: Setting) -> Work:
         method = f"relative, bound {bound:.1e} from rounding"
         work.sides["torch contiguous"] = lambda: torch_side.linear_cka(x, y, estimator)
         work.check = lambda: agreement.in_norm(
-            {"CKA": value(cka.cka(x, y, estimator=estimator).value)},
+            {"CKA": value(cka.cka(x, y, estimator=estimator, product=product).value)},
             {"CKA": value(torch_side.linear_cka(x, y, estimator))},
             bound,
             method,

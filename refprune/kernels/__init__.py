@@ -40,7 +40,7 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
         *(elementwise.add, elementwise.add_vjp, elementwise.subsample_pad, elementwise.subsample_pad_vjp),
         *(pool.max_pool, pool.max_pool_vjp, pool.average_pool, pool.average_pool_vjp),
         *(pool.global_average_pool, pool.global_average_pool_vjp),
-        *(optimiser.momentum_step, augment.crop_flip),
+        *(optimiser.momentum_step, augment.crop_flip, matmul.cross_product),
     )
     workspace = Workspace(threads)
     return {f.__name__: functools.partial(f, workspace) for f in chosen}

@@ -15,6 +15,7 @@ import functools
 import numpy as np
 
 from .. import layers
+from ..cka import numpy_product
 from ..layers import Array, Saved
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
 from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
@@ -129,7 +130,7 @@ def product(workspace: Workspace, a: Array, a_transposed: bool, b: Array, b_tran
     across = HOST.vector_bytes // a.dtype.itemsize * VECTORS
     parts = min(share(workspace.threads, m * n * depth, PRODUCT_GRAIN), -(-n // across))
     scratch = workspace.empty((parts, (BLOCK // across) * DEPTH * across + BLOCK * DEPTH + ROWS * across), a.dtype)
-    symmetric = a is b and a_transposed and not b_transposed
+    symmetric = a is b and a_transposed != b_transposed
     _product[a.dtype](
         parts, a.reshape(-1), a_row, a_step, m, b.reshape(-1), b_row, b_step, n, depth, symmetric, _lines(across), scratch, c
     )
@@ -149,8 +150,12 @@ def _mirror(part: int, parts: int, c: Array) -> None:
 
 
 def cross_product(workspace: Workspace, a: Array, b: Array) -> Array:
-    """aᵀ b; where a is b, half of the work."""
-    return product(workspace, a, True, b, False)
+    """Same contract as `cka.numpy_product`: aᵀ b; where a is b, half of the work."""
+    if not (a.ndim == 2 and b.ndim == 2 and len(a) == len(b) and same_float(a, b)):
+        return numpy_product(a, b)
+    x = a.T if a.flags.f_contiguous else a
+    y = x if b is a else (b.T if b.flags.f_contiguous else b)
+    return product(workspace, x, x is a, y, y is not b if b is not a else x is not a)
 
 
 @kernel(
@@ -164,7 +169,7 @@ def _dense(
     x_at: Array, w_at: Array, tiles: Array, y: Array,
 ) -> None:  # fmt: skip
     """y = max(floor, (x wᵀ)·scale + shift)."""
-    tile, none = tiles[part], y.dtype.type(0)
+    tile, none, one = tiles[part], y.dtype.type(0), y.dtype.type(1)
     blocks = (w.shape[0] + DOT_COLUMNS - 1) // DOT_COLUMNS
     for block in range(part * blocks // parts, (part + 1) * blocks // parts):
         j0 = block * DOT_COLUMNS
@@ -174,7 +179,7 @@ def _dense(
             for i in range(i0, min(x.shape[0], i0 + DOT_ROWS)):
                 for j in range(j0, j1):
                     v = tile[(i - i0) * DOT_COLUMNS + j - j0]
-                    v = fma(v, scale[j], shift[j]) if scale.size else v + (shift[j] if shift.size else none)
+                    v = fma(v, scale[j] if scale.size else one, shift[j] if shift.size else none)
                     y[i, j] = floor if v < floor else v
 
 
