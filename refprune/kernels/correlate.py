@@ -323,7 +323,7 @@ def correlate(
         _direct[dtype](parts, x, w, scale, shift, floor, flat, chosen.taps, chosen.bases, chosen.numbers, chunks, scratch)
         return
     panel, area = across * STRIPS, len(window.rows) * len(window.columns)
-    at_once = max(1, min(channels, DEPTH // max(area, 1)))
+    at_once = -(-channels // max(1, -(-channels * area // DEPTH))) or 1
     panels = -(-n * ho * wo // panel) * groups
     slices = min(max(1, outputs // ROWS), max(1, -(-2 * parts // panels))) if parts > 1 and panels < 4 * parts else 1
     images = min(n, (panel - 1) // (ho * wo) + 2)

@@ -23,7 +23,7 @@ from .microkernel import DOT_COLUMNS, DOT_ROWS, dot
 from .vectors import HOST
 from .workspace import Workspace
 
-TASKS = 32  # about so many tasks at most
+TASKS = 16  # shares of the images at most
 SUMS = 1 << 20  # numbers that all tasks' sums may take
 PANEL = 512  # pixels packed at once
 LONG = 1024  # direct: about so many pixels, of several images where they are small, are summed by one call of the tile
@@ -40,11 +40,11 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def _plan(channels: int, outputs: int, groups: int, window: Window, lanes: int) -> _Plan:
     wide, (ho, wo) = row_length(window), window.out
-    length, piece = (ho - 1) * wide + wo, piece_length(window)
+    length, piece, taps = (ho - 1) * wide + wo, piece_length(window), tap_offsets(channels, window)
     waste = -(-length // lanes) * lanes / (ho * wo)
     direct = window.step == (1, 1) and waste <= 1 + PACK_COST[piece] / max(outputs, 1)
-    numbers = np.array([groups, window.padded[0], wide, *window.start, *window.step, ho, wo, piece], np.intp)
-    return _Plan(direct, length, tap_offsets(channels, window), numbers)
+    numbers = np.array([groups, window.padded[0], wide, *window.start, *window.step, ho, wo, piece, len(taps)], np.intp)
+    return _Plan(direct, length, taps, numbers)
 
 
 @inner
@@ -83,16 +83,20 @@ def _tile_size(itemsize: int) -> int:
 @kernel(
     lambda f: (
         *(reader(f, 4), reader(f, 4), writer(f, 3), reader(index, 1), reader(index, 1), reader(index, 1)),
-        *(index, index, index, writer(f, 2), writer(f, 2)),
+        *(index, index, index, writer(f, 2)),
     )
 )
 def _direct(
-    part: int, parts: int, x: Array, dy: Array, sums: Array, taps_at: Array, dy_at: Array, numbers: Array,
-    length: int, at_once: int, dy_row: int, scratch: Array, tiles: Array,
+    part: int, parts: int, x: Array, dy: Array, tiles: Array, taps_at: Array, dy_at: Array, numbers: Array,
+    length: int, at_once: int, dy_row: int, scratch: Array,
 ) -> None:  # fmt: skip
-    """sums[s] = dw over the s-th share of the images; `dy_row`: numbers from one channel of the spread dy to the next."""
+    """tiles[s, g] = dw of group g over the s-th share of the images, one tile behind the other.
+
+    dy_row: numbers from one channel of the spread dy to the next.
+    """
     groups, high, wide, top, left = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    inputs, outputs, steps, shares = x.shape[1] // groups, dy.shape[1] // groups, sums.shape[2], sums.shape[0]
+    inputs, outputs, shares = x.shape[1] // groups, dy.shape[1] // groups, tiles.shape[0]
+    steps = numbers[10]
     plane, dy_plane = inputs * high * wide, outputs * dy_row
     spread, image = scratch[part, : at_once * dy_plane], scratch[part, at_once * dy_plane :]
     scratch[part] = 0
@@ -106,9 +110,16 @@ def _direct(
                 read_rows(x, n0 + n, c0, c0 + inputs, 0, x.shape[2], image, n * plane, high * wide, wide, top, left, 1)
                 read_rows(dy, n0 + n, o0, o0 + outputs, 0, dy.shape[2], spread, n * dy_plane, dy_row, wide, 0, 0, 1)
             _multiply(
-                spread, 0, dy_at, image, taps_at, count, dy_plane, plane, length, outputs, steps, n0 == low, tiles[part]
+                spread, 0, dy_at, image, taps_at, count, dy_plane, plane, length, outputs, steps, n0 == low, tiles[s, g]
             )  # fmt: skip
-        _untile(tiles[part], outputs, steps, sums[s], g * outputs, 0)
+
+
+@kernel(lambda f: (reader(f, 2), writer(f, 2)))
+def _gather_tiles(part: int, parts: int, tiles: Array, dw: Array) -> None:
+    """dw from the tiles of each group."""
+    outputs = len(dw) // len(tiles)
+    for g in range(part * len(tiles) // parts, (part + 1) * len(tiles) // parts):
+        _untile(tiles[g], outputs, dw.shape[1], dw, g * outputs, 0)
 
 
 @kernel(lambda f: (reader(f, 3), writer(f, 2)))
@@ -189,6 +200,7 @@ def weight_gradient(workspace: Workspace, x: Array, dy: Array, groups: int, wind
     if not dy.size or not steps:
         return np.zeros((dy.shape[1], steps), dtype)
     parts = share(workspace.threads, dy.size * steps, PRODUCT_GRAIN)
+    dw = workspace.empty((dy.shape[1], steps), dtype)
     tile = _tile_size(dtype.itemsize)
     rows = -(-outputs // DOT_ROWS)
     if chosen.direct:
@@ -196,13 +208,12 @@ def weight_gradient(workspace: Workspace, x: Array, dy: Array, groups: int, wind
         at_once = max(1, min(-(-n // shares), LONG // chosen.length))
         dy_row = -(-ho * wide // lanes) * lanes
         size = at_once * (channels * high * wide + outputs * dy_row)
-        sums = workspace.empty((shares, dy.shape[1], steps), dtype)
         dy_at, taps_at = row_starts(outputs, dy_row, DOT_ROWS), _filled(chosen.taps)
         scratch = workspace.empty((parts, -(-size // lanes) * lanes), dtype)
-        tiles = workspace.empty((parts, rows * -(-steps // DOT_COLUMNS) * tile), dtype)
-        _direct[dtype](parts, x, dy, sums, taps_at, dy_at, chosen.numbers, chosen.length, at_once, dy_row, scratch, tiles)
-        whole: Array = sums[0] if shares == 1 else np.add.reduce(sums, axis=0)
-        return whole
+        tiles = workspace.empty((shares, groups, rows * -(-steps // DOT_COLUMNS) * tile), dtype)
+        _direct[dtype](parts, x, dy, tiles, taps_at, dy_at, chosen.numbers, chosen.length, at_once, dy_row, scratch)
+        _gather_tiles[dtype](1, np.add.reduce(tiles, axis=0) if shares > 1 else tiles[0], dw)
+        return dw
     area = steps // channels
     at_once = max(1, min(PATCHES // (area * PANEL), -(-channels // 8)))
     columns = workspace.empty((dy.shape[1], n * ho * wo), dtype)
@@ -210,7 +221,6 @@ def weight_gradient(workspace: Workspace, x: Array, dy: Array, groups: int, wind
     images = min(n, (PANEL - 1) // (ho * wo) + 2)
     scratch = workspace.empty((parts, at_once * (area * PANEL + images * high * wide)), dtype)
     tiles = workspace.empty((parts, rows * -(-at_once * area // DOT_COLUMNS) * tile), dtype)
-    dw = workspace.empty((dy.shape[1], steps), dtype)
     rows_at, columns_at = row_starts(at_once * area, PANEL, DOT_COLUMNS), row_starts(outputs, n * ho * wo, DOT_ROWS)
     marks = workspace.empty((parts, PANEL), np.intp)
     _packed[dtype](parts, x, columns, dw, chosen.taps, rows_at, columns_at, chosen.numbers, at_once, scratch, tiles, marks)
