@@ -307,7 +307,7 @@ def convolution(shape: tuple[int, int, int], task: str, setting: Setting) -> Wor
         work.sides |= {f"torch {layout}": side for layout, side in theirs.items()}
         products = {"forward": inputs * 9, "backward-data": outputs * 9, "backward-weights": n * size**2}[task]
         bound = agreement.sums(products, setting.dtype)
-        method = f"L2, bound {bound:.1e} from rounding"
+        method = "relative L2 distance, bound from rounding"
         work.check = lambda: agreement.in_norm({task: mine[task]()}, {task: theirs["contiguous"]()}, bound, method)
     work.sides[PEAK], work.peak_flops = peak.burst(setting.threads, setting.dtype)
     return work
@@ -336,7 +336,7 @@ def similarity(estimator: str, setting: Setting) -> Work:
             return np.array(math.nan if result is None else result)
 
         bound = agreement.sums(math.prod(shape), "float64")
-        method = f"relative, bound {bound:.1e} from rounding"
+        method = "relative difference, bound from rounding"
         work.sides["torch contiguous"] = lambda: torch_side.linear_cka(x, y, estimator)
         work.check = lambda: agreement.in_norm(
             {"CKA": value(cka.cka(x, y, estimator=estimator).value)},
