@@ -90,6 +90,7 @@ def _measure(work: Work, setting: Setting, options: Options, compile_seconds: fl
         found = work.check()
         error = found.error if math.isfinite(found.error) else None
         result |= {"equal": found.holds, "error_over_bound": error, "worst": found.where, "checked": found.method}
+        result["bound"] = found.bound
         if not found.holds:
             return 0.0
     spent = 0.0

@@ -29,11 +29,13 @@ ENTRYWISE_MACS = 5_000_000  # of one image: above, E2 costs too much
 
 
 class Agreement(NamedTuple):
-    """error: the largest deviation over its bound, +inf if one is not finite; where: in which tensor."""
+    """error: the largest deviation over its bound, +inf if one is not finite; where: in which tensor; bound: relative, in the
+    L2 norm, None where every entry has its own."""
 
     error: float
     where: str
     method: str
+    bound: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -69,14 +71,14 @@ def in_norm(mine: Mapping[str, Array], theirs: Mapping[str, Array], bound: float
         a = np.asarray(mine[name], dtype=np.float64)
         size = float(np.linalg.norm(b.astype(np.float64)))
         error = float(np.linalg.norm(a - b)) / (bound * size) if size else float(np.abs(a).max(initial=0.0) > 0) * np.inf
-        found.append(Agreement(error if math.isfinite(error) else math.inf, name, method))
+        found.append(Agreement(error if math.isfinite(error) else math.inf, name, method, bound))
     return worst(found)
 
 
 def outputs(network: Network, mine: Array, theirs: Array, dtype: str) -> Agreement:
     """Logits of the same batch."""
     bound = sums(network_sums(network, len(mine))[0], dtype)
-    return in_norm({"output": mine}, {"output": theirs}, bound, f"L2, bound {bound:.1e} from rounding")
+    return in_norm({"output": mine}, {"output": theirs}, bound, "relative L2 distance, bound from rounding")
 
 
 def displacements(
@@ -84,7 +86,7 @@ def displacements(
 ) -> Agreement:
     """What training steps changed, tensor by tensor."""
     r = sums(network_sums(network, images)[1], dtype)
-    return in_norm(mine, theirs, r + math.sqrt(r), f"L2, bound {r + math.sqrt(r):.1e} from rounding and kinks")
+    return in_norm(mine, theirs, r + math.sqrt(r), "relative L2 distance, bound from rounding and kinks")
 
 
 def entrywise(loss: BatchLoss, theirs: Callable[[Array, Array], Arrays], dtype: str) -> Agreement | None:

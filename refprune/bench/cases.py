@@ -20,7 +20,7 @@ from ..backend import Backend, by_name
 from ..complexity import macs, training_macs
 from ..errors import DataError
 from ..layers import Array
-from ..network import Arrays, forward
+from ..network import forward
 from ..objective import BatchLoss
 from ..streams import Streams
 from ..train import State
@@ -182,26 +182,31 @@ def training(name: str, setting: Setting) -> Work:
         for layout in torch_side.layouts(network):
             work.sides[f"torch {layout}"] = make(layout=layout, learning_rate=TIMED_RATE).step
         work.compiled = lambda: make(compiled=True, learning_rate=TIMED_RATE).step
-        work.check = lambda: _check_training(setting, state, x, labels, make(learning_rate=CHECKED_RATE))
+        work.check = lambda: _check_training(setting, state, x, labels, make)
     return work
 
 
-def _check_training(setting: Setting, state: State, x: Array, labels: Array, theirs: Any) -> Agreement:
-    """Two steps on the whole batch; for small networks also the gradients of a few images, entry by entry."""
+def _check_training(setting: Setting, state: State, x: Array, labels: Array, make: Callable[..., Any]) -> Agreement:
+    """What one step changes, the momenta after two; for small networks also the gradients of a few images, entry by entry.
+
+    The two steps are the timed ones, so small that the second gradient is taken at the same place: where the weights have moved
+    apart by what rounding and kinks do to one gradient, the second would differ by much more.
+    """
     from . import torch_side
 
     network = state.network
-    mine = Training(setting, state, x, labels, CHECKED_RATE)
+    mine, theirs = Training(setting, state, x, labels, CHECKED_RATE), make(learning_rate=CHECKED_RATE)
+    mine.step()
+    theirs.step()
+    start = state.params | state.statistics
+    ends = mine.state.params | mine.state.statistics, theirs.arrays()
+    moved = [{name: end[name].astype(np.float64) - start[name] for name in start} for end in ends]
+    found = [agreement.displacements(network, len(x), moved[0], moved[1], setting.dtype)]
+    mine, theirs = Training(setting, state, x, labels), make(learning_rate=TIMED_RATE)
     for _ in range(2):
         mine.step()
         theirs.step()
-    start = state.params | state.statistics
-
-    def moved(end: Arrays) -> Arrays:
-        return {name: end[name].astype(np.float64) - start[name] for name in start}
-
-    ends = moved(mine.state.params | mine.state.statistics), moved(theirs.arrays())
-    found = [agreement.displacements(network, len(x), *ends, setting.dtype)]
+    found.append(agreement.displacements(network, len(x), mine.state.velocity, theirs.velocity(), setting.dtype))
     loss = BatchLoss(network, setting.backend, state.params, x, labels, state.statistics)
     gradients = functools.partial(torch_side.gradients, network, state.params, state.statistics)
     detailed = agreement.entrywise(loss, gradients, setting.dtype)
@@ -253,7 +258,6 @@ def gated(closed: str, setting: Setting) -> Work:
         for state in (half, pruned):
             side = Training(setting, state, x, labels, CHECKED_RATE)
             side.step()
-            side.step()
             ends.append({n: side.state.params[n].astype(np.float64) - pruned.params[n] for n in pruned.params})
         return agreement.displacements(pruned.network, len(x), ends[0], ends[1], setting.dtype)
 
@@ -303,7 +307,7 @@ def convolution(shape: tuple[int, int, int], task: str, setting: Setting) -> Wor
         work.sides |= {f"torch {layout}": side for layout, side in theirs.items()}
         products = {"forward": inputs * 9, "backward-data": outputs * 9, "backward-weights": n * size**2}[task]
         bound = agreement.sums(products, setting.dtype)
-        method = f"L2, bound {bound:.1e} from rounding"
+        method = "relative L2 distance, bound from rounding"
         work.check = lambda: agreement.in_norm({task: mine[task]()}, {task: theirs["contiguous"]()}, bound, method)
     work.sides[PEAK], work.peak_flops = peak.burst(setting.threads, setting.dtype)
     return work
@@ -330,7 +334,7 @@ def similarity(estimator: cka.Estimator, setting: Setting) -> Work:
             return np.array(math.nan if result is None else result)
 
         bound = agreement.sums(math.prod(shape), "float64")
-        method = f"relative, bound {bound:.1e} from rounding"
+        method = "relative difference, bound from rounding"
         work.sides["torch contiguous"] = lambda: torch_side.linear_cka(x, y, estimator)
         work.check = lambda: agreement.in_norm(
             {"CKA": value(cka.cka(x, y, estimator=estimator, product=product).value)},

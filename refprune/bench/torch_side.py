@@ -75,6 +75,10 @@ class Training:
     def arrays(self) -> Arrays:
         return torch_adapter.arrays(self.module)
 
+    def velocity(self) -> Arrays:
+        """The momenta under the parameters' names."""
+        return torch_adapter.of_parameters(self.module, lambda p: self.sgd.state[p]["momentum_buffer"])
+
 
 def gradients(network: Network, params: Arrays, statistics: Arrays, x: Array, labels: Array) -> Arrays:
     """{"loss", "output" and every parameter: value or gradient} in train mode."""

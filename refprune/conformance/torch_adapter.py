@@ -7,7 +7,7 @@ padding that counts on one side only) are refused, not imitated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -191,14 +191,19 @@ def load(module: Module, params: Mapping[str, Array], statistics: Mapping[str, A
 
 def arrays(module: Module) -> Arrays:
     """Copies of all parameters and running statistics under refprune's names."""
-    names = (*module.network.parameter_shapes, *module.network.statistics_shapes)
-    return {name: _array(_tensor(module, name)) for name in names}
+    return of_parameters(module, lambda p: p) | {
+        name: _array(_tensor(module, name)) for name in module.network.statistics_shapes
+    }
 
 
 def gradients(module: Module) -> Arrays:
     """Copies of the gradients that the last backward pass left at the parameters, under refprune's names."""
-    found = {name: _tensor(module, name).grad for name in module.network.parameter_shapes}
-    return {name: _array(grad) for name, grad in found.items() if grad is not None}
+    return of_parameters(module, lambda p: p.grad)
+
+
+def of_parameters(module: Module, get: Callable[[Tensor], Tensor]) -> Arrays:
+    """A copy of what `get` finds for each parameter (its gradient, an optimiser's state), under refprune's names."""
+    return {name: _array(get(_tensor(module, name))) for name in module.network.parameter_shapes}
 
 
 def _tensor(module: Module, name: str) -> Tensor:
