@@ -19,8 +19,8 @@ from .. import cka, config, data, train, zoo
 from ..backend import Backend, by_name
 from ..complexity import macs, training_macs
 from ..errors import DataError
+from ..inference import Predictor
 from ..layers import Array
-from ..network import forward
 from ..objective import BatchLoss
 from ..streams import Streams
 from ..train import State
@@ -154,13 +154,9 @@ class Training:
         self.state, _ = train.step(self.state, self.x, self.labels, self.rules, self.backend, samples=len(self.labels))
 
 
-def predictor(setting: Setting, state: State) -> Callable[[Array], Array]:
+def predictor(setting: Setting, state: State) -> Predictor:
     """refprune's side of inference: x → logits."""
-
-    def predict(x: Array) -> Array:
-        return forward(state.network, setting.backend, state.params, x, statistics=state.statistics).output
-
-    return predict
+    return Predictor(state.network, setting.backend, state.params, state.statistics)
 
 
 # --------------------------------------------------------------------------------------------------------------------
