@@ -3,9 +3,8 @@
 A kernel is written as the work of one *part*: `f(part, parts, ...)`, a serial loop over its share of independent outputs.
 `@kernel(signature)` makes of it a table dtype → `f(parts, ...)`, compiled, or loaded from disk, on the first look-up.
 
-* With parts = 1 the function runs in the calling thread and wakes no other; else the parts are spread over Numba's threads.
-  Nothing sets Numba's thread count: a backend with fewer threads merely makes fewer parts, so backends with different
-  `threads` live side by side and nobody else's setting changes.
+* With parts = 1 the function runs in the calling thread and wakes no other; else `launch` spreads the parts. A backend with
+  fewer threads merely makes fewer parts, so backends with different `threads` live side by side.
 * Every number is computed by exactly one part, in an order that does not depend on `parts`. No flag allows LLVM to
   reassociate or to fuse; where a multiplication and an addition shall be one operation, the code says `fma`.
 * Inputs are declared read-only and C-contiguous, so that a writable and a read-only array run the same machine code.
@@ -43,7 +42,7 @@ def native(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     return lambda typing: stand_in if PLAIN else intrinsic(typing)
 
 
-def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
+def fma_in_python(a: Any, b: Any, c: Any) -> Any:
     dtype, plain = type(a), a * b + c
     if not np.isfinite([a, b, c]).all():
         return plain
@@ -60,7 +59,7 @@ def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
     return dtype(near)
 
 
-@native(_fma_in_python)
+@native(fma_in_python)
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c, rounded once (twice on a processor without the instruction)."""
 
