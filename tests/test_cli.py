@@ -74,7 +74,7 @@ def test_version_and_help(command):
     assert command("--version") == (0, f"refprune {refprune.__version__}\n", "")
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "data", "zoo"):
+    for name in ("run", "data", "zoo", "warmup"):
         assert name in out
 
 

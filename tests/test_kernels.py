@@ -27,7 +27,8 @@ from refprune.layers import Array, Saved
 
 DTYPES = (np.float32, np.float64)
 FAST = by_name("numba", threads=1)
-EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
+MANY = int(os.environ.get("KERNEL_EXAMPLES", "30"))  # of each property; tests/test_runtime.py sets it for slow ways to run
+EXAMPLES = settings(max_examples=MANY, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from(DTYPES)
 few, some = st.integers(1, 3), st.integers(1, 9)
@@ -174,7 +175,7 @@ def _conv_results(
     return results
 
 
-@settings(EXAMPLES, max_examples=60)
+@settings(EXAMPLES, max_examples=2 * MANY)
 @given(st.data(), seeds, dtypes, few, st.integers(0, 4), st.integers(0, 6), few, st.tuples(few, few), st.booleans())
 def test_conv2d(
     data: Any, seed: int, dtype: Any, n: int, channels: int, outputs: int, groups: int, kernel: Any, bias: bool

@@ -1,8 +1,8 @@
 """The numba backend: the layers that cost time, compiled, for float32 and float64.
 
-Numba is imported when `functions` is called, never by `import refprune`. Each kernel is compiled when it first runs. What
-a kernel does not take — another dtype, mixed dtypes, shapes that do not meet — goes to the oracle's function of the same
-name, which computes it or raises its own error.
+Numba is imported when `functions` is called, never by `import refprune`. Each kernel is compiled, or loaded from disk, when
+it first runs. What a kernel does not take — another dtype, mixed dtypes, shapes that do not meet — goes to the oracle's
+function of the same name, which computes it or raises its own error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["functions"]
 
 
 def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
-    """The functions that replace the oracle's, by name; at most `threads` threads work in each (None: all of Numba's).
+    """The functions that replace the oracle's, by name; at most `threads` threads work in each.
 
-    The results are the same bits for every number of threads. Numba's own setting is never changed.
+    None: all cores that the process may use, or NUMBA_NUM_THREADS of them. The results are the same bits for every number.
     """
     import numba
 

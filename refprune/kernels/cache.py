@@ -51,6 +51,10 @@ def _belongs_to_others(status: os.stat_result) -> str | None:
     return None
 
 
+def _name_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
 class Store:
     """The machine code under one key, by name. `problem`: why nothing can be written, or None."""
 
@@ -61,7 +65,7 @@ class Store:
         try:
             root = location()
             root.parent.mkdir(parents=True, exist_ok=True)
-            own = root / hashlib.sha256(key.encode()).hexdigest()[:32]
+            own = root / _name_of(key)
             for folder in (root, own):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 if found := _belongs_to_others(folder.stat()):

@@ -3,9 +3,8 @@
 A kernel is written as the work of one *part*: `f(part, parts, ...)`, a serial loop over its share of independent outputs.
 `@kernel(signature)` makes of it a table dtype → `f(parts, ...)`, compiled, or loaded from disk, on the first look-up.
 
-* With parts = 1 the function runs in the calling thread and wakes no other; else the parts are spread over Numba's threads.
-  Nothing sets Numba's thread count: a backend with fewer threads merely makes fewer parts, so backends with different
-  `threads` live side by side and nobody else's setting changes.
+* With parts = 1 the function runs in the calling thread and wakes no other; else `launch` spreads the parts. A backend with
+  fewer threads merely makes fewer parts, so backends with different `threads` live side by side.
 * Every number is computed by exactly one part, in an order that does not depend on `parts`. No flag allows LLVM to
   reassociate or to fuse; where a multiplication and an addition shall be one operation, the code says `fma`.
 * Inputs are declared read-only and C-contiguous, so that a writable and a read-only array run the same machine code.
@@ -34,8 +33,9 @@ from .launch import Launcher
 PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
-#: Work below which a part is not worth a thread: multiply-adds of a product, elements of anything else (about 20 µs).
-PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 19, 1 << 15
+#: Work below which a part is not worth a thread, which takes some 20 µs to wake: multiply-adds of a product, elements of
+#: anything else.
+PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 20, 1 << 16
 
 
 #: Features of the processor that Numba compiles for, as LLVM names them.
@@ -48,7 +48,7 @@ def native(stand_in: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     return lambda typing: stand_in if PLAIN else intrinsic(typing)
 
 
-def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
+def fma_in_python(a: Any, b: Any, c: Any) -> Any:
     dtype, plain = type(a), a * b + c
     if not np.isfinite([a, b, c]).all():
         return plain
@@ -65,7 +65,7 @@ def _fma_in_python(a: Any, b: Any, c: Any) -> Any:
     return dtype(near)
 
 
-@native(_fma_in_python)
+@native(fma_in_python)
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c, rounded once (twice on a processor without the instruction)."""
 
