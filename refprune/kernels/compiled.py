@@ -33,9 +33,9 @@ from .launch import Launcher
 PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
-#: Work below which a part is not worth a thread, which takes some 20 µs to wake: multiply-adds of a product, elements of
+#: Work below which a part is not worth a thread, which takes 20 to 60 µs to wake: multiply-adds of a product, elements of
 #: anything else.
-PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 20, 1 << 16
+PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 21, 1 << 17
 
 
 #: Features of the processor that Numba compiles for, as LLVM names them.
