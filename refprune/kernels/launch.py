@@ -50,8 +50,7 @@ class _Helper(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="refprune kernels", daemon=True)
         self.mailbox = np.zeros(MAILBOX, np.intp)
-        self._bed = threading.Lock()
-        self._bed.acquire()
+        self._bed = threading.Semaphore(0)
         self.start()
 
     def run(self) -> None:
@@ -59,7 +58,9 @@ class _Helper(threading.Thread):
         while True:
             watch(self.mailbox, VIGILANCE)
             self.mailbox[ASLEEP] = 1
-            self._bed.acquire()
+            if self.mailbox[STATE] != OFFERED:  # by a launch that found this thread awake
+                self._bed.acquire()
+            self.mailbox[ASLEEP] = 0
 
     def wake(self) -> None:
         """Called by one thread at a time."""
