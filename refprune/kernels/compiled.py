@@ -35,7 +35,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 #: Work below which a part is not worth a thread, which takes 20 to 60 µs to wake: multiply-adds of a product, elements of
 #: anything else.
-PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 21, 1 << 17
+PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 18, 1 << 15
 
 
 #: Features of the processor that Numba compiles for, as LLVM names them.

@@ -27,7 +27,7 @@ from . import jit
 
 IDLE, OFFERED, TAKEN = 0, 1, 2
 STATE, FUNCTION, DATA, ASLEEP, MAILBOX = 0, 1, 2, 3, 16  # places in a mailbox, and its length: two cache lines
-VIGILANCE = 100_000  # looks into the mailbox before a thread goes to sleep, some 200 µs
+VIGILANCE = 1_000_000  # looks into the mailbox before a thread goes to sleep, some 2 ms
 PATIENCE = 1000  # looks at a thread that is at work before the launch lets other threads of the system go first
 
 _turn = threading.Lock()
