@@ -21,6 +21,8 @@ ORDER = [
     "cka",
     "streams",
     "layers",
+    "optimiser",
+    "augment",
     "layerspec",
     "links",
     "operations",

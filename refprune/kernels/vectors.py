@@ -27,7 +27,7 @@ class Host(NamedTuple):
 def host() -> Host:
     """For the processor that Numba compiles for: this machine's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
     if "avx512f" in FEATURES:
-        return Host(64, rows=12, vectors=2, dot_rows=4, dot_columns=6)
+        return Host(64, rows=12, vectors=2, dot_rows=8, dot_columns=3)
     if "avx2" in FEATURES:
         return Host(32, rows=6, vectors=2, dot_rows=3, dot_columns=3)
     if "neon" in FEATURES:
