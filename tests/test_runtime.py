@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -324,18 +325,22 @@ def test_a_launch_beside_another_runs_alone():
     assert (y == [1, 30, 4]).all()
 
 
-def test_a_late_helper_keeps_no_array_alive(monkeypatch):
-    """The workspace gives a buffer out again when nobody refers to it."""
-    late = []
-    monkeypatch.setattr(launch._Helper, "wake", lambda helper, newest: late.append(newest))
+def test_a_launch_takes_back_what_no_thread_has_begun(monkeypatch):
+    """Threads that are never woken: the launch does not wait for them, and they find nothing when they come."""
+    _visits[np.dtype(np.float64)](4, np.ones(1), np.zeros((4, 3)))
+    time.sleep(0.1)  # all threads have gone to sleep
+    monkeypatch.setattr(launch._Helper, "wake", lambda helper: None)
     x, y = np.ones(10), np.zeros((4, 3))
     before = sys.getrefcount(x)
     _visits[x.dtype](4, x, y)
+    assert (y == [1, 30, 4]).all()
     assert sys.getrefcount(x) == before
-    assert len(late) == 3
+    assert all(helper.mailbox[launch.STATE] == launch.IDLE for helper in launch._helpers)
     y[:] = 0
-    for newest in late:
-        newest.help()
+    monkeypatch.undo()
+    for helper in launch._helpers:
+        helper.wake()
+    time.sleep(0.1)
     assert not y.any()
 
 

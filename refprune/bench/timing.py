@@ -18,6 +18,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 5, 51
 SHORT = 0.01  # seconds: a side that is faster runs several times in a round, and once untimed before
 LONG = 1.0  # seconds: of sides that are slower FEWEST_LONG rounds suffice
 FEWEST_LONG = 3
+REST = 0.005  # seconds between sides, until the threads of the one before, which look out for more work, have gone to sleep
 
 
 class Quartiles(NamedTuple):
@@ -56,6 +57,7 @@ def interleave(
     while rounds < (repeats or fewest) or (not repeats and rounds < MOST_ROUNDS and clock() - begin < seconds):
         rounds += 1
         for name, side in sides.items():
+            time.sleep(REST)
             if calls[name] > 1:
                 side()
             taken[name].append(_timed(side, calls[name], clock))

@@ -1,9 +1,9 @@
 """The parts of a kernel on several threads: whoever is free takes the next part, the calling thread among them.
 
-The threads are Python's own, but look for work in compiled code, without the interpreter's lock, in a mailbox of their own: since
-kernels follow each other closely they look out for the next one for a moment before they go to sleep. A launch never waits for a
-thread that has not begun: it takes back the letters that nobody has opened, and waits for those at work only. One launch at a
-time has the threads; whoever comes meanwhile from another Python thread works alone. A forked child starts its own threads.
+The threads are Python's own, but look for work in compiled code, without the interpreter's lock, each in a mailbox of its own:
+since kernels follow each other closely they look out for the next one for a moment before they go to sleep. A launch never
+waits for a thread that has not begun: it takes back the letters that nobody has opened, and waits for those at work only. One
+launch at a time has the threads; whoever comes meanwhile from another Python thread works alone. A forked child starts its own.
 
     mailbox    IDLE ── the launch writes function and data ──→ OFFERED ── the thread ──→ TAKEN ── no part is left ──→ IDLE
                                                                   └────── the launch has no part left ─────────────────↗
