@@ -26,7 +26,7 @@ from .vectors import HOST
 from .workspace import Workspace
 
 STRIPS = 8  # strips in a panel
-DEPTH = 384  # about so many k are packed at once, so that a panel's patches stay in the second-level cache
+DEPTH = 320  # about so many k are packed at once, so that a panel's patches stay in the second-level cache
 PACK_COST = {16: 6, 8: 12, 4: 20, 2: 28, 1: 40}  # clock cycles for a strip and one k, by length of the pieces copied
 
 

@@ -22,7 +22,7 @@ from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
 from .vectors import HOST
 from .workspace import Workspace
 
-DEPTH = 384  # steps of the inner index that are packed at once
+DEPTH = 256  # steps of the inner index that are packed at once
 BLOCK = 768  # columns of B, and rows of A, that are packed at once
 FAR = 1 << 17  # A is packed if a block of it spans more numbers than this
 LONG = 256  # rows that are longer than this are multiplied by dot tiles, and so are products of few examples
@@ -160,27 +160,32 @@ def cross_product(workspace: Workspace, a: Array, b: Array) -> Array:
 
 @kernel(
     lambda f: (
-        *(reader(f, 2), reader(f, 2), reader(f, 1), reader(f, 1), f),
+        *(reader(f, 2), reader(f, 2), flag, reader(f, 1), reader(f, 1), f),
         *(reader(index, 1), reader(index, 1), writer(f, 2), writer(f, 2)),
     )
 )
 def _dense(
-    part: int, parts: int, x: Array, w: Array, scale: Array, shift: Array, floor: float,
-    x_at: Array, w_at: Array, tiles: Array, y: Array,
+    part: int, parts: int, a: Array, b: Array, turned: bool, scale: Array, shift: Array, floor: float,
+    a_at: Array, b_at: Array, tiles: Array, y: Array,
 ) -> None:  # fmt: skip
-    """y = max(floor, (x wᵀ)·scale + shift)."""
+    """y = max(floor, (a bᵀ)·scale + shift), a examples and b weights; if turned, y = the same of b aᵀ, and a the weights."""
     tile, none, one = tiles[part], y.dtype.type(0), y.dtype.type(1)
-    blocks = (w.shape[0] + DOT_COLUMNS - 1) // DOT_COLUMNS
-    for block in range(part * blocks // parts, (part + 1) * blocks // parts):
-        j0 = block * DOT_COLUMNS
-        j1 = min(w.shape[0], j0 + DOT_COLUMNS)
-        for i0 in range(0, x.shape[0], DOT_ROWS):
-            dot(x, 0, x_at, i0, w, 0, w_at, j0, 1, 0, 0, x.shape[1], tile, 0, True)
-            for i in range(i0, min(x.shape[0], i0 + DOT_ROWS)):
-                for j in range(j0, j1):
+    rows, columns = (len(a) + DOT_ROWS - 1) // DOT_ROWS, (len(b) + DOT_COLUMNS - 1) // DOT_COLUMNS
+    left, right, low, high = 0, columns, 0, rows  # the weights are shared
+    if turned:
+        low, high = part * rows // parts, (part + 1) * rows // parts
+    else:
+        left, right = part * columns // parts, (part + 1) * columns // parts
+    for row in range(low, high):
+        for column in range(left, right):
+            i0, j0 = row * DOT_ROWS, column * DOT_COLUMNS
+            dot(a, 0, a_at, i0, b, 0, b_at, j0, 1, 0, 0, a.shape[1], tile, 0, True)
+            for i in range(i0, min(len(a), i0 + DOT_ROWS)):
+                for j in range(j0, min(len(b), j0 + DOT_COLUMNS)):
+                    n, unit = (j, i) if turned else (i, j)
                     v = tile[(i - i0) * DOT_COLUMNS + j - j0]
-                    v = fma(v, scale[j] if scale.size else one, shift[j] if shift.size else none)
-                    y[i, j] = floor if v < floor else v
+                    v = fma(v, scale[unit] if scale.size else one, shift[unit] if shift.size else none)
+                    y[n, unit] = floor if v < floor else v
 
 
 @kernel(lambda f: (reader(f, 1), reader(f, 1), f, writer(f, 2)))
@@ -241,8 +246,10 @@ def dense_fused(workspace: Workspace, x: Array, w: Array, scale: Array | None, s
     parts = share(workspace.threads, y.size * x.shape[1], PRODUCT_GRAIN)
     lanes = HOST.vector_bytes // dtype.itemsize
     tiles = np.empty((parts, DOT_ROWS * DOT_COLUMNS + lanes), dtype)
-    x_at, w_at = row_starts(len(x), x.shape[1], DOT_ROWS), row_starts(len(w), x.shape[1], DOT_COLUMNS)
-    _dense[dtype](parts, ready(x), ready(w), s, t, floor, x_at, w_at, tiles, y)
+    turned = len(x) < DOT_ROWS  # the longer side of the tile is for the weights
+    first, second = (ready(w), ready(x)) if turned else (ready(x), ready(w))
+    first_at, second_at = row_starts(len(first), x.shape[1], DOT_ROWS), row_starts(len(second), x.shape[1], DOT_COLUMNS)
+    _dense[dtype](parts, first, second, turned, s, t, floor, first_at, second_at, tiles, y)
     return y
 
 
