@@ -76,13 +76,17 @@ def _product(
     strips = scratch[part, : at_once * DEPTH * across]
     rows = scratch[part, at_once * DEPTH * across : at_once * DEPTH * across + BLOCK * DEPTH]
     edge = scratch[part, at_once * DEPTH * across + BLOCK * DEPTH :]
-    mine = ((n + across - 1) // across - part + parts - 1) // parts  # strips part, part + parts, …
+    count = (n + across - 1) // across
+    origin, stride = part * count // parts, 1
+    mine = (part + 1) * count // parts - origin
+    if symmetric:  # the strips to the right are longer
+        origin, stride, mine = part, parts, (count - part + parts - 1) // parts
     for s0 in range(0, mine, at_once):
         s1 = min(mine, s0 + at_once)
         for k0 in range(0, max(depth, 1), DEPTH):
             steps = min(DEPTH, depth - k0)
             for s in range(s0, s1):
-                j0 = (part + s * parts) * across
+                j0 = (origin + s * stride) * across
                 _pack_strip(b, b_row, b_step, k0, steps, j0, min(across, n - j0), across, strips, (s - s0) * DEPTH * across)
             for m0 in range(0, m, BLOCK):
                 m1 = min(m, m0 + BLOCK)
@@ -92,7 +96,7 @@ def _product(
                         i0, i1 = m0 + t * (m1 - m0) // tiles, m0 + (t + 1) * (m1 - m0) // tiles
                         _pack_rows(a, a_row, a_step, i0, i1 - i0, k0, steps, rows, t * ROWS * DEPTH)
                 for s in range(s0, s1):
-                    j0, at = (part + s * parts) * across, (s - s0) * DEPTH * across
+                    j0, at = (origin + s * stride) * across, (s - s0) * DEPTH * across
                     columns = min(across, n - j0)
                     for t in range(tiles):
                         i0, i1 = m0 + t * (m1 - m0) // tiles, m0 + (t + 1) * (m1 - m0) // tiles
