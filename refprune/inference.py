@@ -8,8 +8,9 @@
     … gate          ξ or u                scale ← ξ·scale, shift ← ξ·shift; behind a ReLU because ξ·relu(z) = relu(ξ·z), ξ ≥ 0
     … ReLU                                becomes the map's own
 
-and whatever cannot join the map before it stays the call that it was. The rewrite is exact but for rounding: f, and products of
-several factors, are rounded once, to the dtype of the weights, where the plain pass rounds after every layer.
+and whatever cannot join the map before it stays the call that it was. For finite values the rewrite is exact but for
+rounding: f, and products of several factors, are rounded once, to the dtype of the weights, where the plain pass rounds
+after every layer.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -318,10 +319,18 @@ def test_a_launch_beside_another_runs_alone():
     launcher = next(
         cell.cell_contents for cell in _visits[x.dtype].__closure__ if isinstance(cell.cell_contents, launch.Launcher)
     )
-    with launch._turn:
-        assert not launcher(4, (x, y))
-        assert not y.any()
+    launches = []
+
+    def beside():
+        launches.append(launcher(4, (x, y)))
+        launches.append(y.any())
         _visits[x.dtype](4, x, y)
+
+    with launch._turn:
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+    assert launches == [False, False]
     assert (y == [1, 30, 4]).all()
 
 

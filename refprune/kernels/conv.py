@@ -27,7 +27,7 @@ class _Phase(NamedTuple):
     window: Window
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def _forward_window(size: Pair, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair) -> Window:
     (top, bottom), (left, right) = padding
     high, wide = size[0] + top + bottom, size[1] + left + right
@@ -59,7 +59,7 @@ def _residues(size: int, out: int, kernel: int, stride: int, before: int, dilati
     return axes, front, front + max([out, *ends])
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def _phases(size: Pair, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair, out: Pair) -> tuple[_Phase, ...]:
     rows, top, high = _residues(size[0], out[0], kernel[0], stride[0], padding[0][0], dilation[0])
     columns, left, wide = _residues(size[1], out[1], kernel[1], stride[1], padding[1][0], dilation[1])
@@ -93,9 +93,17 @@ def _flip(part: int, parts: int, w: Array, taps: Array, flipped: Array) -> None:
                 flipped[g, c, o, t] = w[g * outputs + o, c, 0, taps[t]]
 
 
+def _regular(stride: Pair, padding: Padding, dilation: Pair) -> bool:
+    """Whether these are what a layer spec allows, in tuples."""
+    pairs = (stride, padding, dilation, *padding)
+    regular = all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+    return regular and min(*stride, *dilation) >= 1 and min(*padding[0], *padding[1]) >= 0
+
+
 def _fits(x: Array, w: Array, groups: int, *vectors: Array | None) -> bool:
     return (
-        x.ndim == 4
+        groups > 0
+        and x.ndim == 4
         and w.ndim == 4
         and x.shape[1] == w.shape[1] * groups
         and w.shape[0] % groups == 0
@@ -117,7 +125,7 @@ def conv2d(
     groups: int = 1,
 ) -> tuple[Array, Saved]:
     """Same contract as `layers.conv2d`."""
-    if _fits(x, w, groups, b):
+    if _fits(x, w, groups, b) and _regular(stride, padding, dilation):
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
             y = _forward(workspace, x, w, None, b, False, groups, window)
@@ -139,7 +147,7 @@ def conv2d_fused(
     relu: bool,
 ) -> Array:
     """Same contract as `layers.conv2d_fused`."""
-    if _fits(x, w, groups, scale, shift):
+    if _fits(x, w, groups, scale, shift) and _regular(stride, padding, dilation):
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
             return _forward(workspace, x, w, scale, shift, relu, groups, window)
@@ -162,7 +170,7 @@ def conv2d_vjp(
 ) -> tuple[Array | None, Array, Array]:
     """Same contract as `layers.conv2d_vjp`."""
     x, w, stride, padding, dilation, groups = saved.values
-    fits = x.ndim == 4 and same_float(x, w, dy)
+    fits = _fits(x, w, groups, None) and same_float(x, dy) and _regular(stride, padding, dilation)
     window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation) if fits else None
     if window is None or dy.shape != (x.shape[0], w.shape[0], *window.out):
         return layers.conv2d_vjp(saved, dy, input_gradient=input_gradient)

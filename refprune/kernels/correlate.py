@@ -6,7 +6,7 @@ operand. Output pixels are taken in *strips* as wide as an outer tile, in one of
 
 * direct: strips read the padded image of one example in place. Either whole rows of the output make up strips, or the strips
   run over the padded image from its first to its last pixel and what falls into the padding is thrown away (stride 1 only).
-* packed: patches of PANEL pixels, whatever images they belong to, are copied to strips[strip, k, pixel] first. For any stride;
+* packed: the patches of a strip's pixels, whatever images they belong to, are copied to strip[k, pixel] first. For any stride;
   and for small images with many channels, where the copy is small beside the products.
 
 The results pass through one epilogue: y·scale + shift, and ReLU, on the way out.
@@ -50,7 +50,9 @@ class Window(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the kernels read. `numbers`: see `_direct` and `_packed`."""
+    """What the kernels read. numbers: groups; height and row length of the padded image; top, left; row step, column step;
+    output height and width; length of a run of the target, its first pixel, row and pixel distance there; pitch of the strips'
+    positions; distance of a strip's vectors; length of a piece."""
 
     direct: bool
     strips: int
@@ -83,7 +85,7 @@ def piece_length(window: Window) -> int:
     return next(p for p in (16, 8, 4, 2, 1) if window.out[1] % p == 0)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def plan(channels: int, outputs: int, groups: int, window: Window, dtype: np.dtype[np.generic]) -> Plan:
     """The cheaper way for this shape: lanes thrown away (direct) against clock cycles spent on copying (packed)."""
     across, lanes = width(dtype), HOST.vector_bytes // dtype.itemsize
@@ -196,7 +198,7 @@ def mark_pieces(pixel0: int, count: int, numbers: Array, plane: int, piece: int,
     wide, sh, ho, wo = numbers[2], numbers[5], numbers[7], numbers[8]
     origin = pixel0 // (ho * wo)
     for i in range(len(marks)):
-        pixel = pixel0 + min(i * piece, count - 1)
+        pixel = pixel0 + min(i * piece, count - piece)  # beyond the last: it again, so that nothing outside is read
         n, rest = pixel // (ho * wo), pixel % (ho * wo)
         marks[i] = (n - origin) * plane + rest // wo * sh * wide + rest % wo
 

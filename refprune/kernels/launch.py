@@ -11,6 +11,7 @@ launch at a time has the threads; whoever comes meanwhile from another Python th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -30,14 +31,14 @@ STATE, FUNCTION, DATA, ASLEEP, MAILBOX = 0, 1, 2, 3, 16  # places in a mailbox, 
 VIGILANCE = 1_000_000  # looks into the mailbox before a thread goes to sleep, some 2 ms
 PATIENCE = 1000  # looks at a thread that is at work before the launch lets other threads of the system go first
 
-_turn = threading.Lock()
+_turn = threading.RLock()  # a signal may leave it taken: then its thread still gets it
 _helpers: list[_Helper] = []
 
 
 def _after_fork() -> None:
     """Threads do not live on in a child."""
     global _turn, _helpers
-    _turn, _helpers = threading.Lock(), []
+    _turn, _helpers = threading.RLock(), []
 
 
 if hasattr(os, "register_at_fork"):
@@ -50,7 +51,8 @@ class _Helper(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="refprune kernels", daemon=True)
         self.mailbox = np.zeros(MAILBOX, np.intp)
-        self._bed = threading.Semaphore(0)
+        self._bed = threading.Lock()
+        self._bed.acquire()
         self.start()
 
     def run(self) -> None:
@@ -65,8 +67,8 @@ class _Helper(threading.Thread):
     def wake(self) -> None:
         """Called by one thread at a time."""
         if self.mailbox[ASLEEP]:
-            self.mailbox[ASLEEP] = 0
-            self._bed.release()
+            with contextlib.suppress(RuntimeError):  # it has been woken and has not come yet
+                self._bed.release()
 
 
 class Launcher:
@@ -86,8 +88,9 @@ class Launcher:
         try:
             if self._launch is None:
                 self._launch = _launch_for(self._kinds)
-            while len(_helpers) < parts - 1:
-                _helpers.append(_Helper())
+            with contextlib.suppress(RuntimeError):  # where no thread can be started, those that are there do the work
+                while len(_helpers) < parts - 1:
+                    _helpers.append(_Helper())
             helpers = _helpers[: parts - 1]
             for helper in helpers:
                 helper.wake()

@@ -5,7 +5,7 @@
 * `_dense`: x wᵀ by dot tiles, both operands in place: for long rows, or few examples.
 
 An entry's order of summation depends on neither blocking nor threads: ascending k in one chain of fused multiply-adds
-(outer), or by lanes (dot).
+(outer), or by lanes (dot). It does depend on the number of examples, which chooses between the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .workspace import Workspace
 DEPTH = 256  # steps of the inner index that are packed at once
 BLOCK = 768  # columns of B, and rows of A, that are packed at once
 FAR = 1 << 17  # A is packed if a block of it spans more numbers than this
-LONG = 256  # rows that are longer than this are multiplied by dot tiles, and so are products of few examples
+LONG = 1024  # rows that are longer than this are multiplied by dot tiles, and so are products of few examples
 FEW = 4
 
 
@@ -123,7 +123,9 @@ def _lines(across: int) -> Array:
 
 def product(workspace: Workspace, a: Array, a_transposed: bool, b: Array, b_transposed: bool) -> Array:
     """A B, where A is a or its transpose and B is b or its transpose: 2-dimensional, one floating type."""
-    a, b = ready(a), ready(b)
+    symmetric = a is b and a_transposed != b_transposed
+    a = ready(a)
+    b = a if symmetric else ready(b)
     m, depth = a.shape[::-1] if a_transposed else a.shape
     n = b.shape[0] if b_transposed else b.shape[1]
     a_row, a_step = (1, m) if a_transposed else (depth, 1)
@@ -134,7 +136,6 @@ def product(workspace: Workspace, a: Array, a_transposed: bool, b: Array, b_tran
     across = HOST.vector_bytes // a.dtype.itemsize * VECTORS
     parts = min(share(workspace.threads, m * n * depth, PRODUCT_GRAIN), -(-n // across))
     scratch = workspace.empty((parts, (BLOCK // across) * DEPTH * across + BLOCK * DEPTH + ROWS * across), a.dtype)
-    symmetric = a is b and a_transposed != b_transposed
     _product[a.dtype](
         parts, a.reshape(-1), a_row, a_step, m, b.reshape(-1), b_row, b_step, n, depth, symmetric, _lines(across), scratch, c
     )
@@ -195,16 +196,12 @@ def _dense(
 @kernel(lambda f: (reader(f, 1), reader(f, 1), f, writer(f, 2)))
 def _epilogue(part: int, parts: int, scale: Array, shift: Array, floor: float, y: Array) -> None:
     """y = max(floor, y·scale + shift), by columns."""
+    none, one = y.dtype.type(0), y.dtype.type(1)
     for i in range(part * len(y) // parts, (part + 1) * len(y) // parts):
         row = y[i]
-        if scale.size:
-            for j in range(len(row)):
-                row[j] = row[j] * scale[j]
-        if shift.size:
-            for j in range(len(row)):
-                row[j] = row[j] + shift[j]
         for j in range(len(row)):
-            row[j] = floor if row[j] < floor else row[j]
+            v = fma(row[j], scale[j] if scale.size else one, shift[j] if shift.size else none)
+            row[j] = floor if v < floor else v
 
 
 @functools.lru_cache(maxsize=1024)

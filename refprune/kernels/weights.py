@@ -5,7 +5,7 @@ Both operands are contiguous along the pixels, so this is the dot tile's work. A
 * direct: the pixels run over the padded image; dy is spread to the same pitch, with zeros where the padding is (stride 1).
 * packed: patches of PANEL pixels are copied to rows[k, pixel], one k behind the other; dy to columns[o, pixel].
 
-Images, or channels, are divided into a fixed number of tasks, whose sums are added in a fixed order.
+Direct, the images are divided into a fixed number of shares, whose sums are added in a fixed order; packed, the channels are.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ PATCHES = 1 << 17  # packed: numbers in a block of patches
 
 
 class _Plan(NamedTuple):
+    """What the kernels read. numbers: the first nine as in `correlate.Plan`, length of a piece, number of taps."""
+
     direct: bool
     length: int
     taps: Array
     numbers: Array
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def _plan(channels: int, outputs: int, groups: int, window: Window, lanes: int) -> _Plan:
     wide, (ho, wo) = row_length(window), window.out
     length, piece, taps = (ho - 1) * wide + wo, piece_length(window), tap_offsets(channels, window)

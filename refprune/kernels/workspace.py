@@ -7,8 +7,10 @@ Python's reference count tells; so an array that somebody keeps is never overwri
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,19 @@ class _Buffer:
         self.used = 0
 
 
+_all: weakref.WeakSet[Workspace] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """The thread that held a lock does not live on in a child."""
+    for workspace in _all:
+        workspace._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Workspace:
     """Buffers by size, and how many threads a kernel may use. May be shared by several Python threads."""
 
@@ -38,6 +53,7 @@ class Workspace:
         self._buffers: dict[int, list[_Buffer]] = {}  # by size in bytes
         self._requests = 0
         self._lock = threading.Lock()
+        _all.add(self)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Like np.empty, C-contiguous; larger arrays start at a cache line."""
@@ -47,6 +63,8 @@ class Workspace:
             return np.empty(shape, dtype)
         with self._lock:
             self._requests += 1
+            if self._requests % KEEP == 0:
+                self._drop_old()
             waiting = self._buffers.setdefault(size, [])
             for buffer in waiting:
                 if sys.getrefcount(buffer.bytes) == NOBODY:
@@ -54,7 +72,6 @@ class Workspace:
             else:
                 buffer = _Buffer(size)
                 waiting.append(buffer)
-                self._drop_old()
             buffer.used = self._requests
             array: Array = buffer.bytes[buffer.start : buffer.start + size].view(dtype).reshape(shape)
             return array
