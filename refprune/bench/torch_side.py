@@ -157,6 +157,7 @@ def attempt(make: Callable[[], Callable[[], object]], seconds: float) -> tuple[C
             signal.setitimer(signal.ITIMER_REAL, seconds)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            torch.compiler.reset()  # or PyTorch, after a few networks, goes on without compiling
             side = make()
             side()
     except _TooLong:
