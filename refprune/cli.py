@@ -60,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser("sweep", help="many runs over settings and seeds; what is done already is not done again")
+    sweep.add_argument("file", metavar="FILE.toml", type=Path)
+    sweep.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/sweep-NAME)")
+    sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
+    sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each run (default: 1)")
+    sweep.add_argument("--data-dir", metavar="DIR")
+    sweep.set_defaults(command=_sweep)
+
     data = commands.add_parser("data", help="list, fetch and verify data sets")
     actions = data.add_subparsers(required=True, metavar="action")
     listing = actions.add_parser("list", help="which sets are known, which are there")
@@ -134,6 +142,24 @@ def _run(options: argparse.Namespace) -> int:
     page = report.write_html(directory, summary)
     print(f"\nreport: {page}" if page else f"\n{report.HINT}")
     return 0 if report.holds(summary) else 1
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from . import report, sweep, sweep_report
+
+    for name in ("jobs", "threads"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise InputError(f"--{name}: must be at least 1, got {number}")
+    plan = sweep.load(options.file)
+    directory = options.out or Path("runs") / f"sweep-{plan.name}"
+    workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
+    outcomes = sweep.run(plan, directory, workers=workers, threads=options.threads, data_directory=options.data_dir)
+    print("\n" + sweep_report.text(directory))
+    page = sweep_report.write_html(directory)
+    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    failed = [outcome for outcome in outcomes if outcome.summary is None]
+    return 1 if failed else 0
 
 
 def _data_list(options: argparse.Namespace) -> int:

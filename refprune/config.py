@@ -27,12 +27,16 @@ SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 class Data:
     """name: the set. train_limit: only the first so many training images (0: all).
 
+    holdout: so many training images, the last ones, are not trained on but take the place of the test images: to choose a
+    recipe without looking at the test set (0: none).
+
     augmentation: what is done to the images of every training step, "none" or "crop_flip": a random crop of the image, padded
     with `padding` zeros (the mean) on all sides, and a left-right flip with probability ½. Evaluation sees them unchanged.
     """
 
     name: str = "synthetic-digits"
     train_limit: int = 0
+    holdout: int = 0
     augmentation: str = "none"
     padding: int = 4
 
@@ -63,6 +67,7 @@ class Gates:
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
+    protect: names of gate groups, as in ["section3"], whose gates are fixed to 1 from the start.
     """
 
     initial: float = 0.5
@@ -76,6 +81,7 @@ class Gates:
     max_epochs: int = 0
     empty: str = "close"
     evaluation: str = "mode"
+    protect: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. unpruned: also train the same network without gates for the same epochs, to compare.
+    """One experiment. unpruned: also train the same network without gates for the same epochs, to compare; from_scratch: also
+    train the network that pruning has left, without gates, from new weights for the same epochs.
 
     network: {"name": one of the zoo, then its options}.
     """
@@ -119,6 +126,7 @@ class Config:
     name: str = "experiment"
     seed: int = 0
     unpruned: bool = True
+    from_scratch: bool = False
     network: dict[str, Any] = field(default_factory=lambda: {"name": "residual-mlp"})
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
@@ -136,8 +144,11 @@ TABLES: dict[str, type[Any]] = {
 }
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> Config:
-    """The experiment in the file `source` (ends in .toml) or of that name, with `a.b=value` overrides applied."""
+def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+    """The experiment in the file `source` (ends in .toml) or of that name.
+
+    Changed by `values` (plain data by dotted key) and then by `overrides` ("a.b=value", the value in TOML or a string).
+    """
     if source.endswith(".toml"):
         try:
             text = Path(source).read_text(encoding="utf-8")
@@ -148,17 +159,19 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     else:
         text = zoo.experiment_text(source)
     try:
-        values = tomllib.loads(text)
+        found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}") from error
-    values.setdefault("name", Path(source).stem)
+    found.setdefault("name", Path(source).stem)
+    for path, value in (values or {}).items():
+        _assign(found, path, value, f"{source}: {path}")
     for override in overrides:
-        _apply(values, override)
-    return from_dict(values, where=source)
+        _assign(found, *_parse(override), f"--set {override}")
+    return from_dict(found, where=source)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one "a.b=value"; the value is TOML, or else taken as a string."""
+def _parse(override: str) -> tuple[str, Any]:
+    """(key, value) of "a.b=value"; the value is TOML, or else taken as a string."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override}: expected key=value, as in gates.estimator=paired")
@@ -166,11 +179,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *tables, key = path.strip().split(".")
+    return path.strip(), value
+
+
+def _assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
+    *tables, key = path.split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise InputError(f"--set {override}: {table} is not a table")
+            raise InputError(f"{where}: {table} is not a table")
     values[key] = value
 
 
@@ -222,6 +239,8 @@ def _checked(kind: type[Any], values: Mapping[str, Any], where: str, prefix: str
             continue
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            value = tuple(value)
         if type(value) is not type(default):
             raise InputError(f"{where}: {prefix}{key} must be of type {type(default).__name__}, got {value!r}")
         checked[key] = value
@@ -248,6 +267,7 @@ def _check_values(config: Config, where: str) -> None:
     ranges = {
         "seed": (config.seed, 0, math.inf),
         "data.train_limit": (config.data.train_limit, 0, math.inf),
+        "data.holdout": (config.data.holdout, 0, math.inf),
         "data.padding": (config.data.padding, 0, math.inf),
         "objective.penalty": (objective.penalty, 0.0, math.inf),
         "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),

@@ -6,6 +6,7 @@ with metrics.jsonl and its checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -30,10 +31,13 @@ from .layerspec import Section
 from .objective import BatchLoss
 from .progress import Progress
 from .spec import Network
-from .surgery import Cut
+from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State
 
 EQUIVALENCE_IMAGES = 16
+
+#: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
+SCRATCH_SEED = 1_000_000
 
 
 Summary = dict[str, Any]
@@ -43,13 +47,15 @@ Summary = dict[str, Any]
 class Setup:
     """What a configuration and a data set make: the networks to train, by name, prepared images, the backend.
 
-    environment: versions, machine and digest of the data, on which the bits of the results depend.
+    gates: the network's number of gates. environment: versions, machine and digest of the data, on which the bits of the
+    results depend.
     """
 
     settings: Config
     data: str
     environment: dict[str, str]
     networks: dict[str, Network]
+    gates: int
     images: Images
     test: Images
     engine: Backend
@@ -66,8 +72,22 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads
     engine = backend.by_name(settings.training.backend, threads=threads or None)
-    networks = {"pruned": network} | ({"unpruned": train.ungated(network)} if settings.unpruned and network.gate_count else {})
-    return Setup(settings, dataset.name, environment(dataset), networks, images, test, engine)
+    networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
+    if settings.unpruned and network.gate_count:
+        networks["unpruned"] = train.ungated(network)
+    return Setup(settings, dataset.name, environment(dataset), networks, network.gate_count, images, test, engine)
+
+
+def protected(network: Network, groups: tuple[str, ...]) -> Network:
+    """The network with the gates of these groups fixed to 1. InputError for a group that it has not."""
+    names = [group.name for group in network.gates]
+    for name in groups:
+        if name not in names:
+            raise InputError(f"gates.protect: {name!r} is no gate of the network; there are {', '.join(names)}")
+    fix = np.zeros(network.gate_count, dtype=bool)
+    for name in groups:
+        fix[network.gate_slices[name]] = True
+    return prune(network, np.ones(network.gate_count, dtype=bool), fix=fix).network
 
 
 def run(settings: Config, directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
@@ -120,12 +140,17 @@ def _compare_environment(path: Path, now: Mapping[str, str], progress: Progress)
 
 
 def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
-    """The runs one after the other; the unpruned one gets the epochs that the pruned one took."""
+    """The runs one after the other; those to compare with get the epochs that the pruned one took."""
     runs: Summary = {}
     epochs = setup.settings.training.epochs
     for name, start in setup.networks.items():
-        runs[name] = TrainingRun(name, setup, start, epochs, directory / name, progress).go()
+        runs[name] = TrainingRun(name, setup, start, setup.gates, epochs, directory / name, progress).go()
         epochs = runs[name]["epochs"]
+    if setup.settings.from_scratch and "pruned" in runs:
+        name, left = "from-scratch", checkpoint.load(directory / "pruned").state.network
+        other = dataclasses.replace(setup.settings, seed=setup.settings.seed + SCRATCH_SEED)
+        again = dataclasses.replace(setup, settings=other)
+        runs[name] = TrainingRun(name, again, left, runs["pruned"]["gates_on"], epochs, directory / name, progress).go()
     summary = {"name": setup.settings.name, "seed": setup.settings.seed, "data": setup.data, "runs": runs}
     write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
@@ -156,13 +181,15 @@ LOG_FIELDS: dict[str, type | tuple[type, ...]] = {
 class TrainingRun:
     """One network trained to the end, in its own folder; `go` starts or resumes it.
 
-    log: what the checkpoint keeps beside the state, so that a resumed run goes on counting. began: the monotonic time at
-    which the run would have begun without interruptions.
+    gates: how many gates the network stands for, those fixed to 1 included, each of which costs β in J. log: what the
+    checkpoint keeps beside the state, so that a resumed run goes on counting. began: the monotonic time at which the run would
+    have begun without interruptions.
     """
 
     name: str
     setup: Setup
     network: Network
+    gates: int
     epochs: int
     directory: Path
     progress: Progress
@@ -280,11 +307,21 @@ class TrainingRun:
         self._record_removal(state, end.cut, end.pruned, end.keep)
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
         score = self._evaluate(end.state, self.setup.test)
-        self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy}
+        self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state)}
         line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
         self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])
         self._save(end.state)
         return end.state
+
+    def _objective(self, final: State) -> Summary:
+        """C and J on the training images in eval mode, at the gates that are left (O1, O9)."""
+        images, decay = self.setup.images, self.settings.objective.decay
+        beta, strength = train.penalties(self.settings, len(images.labels))
+        loss = self._evaluate(final, images).loss
+        on = self.gates - sum(sum(row["removed"].values()) for row in self.log["removals"])
+        decayed = [w for name, w in final.params.items() if decay == "all" or name.endswith(".weight")]
+        norm = sum(float(np.square(w, dtype=np.float64).sum()) for w in decayed)
+        return {"train_loss": loss, "gates_on": on, "objective": loss + 0.5 * strength * norm + beta * on}
 
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:

@@ -26,6 +26,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("", *runs),
         row("test accuracy", lambda r: f"{100 * r['test_accuracy']:.2f} %"),
         row("test loss (nats)", lambda r: f"{r['test_loss']:.4f}"),
+        row("J on the training images", lambda r: f"{r['objective']:.4f}"),
         row("sections kept", lambda r: f"{r['sections']} of {r['sections_at_start']}"),
         row("parameters", lambda r: _share(r, "parameters")),
         row("MACs per image", lambda r: _share(r, "macs_per_image")),
@@ -82,21 +83,24 @@ def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
     except ImportError:
         return None
     matplotlib.use("Agg")
-    metrics = {name: _metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
-    pictures = [_theta_picture(metrics["pruned"]), _accuracy_picture(metrics), _macs_picture(metrics)]
+    metrics = {name: read_metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
+    pictures = [_theta_picture(next(iter(metrics.values()))), _accuracy_picture(metrics), _macs_picture(metrics)]
     path = directory / "report.html"
-    write_atomically(path, _page(summary, pictures).encode())
+    title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
+    write_atomically(path, page(title, rows(summary), decision_lines(summary), pictures).encode())
     return path
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+def figure_of(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """(figure, axes) in the style of the reports."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
@@ -106,7 +110,8 @@ def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The figure as an element of an HTML page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -115,9 +120,17 @@ def _svg(figure: Any) -> str:
 
 def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     """θ of every gate over the steps; a cross where a gate is removed."""
+    figure, axes = figure_of("θ over time", "step", "θ (layer gates; mean of unit gates)")
+    draw_theta(axes, metrics)
+    if 0 < len(axes.lines) <= 48:
+        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return svg(figure)
+
+
+def draw_theta(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """One curve a gate from the lines of metrics.jsonl; a cross where it is removed."""
     from matplotlib import colormaps
 
-    figure, axes = _figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
     steps = [line for line in metrics if line["event"] == "step"]
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in steps:
@@ -130,9 +143,6 @@ def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
         removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
         axes.plot(removed, [points[-1][1]] * len(removed), "x", color=colour)
     axes.set_ylim(-0.05, 1.05)
-    if 0 < len(curves) <= 24:
-        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _svg(figure)
 
 
 def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -141,34 +151,34 @@ def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Test accuracy", "training MACs spent", "test accuracy")
+    figure, axes = figure_of("Test accuracy", "training MACs spent", "test accuracy")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["macs"] for e in scored], [e["test_accuracy"] for e in scored], "o-", ms=3, label=name)
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Cost of the network", "step", "MACs per image")
+    figure, axes = figure_of("Cost of the network", "step", "MACs per image")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, label=name)
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
-def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    head, *body = rows(summary)
+def page(title: str, table: Sequence[Sequence[str]], notes: Sequence[str], pictures: Sequence[str]) -> str:
+    """A self-contained HTML page: the table (its first row the titles), notes as a list, pictures as SVG elements."""
+    head, *body = table
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
-    title = html.escape(f"{summary['name']}, data {summary['data']}, seed {summary['seed']}")
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in notes)
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
+    title = html.escape(title)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
-        f"<table><tr>{header}</tr>{cells}</table>{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}"
-        f"{''.join(pictures)}</html>\n"
+        f"<table><tr>{header}</tr>{cells}</table>{'<ul>' + items + '</ul>' if items else ''}{''.join(pictures)}</html>\n"
     )

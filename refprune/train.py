@@ -81,11 +81,21 @@ class Images(NamedTuple):
 
 
 def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
-    """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images."""
-    limit = config.data.train_limit or len(dataset.train_labels)
+    """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images.
+
+    With `data.holdout` the held-out training images stand for the test images.
+    """
+    data = config.data
+    limit = data.train_limit or len(dataset.train_labels)
     if limit > len(dataset.train_labels):
         raise InputError(f"data.train_limit: {limit} exceeds the {len(dataset.train_labels)} training images")
-    train, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
+    if data.holdout >= limit:
+        raise InputError(f"data.holdout: {data.holdout} leaves none of the {limit} training images")
+    kept = limit - data.holdout
+    train, labels = dataset.train_images[:kept], dataset.train_labels[:kept]
+    test, test_labels = dataset.test_images, dataset.test_labels
+    if data.holdout:
+        test, test_labels = dataset.train_images[kept:limit], dataset.train_labels[kept:limit]
     if len(train) < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {len(train)} training images")
     dtype = config.training.dtype
@@ -99,7 +109,7 @@ def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
         standard: Array = (images.astype(dtype) - shift) * scale
         return standard
 
-    return Images(standardise(train), labels), Images(standardise(dataset.test_images), dataset.test_labels)
+    return Images(standardise(train), labels), Images(standardise(test), test_labels)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -87,6 +87,24 @@ def _conv_norm(channels: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]
     return Conv(channels, (kernel, kernel), (stride, stride), _same(kernel), bias=False), BatchNorm()
 
 
+def resnet_mnist(sections: int = 12, width: int = 8) -> Network:
+    """Small ResNet for MNIST with gated basic blocks (N1, K = 2): h ← relu(h + ξ·BN(conv(relu(BN(conv(h)))))).
+
+    Half of the sections at `width` channels and 14×14, half at 2·width and 7×7, each stage behind a 3×3 convolution with
+    batch-norm, ReLU and 2×2 pooling; then the mean over positions and a dense layer.
+    """
+    _check_size(width=width, sections=sections)
+    if sections % 2:
+        raise InputError(f"network.sections: must be even, half of them for each stage; got {sections}")
+
+    def stage(channels: int) -> tuple[Layer, ...]:
+        path = (*_conv_norm(channels, 3), Activation("relu"), *_conv_norm(channels, 3))
+        entry = (*_conv_norm(channels, 3), Activation("relu"), MaxPool((2, 2), (2, 2)))
+        return (*entry, *[Section(path, post="relu")] * (sections // 2))
+
+    return Network((1, 28, 28), (*stage(width), *stage(2 * width), GlobalAveragePool(), Dense(10)))
+
+
 def vgg16(width: int = 64) -> Network:
     """VGG-16 for CIFAR: 13 convolutions with batch-norm, 5 pools, one dense layer: 14,724,042 parameters, 313,201,664 MACs.
 
@@ -132,6 +150,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "lenet-5": lenet5,
     "residual-mlp": residual_mlp,
     "residual-lenet": residual_lenet,
+    "resnet-mnist": resnet_mnist,
     "vgg-16": vgg16,
 } | {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
 

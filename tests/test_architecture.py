@@ -46,6 +46,8 @@ ORDER = [
     "experiment",
     "warmup",
     "report",
+    "sweep",
+    "sweep_report",
     "conformance",
     "bench",
     "cli",

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: `python -m refprune.bench.profile NAME [STEPS [THREADS]]`, calls and time by function."""
+"""Where the time of a training step goes, by function: `python -m refprune.bench.profile NAME [STEPS [THREADS]]`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def profile(name: str, steps: int, threads: int) -> list[tuple[str, ...]]:
     x, labels, _ = images(setting, state.network.input_shape, TRAINING_BATCH[name])
     training = Training(setting, state, x, labels)
     functions = {field.name: getattr(setting.backend, field.name) for field in dataclasses.fields(setting.backend)}
-    timed = {key: clock.around(key, function) for key, function in functions.items() if callable(function)}
+    timed: dict[str, Any] = {key: clock.around(key, function) for key, function in functions.items() if callable(function)}
     training.backend = dataclasses.replace(setting.backend, **timed)
     for _ in range(3):
         training.step()
