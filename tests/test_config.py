@@ -102,7 +102,8 @@ def settings_of_all_kinds(draw):
         seed=draw(st.integers(0, 2**62)),
         unpruned=draw(st.booleans()),
         network=network,
-        data=Data(draw(texts), draw(st.integers(0, 99))),
+        from_scratch=draw(st.booleans()),
+        data=Data(draw(texts), draw(st.integers(0, 99)), draw(st.integers(0, 99))),
         objective=Objective(draw(positive), draw(positive), scaling, decay),
         gates=gates,
         optimiser=Optimiser(draw(positive), draw(st.floats(0.0, 1.0, exclude_max=True)), schedule),
@@ -162,6 +163,7 @@ def test_an_unknown_experiment_lists_the_known_ones():
         ("data.name=mnist", lambda c: c.data.name, "mnist"),
         ("data.name=a=b", lambda c: c.data.name, "a=b"),
         ("name=two words", lambda c: c.name, "two words"),
+        ('gates.protect=["a", "b"]', lambda c: c.gates.protect, ("a", "b")),
         (" gates.initial =0.25", lambda c: c.gates.initial, 0.25),
         ("network.width=16", lambda c: c.network["width"], 16),
         ('network={name="lenet-5"}', lambda c: c.network, {"name": "lenet-5"}),
@@ -190,7 +192,20 @@ def test_an_override_below_a_plain_value_is_refused():
         config.load("quickstart", ["name.x=1"])
 
 
-@pytest.mark.parametrize("override", ["gates=3", "data.name=3", "seed=abc", "network=3", "gates.x.y=1", "a.b.c=1", "seed.x=1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "gates=3",
+        "gates.protect=section1",
+        "gates.protect=[1]",
+        "data.name=3",
+        "seed=abc",
+        "network=3",
+        "gates.x.y=1",
+        "a.b.c=1",
+        "seed.x=1",
+    ],
+)
 def test_overrides_are_checked_like_the_file(override):
     with pytest.raises(InputError, match="quickstart: "):
         config.load("quickstart", [override])
@@ -231,7 +246,13 @@ def keys():
 @pytest.mark.parametrize(("key", "default"), keys().items())
 def test_wrong_types_are_refused(key, default):
     """Catches a bool taken as a number, a float as an integer, a number as a string."""
-    wrong = {str: (1, True, 0.5, ["x"]), bool: (1, 0, "true"), int: (True, 1.5, 2.0, "1"), float: (True, "1", [1.0])}
+    wrong = {
+        str: (1, True, 0.5, ["x"]),
+        bool: (1, 0, "true"),
+        int: (True, 1.5, 2.0, "1"),
+        float: (True, "1", [1.0]),
+        tuple: ("x", 1, [1]),
+    }
     for value in (*wrong[type(default)], {"a": 1}):
         refused(nested(key, value), f"{key} must be of type {type(default).__name__}, got {value!r}")
 
@@ -274,6 +295,7 @@ INF = math.inf
 RANGES = {
     "seed": (0, INF),
     "data.train_limit": (0, INF),
+    "data.holdout": (0, INF),
     "data.padding": (0, INF),
     "objective.penalty": (0, INF),
     "objective.weight_decay": (0, INF),

@@ -15,9 +15,11 @@ import time
 import numpy as np
 import pytest
 
-from refprune import checkpoint, cli, complexity, config, data, digits, experiment, settle, train, zoo
+from refprune import checkpoint, cli, complexity, config, data, digits, experiment, report, settle, train, zoo
+from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiment import Progress
+from refprune.objective import BatchLoss
 
 STEPS = 6  # steps in an epoch
 TINY = data.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
@@ -162,17 +164,63 @@ def test_that_comparison_finds_a_network_that_is_not_the_masked_one():
     assert experiment.masked_against_compact(state, Off, keep * 1.0, images) > 1.0
 
 
-def test_a_network_without_gates_is_trained_once(tmp_path):
-    rules = settings(network={"sections": 0}, training={"epochs": 1})
-    summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
-    assert list(summary["runs"]) == ["pruned"]
-    assert summary["runs"]["pruned"]["removals"] == []
-
-
 def test_without_the_comparison_only_the_pruned_run_is_there(tmp_path):
     summary = experiment.run(settings(unpruned=False, training={"epochs": 1}), tmp_path / "r", progress=QUIET)
     assert list(summary["runs"]) == ["pruned"]
     assert not (tmp_path / "r" / "unpruned").exists()
+
+
+def test_the_objective_is_counted_again(whole):
+    """J of both networks from their checkpoints, by the oracle: loss on the training images, β a gate that is on, ½λ‖W‖²."""
+    folder, summary = whole
+    images, _ = train.prepare(TINY, settings())
+    for name, on in (("pruned", summary["runs"]["pruned"]["sections"]), ("unpruned", 3)):
+        state = checkpoint.load(folder / name).state
+        loss = BatchLoss(state.network, ORACLE, state.params, images.x, images.labels, state.statistics, train=False)
+        expected = float(loss.evaluate(np.zeros(0)).loss)
+        assert summary["runs"][name]["train_loss"] == pytest.approx(expected, rel=1e-5)
+        norm = sum(float((p.astype(np.float64) ** 2).sum()) for p in state.params.values())
+        assert summary["runs"][name]["gates_on"] == on
+        assert summary["runs"][name]["objective"] == pytest.approx(expected + 0.1 * on + 0.5e-3 * norm, rel=1e-5)
+
+
+def test_a_protected_section_has_no_gate_and_stays(tmp_path):
+    """At a penalty that removes everything else."""
+    rules = settings(unpruned=False, objective={"penalty": 10.0}, gates={"protect": ["section2"]})
+    run = experiment.run(rules, tmp_path / "r", progress=QUIET)["runs"]["pruned"]
+    assert (run["sections"], run["sections_at_start"], run["gates_on"]) == (1, 3, 1)
+    state = checkpoint.load(tmp_path / "r" / "pruned").state
+    assert {name.split(".")[0] for name in state.params if name.startswith("section")} == {"section2"}
+    with pytest.raises(InputError, match=r"gates.protect: 'section9' is no gate of the network; there are section1, section2"):
+        experiment.run(settings(gates={"protect": ["section9"]}), tmp_path / "s", progress=QUIET)
+
+
+def test_from_scratch_trains_what_is_left_from_other_weights(tmp_path):
+    rules = settings(unpruned=False, from_scratch=True, gates={"protect": ["section2"]})
+    summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
+    pruned, scratch = summary["runs"]["pruned"], summary["runs"]["from-scratch"]
+    assert list(summary["runs"]) == ["pruned", "from-scratch"]
+    assert 0 < pruned["sections"] < 3
+    for key in ("sections", "parameters", "macs_per_image", "epochs", "gates_on"):
+        assert scratch[key] == pruned[key]
+    before, after = (checkpoint.load(tmp_path / "r" / name).state for name in ("pruned", "from-scratch"))
+    assert before.network == after.network
+    other = train.init(dataclasses.replace(rules, seed=rules.seed + experiment.SCRATCH_SEED), before.network)
+    mine = train.init(rules, before.network)
+    assert all((other.params[name] != mine.params[name]).any() for name in mine.params if name.endswith("weight"))
+    shutil.rmtree(tmp_path / "r" / "from-scratch")  # stopped between the two runs
+    (tmp_path / "r" / "summary.json").unlink()
+    again = experiment.resume(tmp_path / "r", progress=QUIET)["runs"]["from-scratch"]
+    assert again["objective"] == scratch["objective"]
+
+
+def test_a_network_without_gates_is_trained_once(tmp_path):
+    rules = settings(network={"sections": 0}, from_scratch=True)
+    summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
+    assert list(summary["runs"]) == ["trained"]
+    assert summary["runs"]["trained"]["removals"] == []
+    assert summary["runs"]["trained"]["training_macs"] == summary["runs"]["trained"]["training_macs_unpruned"]
+    assert report.write_html(tmp_path / "r", summary) is not None
 
 
 def test_the_unpruned_network_starts_from_the_same_weights(tmp_path):

@@ -762,6 +762,23 @@ def test_a_batch_needs_enough_images():
         train.prepare(dataset(), settings(data={"train_limit": 7}))
 
 
+def test_held_out_images_stand_for_the_test_images_and_are_not_trained_on():
+    data = dataset()
+    count = len(data.train_labels)
+    limit = count - 3
+    rules = settings(data={"train_limit": limit, "holdout": 5})
+    found, held = train.prepare(data, rules)
+    plain, _ = train.prepare(
+        dataclasses.replace(data, train_images=data.train_images[: limit - 5], train_labels=data.train_labels[: limit - 5]),
+        settings(),
+    )
+    assert found.x.tobytes() == plain.x.tobytes()  # mean and deviation without the held-out ones
+    assert (held.labels == data.train_labels[limit - 5 : limit]).all()
+    assert held.x.shape == (5, *data.train_images.shape[1:])
+    with pytest.raises(InputError, match=f"data.holdout: {count} leaves none"):
+        train.prepare(data, settings(data={"holdout": count}))
+
+
 @given(n=st.integers(8, 60), size=st.integers(1, 8), epoch=st.integers(0, 5), seed=st.integers(0, 3), data=st.data())
 def test_epoch_batches(n, size, epoch, seed, data):
     """Every index at most once and all but the last partial batch; the same order again; from `first` on the same rest."""
