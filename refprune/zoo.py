@@ -65,6 +65,17 @@ def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") 
     return Network((1, 28, 28), (*stem, *[section] * sections, Dense(10)))
 
 
+def residual_mlp_bn(sections: int = 12, width: int = 64) -> Network:
+    """Deep fully connected network of N1's basic blocks (K = 2): h ← relu(h + ξ·BN(dense(relu(BN(dense(h)))))), `sections` times.
+
+    The dense layers before a batch-norm have no bias.
+    """
+    _check_size(width=width, sections=sections)
+    layer: tuple[Layer, ...] = (Dense(width, bias=False), BatchNorm())
+    section = Section((*layer, Activation("relu"), *layer), post="relu")
+    return Network((1, 28, 28), (Flatten(), *layer, Activation("relu"), *[section] * sections, Dense(10)))
+
+
 def residual_lenet(sections: int = 12, width: int = 8, gate_place: str = "path") -> Network:
     """Deep convolutional residual LeNet: LeNet's two convolution-pool stages, each followed by half of the sections.
 
@@ -85,24 +96,6 @@ def residual_lenet(sections: int = 12, width: int = 8, gate_place: str = "path")
 def _conv_norm(channels: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]:
     """A convolution without bias and its batch-norm; output size ⌈input/stride⌉."""
     return Conv(channels, (kernel, kernel), (stride, stride), _same(kernel), bias=False), BatchNorm()
-
-
-def resnet_mnist(sections: int = 12, width: int = 8) -> Network:
-    """Small ResNet for MNIST with gated basic blocks (N1, K = 2): h ← relu(h + ξ·BN(conv(relu(BN(conv(h)))))).
-
-    Half of the sections at `width` channels and 14×14, half at 2·width and 7×7, each stage behind a 3×3 convolution with
-    batch-norm, ReLU and 2×2 pooling; then the mean over positions and a dense layer.
-    """
-    _check_size(width=width, sections=sections)
-    if sections % 2:
-        raise InputError(f"network.sections: must be even, half of them for each stage; got {sections}")
-
-    def stage(channels: int) -> tuple[Layer, ...]:
-        path = (*_conv_norm(channels, 3), Activation("relu"), *_conv_norm(channels, 3))
-        entry = (*_conv_norm(channels, 3), Activation("relu"), MaxPool((2, 2), (2, 2)))
-        return (*entry, *[Section(path, post="relu")] * (sections // 2))
-
-    return Network((1, 28, 28), (*stage(width), *stage(2 * width), GlobalAveragePool(), Dense(10)))
 
 
 def vgg16(width: int = 64) -> Network:
@@ -149,8 +142,8 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet5,
     "residual-mlp": residual_mlp,
+    "residual-mlp-bn": residual_mlp_bn,
     "residual-lenet": residual_lenet,
-    "resnet-mnist": resnet_mnist,
     "vgg-16": vgg16,
 } | {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
 
