@@ -60,6 +60,8 @@ class Gates:
     """θ: where it starts, how it moves, when a gate is removed.
 
     initial: θ₀. learning_rate: η_θ, times the schedule's factor. estimator: one of O5; samples: K of reinforce.
+    paired_epochs: so many epochs at the end the estimator is `paired`, one partial pass a gate that is left: the bias of
+    `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
     θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
@@ -74,6 +76,7 @@ class Gates:
     learning_rate: float = 0.05
     estimator: str = "taylor"
     samples: int = 1
+    paired_epochs: float = 0.0
     warmup_epochs: float = 0.0
     threshold: float = 0.0
     floor: float = 0.0
@@ -274,6 +277,7 @@ def _check_values(config: Config, where: str) -> None:
         "gates.initial": (gates.initial, 0.0, 1.0),
         "gates.learning_rate": (gates.learning_rate, 0.0, math.inf),
         "gates.samples": (gates.samples, 1, math.inf),
+        "gates.paired_epochs": (gates.paired_epochs, 0.0, math.inf),
         "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
         "gates.threshold": (gates.threshold, 0.0, 0.5),
         "gates.floor": (gates.floor, 0.0, 0.5),

@@ -164,8 +164,10 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β), δ, 1−δ).
     """
     gates, training = config.gates, config.training
-    kind = ESTIMATORS[gates.estimator]
     steps_per_epoch = samples // training.batch_size
+    last = state.step >= (training.epochs - gates.paired_epochs) * steps_per_epoch
+    name = "paired" if last else gates.estimator
+    kind = ESTIMATORS[name]
     beta, decay = penalties(config, samples)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
     learns_theta = state.theta.size > 0 and state.step >= gates.warmup_epochs * steps_per_epoch
@@ -188,7 +190,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         wrong = np.flatnonzero(~np.isfinite(estimate.gradient))
         if wrong.size:
             group = next(g.name for g in state.network.gates if g.start <= wrong[0] < g.stop)
-            raise NonFiniteLoss(f"step {state.step}: the {gates.estimator} estimate for gate {group} is not finite")
+            raise NonFiniteLoss(f"step {state.step}: the {name} estimate for gate {group} is not finite")
         theta = _project(theta - gates.learning_rate * factor * (estimate.gradient + beta), config)
         macs += estimate.macs
     del base  # the update needs none of the arrays that the pass has saved
