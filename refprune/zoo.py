@@ -66,7 +66,7 @@ def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") 
 
 
 def residual_mlp_bn(sections: int = 12, width: int = 64) -> Network:
-    """Deep fully connected network of N1's basic blocks (K = 2): h ← relu(h + ξ·BN(dense(relu(BN(dense(h)))))), `sections` times.
+    """Deep fully connected network of N1's basic blocks (K = 2): h ← relu(h + ξ·BN(dense(relu(BN(dense(h)))))).
 
     The dense layers before a batch-norm have no bias.
     """

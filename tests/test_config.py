@@ -302,6 +302,7 @@ RANGES = {
     "gates.initial": (0, 1),
     "gates.learning_rate": (0, INF),
     "gates.samples": (1, INF),
+    "gates.paired_epochs": (0, INF),
     "gates.warmup_epochs": (0, INF),
     "gates.threshold": (0, 0.5),
     "gates.floor": (0, 0.5),

@@ -272,6 +272,27 @@ def test_warm_up_keeps_theta_and_spends_nothing_on_it():
     assert (state.params["dense1.weight"] != weight).all()
 
 
+def test_the_last_epochs_are_paired():
+    """2 epochs of 4 steps, the last 1.25 epochs paired: step by step the bits, and the cost, of one estimator or the other."""
+    network = mlp()
+    data = images(network)
+    mixed = {"estimator": "taylor", "paired_epochs": 1.25, "learning_rate": 0.1}
+    paired = {"estimator": "paired", "learning_rate": 0.1}
+    variants = {"mixed": mixed, "taylor": mixed | {"paired_epochs": 0.0}, "paired": paired}
+    rules = settings(gates=mixed)
+    state = start(network, rules)
+    for i, (x, labels) in enumerate(batches(data, rules, 8)):
+        following = {
+            name: train.step(state, x, labels, settings(gates=gates), ORACLE, samples=32)[0] for name, gates in variants.items()
+        }
+        assert (following["taylor"].theta != following["paired"].theta).any()
+        assert following["taylor"].macs < following["paired"].macs
+        expected = following["taylor" if i < 3 else "paired"]
+        assert (following["mixed"].theta == expected.theta).all()
+        assert following["mixed"].macs == expected.macs
+        state = following["mixed"]
+
+
 ENDS = {"constant": (1.0, 1.0), "cosine": (1.0, 0.0), "one_cycle": (0.0, 0.0), "warmup_stable_decay": (0.0, 0.0)}
 KINKS = {"one_cycle": [0.3], "warmup_stable_decay": [0.1, 0.8]}
 STEEPEST = {"constant": 0.0, "cosine": math.pi / 2, "one_cycle": 1 / 0.3, "warmup_stable_decay": 10.0}
