@@ -1,10 +1,10 @@
 """Was a removal premature? `python -m validation.premature DIR`.
 
 DIR is that of `refprune sweep validation/sweeps/mnist-resmlp-protected.toml`.
-For every section that a run removed in the first epoch in which θ moved: J at the end of the run (training loss in eval mode,
-½λ‖W‖², β a section that is on) against J of the run with the same seed in which the gate of that section was fixed to 1. The
-removal was premature if the second is lower. Two runs differ by chance too: `noise` is the standard deviation of J between
-runs of the same setting with other seeds, and "clearly" counts differences of more than two of it.
+For every section that a run removed, by the epoch since θ moves: J at the end of the run (training loss in eval mode, ½λ‖W‖²,
+β a section that is on) against J of the run with the same seed in which the gate of that section was fixed to 1. The removal was
+premature if the second is lower. Two runs differ by chance too: `noise` is the standard deviation of J between runs of the same
+setting with other seeds, and "clearly" counts differences of more than two of it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FREE = "protect none"
 
 
 class Removal(NamedTuple):
-    """A section removed in the first epoch of moving θ; gain: J of that run minus J of the run in which it was protected."""
+    """epoch: since θ moves, from 1. gain: J of the run minus J of the run in which the section was protected."""
 
     seed: int
     section: str
-    step: int
+    epoch: int
     gain: float
 
 
 def removals(directory: Path) -> list[Removal]:
-    """Every removal in the first epoch in which θ moved, over all seeds of the sweep."""
+    """Every removal during training, over all seeds of the sweep."""
     page = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
     seeds = next(result["seeds"] for result in page["results"] if result["label"] == FREE)
     found = []
@@ -40,14 +40,12 @@ def removals(directory: Path) -> list[Removal]:
         per_epoch = next(line["step"] for line in metrics if line["event"] == "epoch")
         thetas = [line for line in metrics if line["event"] == "step"]
         moved = next(line["step"] for line in thetas if line["theta"] != thetas[0]["theta"])
-        end = (moved // per_epoch + 1) * per_epoch
         base = _objective(directory, FREE, seed)
         for line in metrics:
-            if line["event"] == "removal" and line["step"] <= end:
-                found += [
-                    Removal(seed, name, line["step"], base - _objective(directory, f"protect {name}", seed))
-                    for name in line["removed"]
-                ]
+            if line["event"] == "removal":
+                epoch = (line["step"] - 1) // per_epoch - moved // per_epoch + 1
+                gains = {name: base - _objective(directory, f"protect {name}", seed) for name in line["removed"]}
+                found += [Removal(seed, name, epoch, gain) for name, gain in gains.items()]
     return found
 
 
@@ -65,12 +63,13 @@ def _objective(directory: Path, label: str, seed: int) -> float:
 
 def _main(directory: Path) -> None:
     found, chance = removals(directory), noise(directory)
-    table = [("seed", "removed in the first epoch", "premature", "clearly", "J gained by protecting: median", "largest")]
-    for seed in [*sorted({r.seed for r in found}), None]:
-        mine = [r.gain for r in found if seed in (r.seed, None)]
-        counts = (len(mine), sum(g > 0 for g in mine), sum(g > 2 * chance for g in mine))
-        name = "all" if seed is None else str(seed)
-        table.append((name, *map(str, counts), f"{statistics.median(mine):+.4f}", f"{max(mine):+.4f}"))
+    table = [("epoch of θ", "removed", "premature", "clearly", "J gained by protecting: median", "largest")]
+    last = max(r.epoch for r in found)
+    for name, mine in [(str(e), [r for r in found if r.epoch == e]) for e in range(1, last + 1)] + [("all", found)]:
+        gains = [r.gain for r in mine]
+        counts = (len(gains), sum(g > 0 for g in gains), sum(g > 2 * chance for g in gains))
+        ends = (f"{statistics.median(gains):+.4f}", f"{max(gains):+.4f}") if gains else ("–", "–")
+        table.append((name, *map(str, counts), *ends))
     print(text_table(table))
     print(f"\nstandard deviation of J between seeds: {chance:.4f}")
 
