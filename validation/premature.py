@@ -2,9 +2,9 @@
 
 DIR is that of `refprune sweep validation/sweeps/mnist-resmlp-protected.toml`.
 For every section that a run removed, by the epoch since θ moves: J at the end of the run (training loss in eval mode, ½λ‖W‖²,
-β a section that is on) against J of the run with the same seed in which the gate of that section was fixed to 1. The removal was
-premature if the second is lower. Two runs differ by chance too: `noise` is the standard deviation of J between runs of the same
-setting with other seeds, and "clearly" counts differences of more than two of it.
+β a section that is on) against J of the run with the same seed in which the gate of that section was fixed to 1. The removal
+was premature if the second is lower. Two runs differ by chance too: `noise` is the standard deviation of J between runs of the
+same setting with other seeds, and "clearly" counts differences of more than two of it.
 """
 
 from __future__ import annotations
