@@ -127,12 +127,13 @@ class Flow(NamedTuple):
 
 
 def projected_flow(
-    field: Field, weights: Array, theta: Array, until: float, *, rtol: float = 1e-9, atol: float = 1e-12
+    field: Field, weights: Array, theta: Array, until: float, *, rtol: float = 1e-9, atol: float = 1e-12, least_steps: int = 50
 ) -> Flow:
     """Solve Ẇ, θ̇ = field with θ ∈ [0, 1]: a gate at an end stays there as long as its drive θ̇ points outwards (D2).
 
     Runge-Kutta of order 8 between the events that a θ reaches an end or a held gate's drive turns; the drive is the field's,
-    which goes on moving while the gate is held. InputError unless θ starts in [0, 1].
+    which goes on moving while the gate is held. Steps are at most until/least_steps long: of two events that cancel within one
+    step neither is seen. InputError unless θ starts in [0, 1].
     """
     from scipy.integrate import solve_ivp
 
@@ -142,6 +143,7 @@ def projected_flow(
     y = np.concatenate([weights, theta]).astype(np.float64)
     held = _outwards(y[n:], field(y[:n], y[n:])[1])
     pieces, contacts, now = [(np.zeros(1), y[:, None])], [], 0.0
+    solver = {"method": "DOP853", "rtol": rtol, "atol": atol, "max_step": until / least_steps}
 
     while now < until:
         fixed = held.copy()
@@ -151,7 +153,7 @@ def projected_flow(
             return np.concatenate([dw, np.where(fixed, 0.0, dtheta)])
 
         events = [_event(field, n, g, y[n + g], held=bool(held[g])) for g in gates]
-        piece = solve_ivp(velocity, (now, until), y, method="DOP853", rtol=rtol, atol=atol, events=events)
+        piece = solve_ivp(velocity, (now, until), y, events=events, **solver)
         if not piece.success:
             raise InputError(f"field: the solution cannot be followed beyond t = {piece.t[-1]}: {piece.message}")
         now, y = float(piece.t[-1]), piece.y[:, -1].copy()
