@@ -152,12 +152,13 @@ def projected_flow(
             dw, dtheta = field(y[:n], y[n:])
             return np.concatenate([dw, np.where(fixed, 0.0, dtheta)])
 
-        events = [_event(field, n, g, y[n + g], held=bool(held[g])) for g in gates]
-        piece = solve_ivp(velocity, (now, until), y, events=events, **solver)
+        events = [(g, event) for g in gates for event in _events(field, n, g, y[n + g], held=bool(held[g]))]
+        piece = solve_ivp(velocity, (now, until), y, events=[event for _, event in events], **solver)
         if not piece.success:
             raise InputError(f"field: the solution cannot be followed beyond t = {piece.t[-1]}: {piece.message}")
         now, y = float(piece.t[-1]), piece.y[:, -1].copy()
-        fired = np.array([len(times) > 0 for times in piece.t_events], dtype=bool)
+        fired = np.zeros(theta.size, dtype=bool)
+        fired[[g for (g, _), times in zip(events, piece.t_events, strict=True) if len(times)]] = True
         arrived = fired & ~held
         y[n:] = np.where(arrived, np.round(y[n:]), np.clip(y[n:], 0.0, 1.0))
         piece.y[:, -1] = y
@@ -176,21 +177,24 @@ def _outwards(theta: Array, drive: Array) -> Array:
     return outwards
 
 
-def _event(field: Field, n: int, gate: int, theta: float, *, held: bool) -> Callable[[float, Array], float]:
-    """What ends a piece, as a function that falls through 0: a free θ at either end, a held gate's drive leading inside."""
+def _events(field: Field, n: int, gate: int, theta: float, *, held: bool) -> list[Callable[[float, Array], float]]:
+    """What ends a piece, as functions that fall through 0: a free θ at each end, a held gate's drive that leads inside."""
 
-    def reaches_an_end(_: float, y: Array) -> float:
-        return float(min(y[n + gate], 1.0 - y[n + gate]))
+    def above_zero(_: float, y: Array) -> float:
+        return float(y[n + gate])
 
-    def turns_inside(_: float, y: Array) -> float:
+    def below_one(_: float, y: Array) -> float:
+        return 1.0 - float(y[n + gate])
+
+    def holding(_: float, y: Array) -> float:
         drive = float(field(y[:n], y[n:])[1][gate])
         inwards = drive if theta <= 0.5 else -drive
         return -inwards if inwards > 0.0 else 1.0  # an exact 0, which leads nowhere, is no event
 
-    event: Any = turns_inside if held else reaches_an_end
-    event.terminal, event.direction = True, -1.0
-    chosen: Callable[[float, Array], float] = event
-    return chosen
+    events: list[Any] = [holding] if held else [above_zero, below_one]
+    for event in events:
+        event.terminal, event.direction = True, -1.0
+    return events
 
 
 # --------------------------------------------------------------------------------------------------------------------
