@@ -62,8 +62,8 @@ class Gates:
     "continue" training, to at most max_epochs.
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
-    0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen, after
-    kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire.
+    0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
+    moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire.
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
     """

@@ -182,7 +182,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     gradients = loss.gradients(base, consume=True)
     macs = base.tape.macs + gradients.macs
     slope, seen = state.slope, state.seen
-    if gates.rule != "threshold":
+    if learns_theta and gates.rule != "threshold":
         slope, seen = pruning.observe(state.network, gradients.params, slope, seen)
 
     theta = state.theta

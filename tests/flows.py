@@ -139,3 +139,65 @@ def random_point(rng, comparison, *, inside=False):
     theta = rng.uniform(0.0, min(1.0, top if inside else 1.2 * top))
     edge = w0 - slope * (theta - theta0) / (c.ratio * c.kappa)
     return rng.uniform(0.0, edge if inside else 2.0 * edge if edge > 0.0 else c.radius), theta
+
+
+# How far H and the estimate of κ reach ----------------------------------------------------------------------------------------
+
+
+def slopes_on(case, flow):
+    """Largest ‖∂c/∂W‖ over all Ξ with the gate on, at every point of a flow: what a running estimate of κ sees."""
+    loss, found = case.loss(1.0), []
+    for weights in flow.weights:
+        here = dataclasses.replace(loss, params=dynamics.unpack(weights, case.moving, loss.params))
+        on = [gates for gates in all_gates(case.gates) if gates[-1] == 1.0]
+        norms = [np.linalg.norm(dynamics.pack(here.gradients(here.evaluate(gates)).params, case.block)) for gates in on]
+        found.append(float(max(norms)))
+    return np.array(found)
+
+
+@dataclasses.dataclass
+class Judged:
+    """Counts over a sweep: flows that end with θ = 0 (off), 1 (on) or are under way at the end.
+
+    By factor on what is seen of the slopes: off flows whose start lies in H (covered), off flows in which the rule of D6 fires,
+    on flows in which it does (wrong).
+    """
+
+    factors: tuple[float, ...]
+    off: int = 0
+    on: int = 0
+    under_way: int = 0
+
+    def __post_init__(self):
+        self.covered, self.fired, self.wrong = ([0] * len(self.factors) for _ in range(3))
+
+
+def judge(seeds, factors=(0.1, 0.5, 1.0, 2.0), *, until=30.0):
+    """A sweep over random networks, ratios r = 10^U(−1, 1) and starts w = U(0, ½), θ = U(0, 1): one flow a seed.
+
+    λ = 10^U(−1, 0), β = 10^U(−2, −½), about the size of the slopes of c in ξ: a good part of the flows ends with the gate on.
+    The rule looks at the start and at every step of the solver, with the largest slope of the flow so far; a start is covered if
+    it lies in H with the largest slope of the whole flow.
+    """
+    total = Judged(tuple(factors))
+    for seed in seeds:
+        case, rng = Sections(1000 + seed, gates=1 + seed % 2), np.random.default_rng(seed)
+        beta, decay, ratio = 10.0 ** rng.uniform((-2.0, -1.0, -1.0), (-0.5, 0.0, 1.0))
+        c = dynamics.Comparison(case.kappa, float(beta), float(decay), float(ratio))
+        start = case.start(rng.uniform(0.0, 0.5), rng.uniform())
+        flow = dynamics.projected_flow(case.field(c), *start, until, rtol=1e-6, atol=1e-9, least_steps=20)
+        end = flow.theta[-1, -1]
+        off, on = end == 0.0, end == 1.0
+        total.off, total.on, total.under_way = total.off + int(off), total.on + int(on), total.under_way + int(0.0 < end < 1.0)
+        slopes = slopes_on(case, flow)
+        norms = np.array([case.norm(weights) for weights in flow.weights])
+        for i, factor in enumerate(factors):
+
+            def inside(kappa, c=c, norms=norms, theta=flow.theta[:, -1]):
+                return dynamics.in_domain(norms, theta, kappa=kappa, beta=c.beta, decay=np.asarray(c.decay), ratio=c.ratio)
+
+            fires = bool(inside(factor * np.maximum.accumulate(slopes)).any())
+            total.covered[i] += int(off and inside(factor * slopes.max())[0])
+            total.fired[i] += int(off and fires)
+            total.wrong[i] += int(on and fires)
+    return total

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import pytest
-from flows import Sections, euler, linear_solution, probability, random_comparison, random_point, sides_of_d1
+from flows import Sections, all_gates, euler, judge, linear_solution, probability, random_comparison, random_point, sides_of_d1
 from hypothesis import given
 from network_strategies import gated_cases
 from test_tests import fails
@@ -499,6 +499,16 @@ def test_a_bound_that_is_too_small_lets_networks_escape():
     assert fails(check_networks_are_pruned, lambda c: dataclasses.replace(c, kappa=0.1 * c.kappa)) is not None
 
 
+def test_the_rule_with_an_estimated_bound():
+    """D6 along flows: with the running maximum it fires where a flow ends at 0 and nowhere else; with a tenth of it not so."""
+    found = judge(range(9), (0.1, 1.0))
+    assert found.off >= 2
+    assert found.on >= 2
+    assert found.fired == [found.off, found.off]
+    assert found.wrong[1] == 0
+    assert found.wrong[0] > 0
+
+
 # Blocks: where W = 0, ξ does not matter ---------------------------------------------------------------------------------------
 
 
@@ -630,8 +640,6 @@ def test_a_path_that_is_never_zero_is_refused():
 
 
 def test_probabilities_of_the_witness_sum_to_one():
-    from flows import all_gates
-
     theta = np.array([0.2, 0.9, 0.0])
     assert abs(sum(probability(g, theta) for g in all_gates(3)) - 1.0) <= gamma(12, U)
     with pytest.raises(SpecError):

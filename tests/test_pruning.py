@@ -175,6 +175,15 @@ def test_the_evidence_is_the_largest_gradient(network):
     assert 0 < counted.sum() < 8 * network.gate_count  # of the eight steps
 
 
+def test_the_evidence_begins_when_theta_moves():
+    """Slopes of weights that training has left say nothing about those to come."""
+    network, rules = mlp(), attraction(gates={"warmup_epochs": 1.0})  # of four steps
+    state = run(start(network, rules), images(network), rules, 4)
+    assert not state.seen.any()
+    assert not state.slope.any()
+    assert run(start(network, rules), images(network), rules, 5).slope.any()
+
+
 def named_rule(rule):
     return attraction(gates={"rule": rule})
 
@@ -222,7 +231,7 @@ def test_gates_go_while_training_goes_on(make, rule):
     """With a strong pull and decay gates of every kind go by the rule, and only where it says so."""
     network = make()
     rules = attraction(
-        gates={"rule": rule, "learning_rate": 0.1, "kappa_warmup": 5, "warmup_epochs": 5.0},
+        gates={"rule": rule, "learning_rate": 0.02, "kappa_warmup": 5},
         objective={"penalty": 0.5, "weight_decay": 0.5},
         optimiser={"learning_rate": 0.1},
         training={"epochs": 40},
