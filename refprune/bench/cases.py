@@ -347,28 +347,29 @@ def similarity(estimator: cka.Estimator, setting: Setting) -> Work:
 # Priors
 
 
-def prior(setting: Setting) -> Work:
-    """Log-density and score of a spike-and-slab prior of single weights; NumPy and PyTorch write the same formulas."""
+def prior(against: str, setting: Setting) -> Work:
+    """Log-density and score of a spike-and-slab prior of single weights, beside the same formulas in "numpy" or "torch"."""
     w = 0.1 * setting.streams.normal("weights", 0, (PRIOR_WEIGHTS, 1)).astype(setting.dtype)
     function = setting.backend.prior_density
-    sides: dict[str, Side] = {
-        "refprune": lambda: function(w, PRIOR),
-        "numpy": lambda: ORACLE.prior_density(w, PRIOR),
-    }
-    work = Work(sides, details={"weights": len(w)}, against="numpy")
-    theirs: Callable[[], tuple[Array, Array]] = lambda: ORACLE.prior_density(w, PRIOR)[:2]  # noqa: E731
-    if setting.torch:
+    work = Work({"refprune": lambda: function(w, PRIOR)}, details={"weights": len(w)}, against=against)
+    if against == "torch" and not setting.torch:
+        return work
+    if against == "torch":
         from . import torch_side
 
-        theirs = work.sides["torch contiguous"] = torch_side.spike_slab(w, PRIOR)
+        theirs = torch_side.spike_slab(w, PRIOR)
+    else:
+
+        def theirs() -> tuple[Array, Array]:
+            return ORACLE.prior_density(w, PRIOR)[:2]
+
     bound = agreement.sums(PRIOR_OPERATIONS, setting.dtype)
 
     def check() -> Agreement:
-        found, other = function(w, PRIOR), theirs()
-        mine, reference = {"log p": found[0], "score": found[1]}, {"log p": other[0], "score": other[1]}
-        return agreement.in_norm(mine, reference, bound, "relative L2 distance, bound from rounding")
+        mine, other = (dict(zip(("log p", "score"), f, strict=False)) for f in (function(w, PRIOR), theirs()))
+        return agreement.in_norm(mine, other, bound, "relative L2 distance, bound from rounding")
 
-    work.check = check
+    work.sides[f"{against} contiguous"], work.check = theirs, check
     return work
 
 
@@ -379,7 +380,7 @@ def _all() -> list[Case]:
         cases += [Case(name, "infer", functools.partial(inference, name, batch)) for batch in INFERENCE_BATCHES]
     cases += [Case("gates", f"half {closed}", functools.partial(gated, closed)) for closed in ("pruned", "sampled")]
     cases += [Case("cka", estimator, functools.partial(similarity, estimator)) for estimator in ("biased", "unbiased")]
-    cases.append(Case("prior", "density and score", prior))
+    cases += [Case("prior", f"beside {against}", functools.partial(prior, against)) for against in ("numpy", "torch")]
     tasks = ("forward", "backward-data", "backward-weights")
     return cases + [Case("conv", task, functools.partial(convolution, shape, task)) for shape in CONVOLUTIONS for task in tasks]
 

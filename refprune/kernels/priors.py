@@ -1,7 +1,7 @@
 """Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.mixture` and `refprune.flattening`.
 
-Blocks of weights are taken in chunks of CHUNK, whose number and bounds do not depend on the threads. Of a chunk, first the
-squared norms are worked out, then the law of the prior gives log p and what the score is proportional to, then the score is
+Blocks of weights are taken in chunks of CHUNK, whose number and bounds do not depend on threads. Of each, first the
+squared norms are worked out, then the prior's law gives log p and what the score is proportional to, then the score is
 written; all of it stays in the first-level cache. The log-densities are summed in double precision, per chunk and then over all.
 
 An entry that is not finite makes the sum NaN or infinite; then the oracle looks for it and says which it is.
@@ -27,7 +27,7 @@ from .workspace import Workspace
 CHUNK = 512  # blocks of weights
 LN2_HIGH = 355 / 512  # ln 2 with so few bits that a small multiple is exact in float32
 LN2_LOW = math.log(2.0) - LN2_HIGH
-SERIES, FRACTION = 1.0, 96  # E₁ by its series below, by so many terms of the continued fraction above
+SERIES, FRACTION = 0.5, 192  # E₁ by its series below, by so many terms of the continued fraction above
 
 
 def _power_of_half_in_python(n: Any, like: Any) -> Any:
@@ -99,7 +99,7 @@ def _exponential_integral(z: float) -> float:
     for k in range(1, 25):
         term *= -z / k
         total += term / k
-    return total - math.log(z) - np.euler_gamma
+    return float(total - math.log(z) - np.euler_gamma)
 
 
 @inner
