@@ -26,8 +26,8 @@ from .scalar import Float, log, log1m, positive, probability
 
 Array = NDArray[Any]
 
-TINY, LARGE = 1e-20, 2.0  # z below which e^z E₁(z) is −γ − log z, and from which on its continued fraction is used
-TERMS = 64  # of it, for float64 at z = LARGE
+TINY, LARGE = 1e-20, 0.5  # z below which e^z E₁(z) is −γ − log z, and from which on its continued fraction is used
+TERMS = 192  # of it, for float64 at z = LARGE
 
 
 class Density(NamedTuple):

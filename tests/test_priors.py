@@ -164,7 +164,7 @@ def _w(prior, dtype, seed):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda p: f"{type(p).__name__}{getattr(p, 'pi', '')}")
 def test_kernels_agree_with_the_oracle(prior, dtype):
-    """Within 16 roundings of the largest summand; of the spike and slab that is the log-odds, whose error its score inherits."""
+    """Within 16 roundings of the largest summand; that of spike and slab is the log-odds, whose error its score inherits."""
     u = float(np.finfo(dtype).eps) / 2
     for seed in range(4):
         w = _w(prior, dtype, seed)

@@ -366,8 +366,9 @@ def prior(against: str, setting: Setting) -> Work:
     bound = agreement.sums(PRIOR_OPERATIONS, setting.dtype)
 
     def check() -> Agreement:
-        mine, other = (dict(zip(("log p", "score"), f, strict=False)) for f in (function(w, PRIOR), theirs()))
-        return agreement.in_norm(mine, other, bound, "relative L2 distance, bound from rounding")
+        found, other = function(w, PRIOR), theirs()
+        mine, reference = {"log p": found[0], "score": found[1]}, {"log p": other[0], "score": other[1]}
+        return agreement.in_norm(mine, reference, bound, "relative L2 distance, bound from rounding")
 
     work.sides[f"{against} contiguous"], work.check = theirs, check
     return work

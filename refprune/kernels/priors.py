@@ -1,7 +1,7 @@
 """Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.mixture` and `refprune.flattening`.
 
-Blocks of weights are taken in chunks of CHUNK, whose number and bounds do not depend on threads. Of each, first the
-squared norms are worked out, then the prior's law gives log p and what the score is proportional to, then the score is
+Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on threads. Of each chunk, first
+the squared norms are worked out, then the prior's law gives log p and the factor of the score, then the score is
 written; all of it stays in the first-level cache. The log-densities are summed in double precision, per chunk and then over all.
 
 An entry that is not finite makes the sum NaN or infinite; then the oracle looks for it and says which it is.
@@ -27,7 +27,7 @@ from .workspace import Workspace
 CHUNK = 512  # blocks of weights
 LN2_HIGH = 355 / 512  # ln 2 with so few bits that a small multiple is exact in float32
 LN2_LOW = math.log(2.0) - LN2_HIGH
-SERIES, FRACTION = 0.5, 192  # E₁ by its series below, by so many terms of the continued fraction above
+LARGE, TERMS = mixture.LARGE, mixture.TERMS
 
 
 def _power_of_half_in_python(n: Any, like: Any) -> Any:
@@ -94,7 +94,7 @@ def _law_of_laplace(size: float, c: Any) -> tuple[float, float]:
 
 @inner
 def _exponential_integral(z: float) -> float:
-    """E₁(z) for TINY ≤ z < SERIES: −γ − log z + z − z²/4 + …"""
+    """E₁(z) for TINY ≤ z < LARGE: −γ − log z + z − z²/4 + …"""
     total, term = 0.0, -1.0
     for k in range(1, 25):
         term *= -z / k
@@ -109,12 +109,12 @@ def _law_of_horseshoe(size: float, c: Any) -> tuple[float, float]:
     ratio = x / width
     z = 0.5 * ratio * ratio
     log_z = 2.0 * (math.log(x) - math.log(width)) - math.log(2.0) if x > 0.0 else -np.inf
-    if z < SERIES:
+    if z < LARGE:
         near = math.exp(z) * _exponential_integral(z) if z >= mixture.TINY else -np.euler_gamma - log_z
         log_u, quotient = math.log(near), 1.0 / near - z
     else:
-        denominator = z + (2.0 * FRACTION + 1.0)
-        for k in range(FRACTION, 1, -1):
+        denominator = z + (2.0 * TERMS + 1.0)
+        for k in range(TERMS, 1, -1):
             denominator = z + (2.0 * k - 1.0) - k * k / denominator
         quotient = 1.0 - 1.0 / denominator
         log_u = -log_z - math.log1p(quotient / z)
