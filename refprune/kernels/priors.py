@@ -187,7 +187,7 @@ def _sum(x: Array) -> float:
     total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]))
     for i in range(whole, len(x)):
         total += np.float64(x[i])
-    return total
+    return float(total)
 
 
 _SPIKE_SLAB = {
