@@ -9,15 +9,26 @@ import math
 
 import numpy as np
 import pytest
-from flows import Sections, all_gates, euler, judge, linear_solution, probability, random_comparison, random_point, sides_of_d1
 from hypothesis import given
 from network_strategies import gated_cases
 from test_tests import fails
 from tolerance import assert_close, assert_identical, gamma
 
+from refprune.audit.flows import (
+    Sections,
+    all_gates,
+    euler,
+    judge,
+    linear_solution,
+    outcome,
+    probability,
+    random_comparison,
+    random_point,
+    sides_of_d1,
+)
 from refprune.backend import ORACLE
 from refprune.blocks import block_norms, blocks
-from refprune.dynamics import Comparison, in_domain, pack, projected_flow, unpack
+from refprune.dynamics import Comparison, in_domain, projected_flow
 from refprune.errors import InputError, SpecError
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.network import initial_statistics
@@ -231,14 +242,6 @@ def test_constants_that_make_no_system(name, value):
 # The domain of attraction: D4, D5 -------------------------------------------------------------------------------------------
 
 
-def outcome(c, w, theta):
-    """Does θ end at 0 with w ≤ w*? Followed until 4 e-foldings beyond the time of the distance from H's edge."""
-    inside_time = c.time_bound(w, theta)
-    until = float(inside_time) if np.isfinite(inside_time) else 40.0 / c.eigenvalues[0]
-    flow = projected_flow(c.velocity, np.array([w]), np.array([theta]), 1.01 * until + 1e-6 / c.eigenvalues[0])
-    return flow, flow.zero_since(0) is not None and bool(flow.weights[-1, 0] <= c.saddle[0])
-
-
 def check_domain(contains, count=120, seed=4):
     """contains(c, w, θ) ⇔ the trajectory ends at θ = 0 with w ≤ w*."""
     __tracebackhide__ = True
@@ -414,18 +417,13 @@ def comparison_of(case, rng, kappa=None):
     return Comparison(kappa, float(beta), float(min(decay, 0.9 * kappa**2 / beta)), float(ratio))
 
 
-def points(case, c, w, theta, until):
-    """A network's flow, coarser than the default."""
-    return projected_flow(case.field(c), *case.start(w, theta), until, rtol=1e-6, atol=1e-9, least_steps=10)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_slopes_are_below_the_proved_bound(seed):
     """D1 along a flow: |c(ξ=1) − c(ξ=0)| ≤ κw for every Ξ of the others, ‖E ∂c/∂W‖ ≤ θκ. The bound is within a factor 40."""
     case, rng = Sections(seed), np.random.default_rng(seed)
     c = comparison_of(case, rng)
     largest = 0.0
-    flow = points(case, c, 0.5, 0.6, 1.0)
+    flow = case.flow(c, 0.5, 0.6, 1.0)
     for weights, theta in zip(flow.weights, flow.theta, strict=True):
         w, (difference, slope) = case.norm(weights), sides_of_d1(case, weights, theta)
         assert difference <= c.kappa * w
@@ -440,7 +438,7 @@ def check_d2(case, field, c, flow):
     for weights, theta in zip(flow.weights, flow.theta, strict=True):
         dw, dtheta = field(weights, theta)
         w = case.norm(weights)
-        here, speed = (pack(unpack(v, case.moving, case.loss(1.0).params), case.block) for v in (weights, dw))
+        here, speed = case.part(weights), case.part(dw)
         rounding = gamma(here.size + 4, U) * np.linalg.norm(speed)
         assert here @ speed / w <= -c.decay * w + c.kappa * theta[-1] + rounding
         assert dtheta[-1] <= c.ratio * (c.kappa * w - c.beta)
@@ -450,12 +448,12 @@ def check_d2(case, field, c, flow):
 def test_the_inequalities_along_a_flow(seed):
     case, rng = Sections(10 + seed), np.random.default_rng(seed)
     c = comparison_of(case, rng)
-    flow = points(case, c, 0.3, 0.4, 1.0)
+    flow = case.flow(c, 0.3, 0.4, 1.0)
     check_d2(case, case.field(c), c, flow)
     small = dataclasses.replace(c, kappa=0.02 * c.kappa)
     assert fails(check_d2, case, case.field(c), small, flow) is not None  # planted: κ too small
     pulled = dataclasses.replace(c, beta=2.0 * c.kappa)  # so strongly that θ stays at 0
-    closed = points(case, pulled, 0.3, 0.0, 0.1)
+    closed = case.flow(pulled, 0.3, 0.0, 0.1)
     check_d2(case, case.field(pulled), pulled, closed)
     faster = dataclasses.replace(pulled, decay=1.1 * c.decay)
     assert fails(check_d2, case, case.field(pulled), faster, closed) is not None  # planted: λ too large
@@ -467,7 +465,7 @@ def test_the_comparison_system_bounds_a_network(seed):
     case, rng = Sections(20 + seed), np.random.default_rng(seed)
     c = comparison_of(case, rng)
     for w, theta in ((0.5 * c.radius, 0.5 * min(c.saddle[1], 1.0)), (2.0 * c.radius, 0.7)):
-        flow, above = points(case, c, w, theta, 1.0), np.array([w, theta])
+        flow, above = case.flow(c, w, theta, 1.0), np.array([w, theta])
         for i in range(1, len(flow.time)):
             span = float(flow.time[i] - flow.time[i - 1])
             bound = projected_flow(c.velocity, above[:1], above[1:], span)
@@ -485,7 +483,7 @@ def check_networks_are_pruned(domain, count=12):
         c = comparison_of(case, rng)
         believed = domain(c)
         w, theta = random_point(rng, believed, inside=True)
-        flow = points(case, c, w, theta, float(believed.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
+        flow = case.flow(c, w, theta, float(believed.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
         assert flow.zero_since(case.gates - 1) is not None, (seed, c, w, theta)
         assert case.norm(flow.weights[-1]) <= believed.saddle[0]
 

@@ -326,7 +326,7 @@ def test_resumed_under_the_attraction_rule(tmp_path, stops):
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
 
 
-@pytest.mark.parametrize(("name", "left"), [("slope", 0.1), ("seen", 0)])
+@pytest.mark.parametrize(("name", "left"), [("slope", 100.0), ("seen", 0)])
 def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch, name, left):
     """A test of the test above: a resume that forgets it is found out."""
     rules = settings(**ATTRACTION, unpruned=False)
