@@ -205,7 +205,7 @@ def _(context: Context) -> Finding:
     rest = [sympy.simplify(-decay * w + kappa * theta), sympy.simplify(ratio * (kappa * w - beta))]
     matrix = sympy.Matrix([[-decay, kappa], [ratio * kappa, 0]])
     root = sympy.sqrt(decay**2 + 4 * ratio * kappa**2)
-    polynomial = matrix.charpoly(mu).as_expr()
+    polynomial = (mu * sympy.eye(2) - matrix).det()
     values = [sympy.expand(polynomial.subs(mu, (-decay + sign * root) / 2)) for sign in (1, -1)]
     at_edge = sympy.simplify(theta.subs(beta, kappa**2 / decay) - 1)
     return exact(sum(value != 0 for value in (*rest, *values, at_edge)))
