@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import flattening, scalar
-from ..claims import LP, OURS, Claim, Context, Finding, close, exact
+from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
 from .. import figures
 
 F1 = Claim(
@@ -128,7 +128,7 @@ def _(context: Context) -> Finding:
     slopes = np.array([float(v) for v in want])
     first = close(got, slopes, np.abs(slopes) + 1e-20, 8)
     second = close(flattening.log_normaliser(LOG_GAMMAS), norm, np.abs(norm) + np.abs(LOG_GAMMAS), 8)
-    return max(first, second)
+    return worst(first, second)
 
 
 @F1.picture
@@ -225,7 +225,7 @@ def _(context: Context) -> Finding:
     want = np.concatenate([np.diff(theta) * flattening.penalty_slope(g) for g in LOG_GAMMAS])
     size = np.repeat(np.abs(LOG_GAMMAS), 64) + 1.0
     sign = np.array([float(flattening.penalty_slope(g)) * g for g in LOG_GAMMAS])
-    return max(close(got, want, size, 8), exact(int((sign > 0).sum())))
+    return worst(close(got, want, size, 8), exact(int((sign > 0).sum())))
 
 
 @F3.picture
@@ -291,7 +291,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     theta = context.uniform("F5", 1000)
     star = close(flattening.pi_star(theta, 0.0), theta, theta, 1)
-    return max(star, exact(np.abs(flattening.penalty(theta, 0.0)).max()))
+    return worst(star, exact(np.abs(flattening.penalty(theta, 0.0)).max()))
 
 
 @F5.witness("scipy minimisation of the KL alone over π gives θ and 0")
