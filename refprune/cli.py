@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What a user can mend is one sentence, exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What users can mend is one sentence, code 2."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 
     audit = commands.add_parser("audit", help="prove the formulas again, claim by claim; exit code 1 if one does not hold")
     audit.add_argument("--only", metavar="F,O2", help="letters or numbers of claims (default: all)")
-    audit.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report with formulas and pictures")
+    audit.add_argument(
+        "--report", metavar="FILE", type=Path, help="write a self-contained HTML report with formulas and pictures"
+    )
     audit.add_argument("--json", metavar="FILE", type=Path, help="write every deviation and bound")
     audit.add_argument("--seed", metavar="N", type=int, default=0, help="of all random witnesses")
     audit.set_defaults(command=_audit)

@@ -110,7 +110,9 @@ def test_numba_only_in_kernels_and_frameworks_only_in_adapters(path):
             assert package not in FRAMEWORKS, f"{path} imports {name}"
             assert name not in adapters or not at_top, f"{path} imports the adapter {name} at its top level"
         assert package not in ("numba", "llvmlite") or room(path) == "kernels", f"{path} imports {name}"
-        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath") or not at_top, f"{path} imports the extra {name} at its top level"
+        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath") or not at_top, (
+            f"{path} imports the extra {name} at its top level"
+        )
 
 
 def test_the_rules_would_notice(tmp_path):

@@ -114,7 +114,7 @@ Witness = Callable[[Context], Finding]
 
 @dataclass(frozen=True)
 class Claim:
-    """number: SPEC's. formula: as `mathml.mathml` reads it. code: "module:name" within refprune, first the one that is named."""
+    """number: SPEC's. formula: as `mathml.mathml` reads it. code: "module:name" of what implements it, within refprune."""
 
     number: str
     statement: str

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ... import flattening, scalar
-from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
 from .. import figures
+from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
 
 F1 = Claim(
     "F1",
@@ -120,9 +120,7 @@ def _(context: Context) -> Finding:
     import mpmath
 
     with mpmath.workdps(50):
-        want = [
-            mpmath.diff(lambda x, g=g: mpmath.log(_exact_density(x, g)), mpmath.mpf(p)) for p in THETAS for g in LOG_GAMMAS
-        ]
+        want = [mpmath.diff(lambda x, g=g: mpmath.log(_exact_density(x, g)), mpmath.mpf(p)) for p in THETAS for g in LOG_GAMMAS]
         norm = [float(mpmath.log(mpmath.expm1(g) / g)) if g else 0.0 for g in LOG_GAMMAS]
     got = np.array([float(flattening.log_density_slope(p, g)) for p in THETAS for g in LOG_GAMMAS])
     slopes = np.array([float(v) for v in want])
@@ -283,7 +281,9 @@ def _(context: Context) -> Finding:
     for log_prior in (np.log(2 * p), -3 * p):
         profile = [float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - log_prior)) for t in (0.2, 0.4, 0.6, 0.8)]
         flat += int(np.abs(np.diff(profile, 2)).max() < 1e-3)
-    mine = [float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - flattening.log_density(p, -2.0))) for t in (0.2, 0.5, 0.8)]
+    mine = [
+        float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - flattening.log_density(p, -2.0))) for t in (0.2, 0.5, 0.8)
+    ]
     return exact(flat + int(abs(np.diff(mine, 2)[0]) > 1e-8), "rivals that are linear + ours not linear")
 
 

@@ -127,9 +127,7 @@ def _(context: Context) -> Finding:
                 around[:, 1:4] = h[:, :, ::2, ::2]
             else:
                 around = _correlated(h, p["section2.shortcut.conv1.weight"], None, 2, 0)
-                around = _normalised(
-                    around, p["section2.shortcut.batchnorm1.gain"], p["section2.shortcut.batchnorm1.bias"]
-                )
+                around = _normalised(around, p["section2.shortcut.batchnorm1.gain"], p["section2.shortcut.batchnorm1.bias"])
             want = _relu(around + gates[1] * z).mean((2, 3)) @ p["dense1.weight"].T + p["dense1.bias"]
             got = loss.evaluate(np.array(gates)).tape.output
             findings.append(close(got, want, np.abs(want).max() + 1, ROUNDINGS))
