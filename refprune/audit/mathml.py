@@ -6,8 +6,6 @@ import html
 import re
 
 TOKEN = re.compile(r"\\frac|[{}_^]|[A-Za-zäö]{2,}|\d+(?:\.\d+)?|\s+|.")
-    "log min max argmin sup exp logit var KL HSIC CKA Bern MACs FLOPs softplus expm1 clip mean tr fl and for if".split()
-)
 
 
 def mathml(formula: str) -> str:
