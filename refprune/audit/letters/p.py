@@ -47,7 +47,12 @@ P4 = Claim(
     "The negative evidence bound, profiled over π, is N times the per-sample objective plus constants.",
     "min_π L(W, θ, π) = N (C + \\frac{1}{2} λ_N ‖W‖^2 + ∑_g β_g θ_g) + ∑_g c(γ_g)",
     LP,
-    ("flattening:penalty", "flattening:decay_from_precision", "flattening:precision_from_decay", "scalar:bernoulli_kl"),
+    (
+        "flattening:penalty_constant",
+        "flattening:beta_from_log_gamma",
+        "flattening:decay_from_precision",
+        "flattening:precision_from_decay",
+    ),
 )
 P5 = Claim(
     "P5",
