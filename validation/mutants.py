@@ -1,7 +1,7 @@
 """Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mutants [NAME …] [--json FILE]`.
 
-A mutant is killed if exactly the claims that it declares go red among those it could concern: the declared ones and all that cite
-the code it replaces. Exit code 0 if none survives. Without mistakes the audit must be green: run `refprune audit` first.
+A mutant is killed if exactly the claims that it declares go red among those it could concern: the declared ones and all that
+cite the code it replaces. Exit code 0 if none survives. Without mistakes the audit must be green: run `refprune audit` first.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _representable(loss: BatchLoss) -> BatchLoss:
 
 
 def _compared(context: Context, case: int, spoil: float = 0.0) -> float:
-    """The largest error/tolerance of a float32 run; with `spoil`, an entry of each gradient is moved by that share of its RMS."""
+    """The largest error/tolerance of a float32 run; with `spoil`, an entry of each gradient moves by that share of its RMS."""
     networks = (dense_network(), convolutional_network("A"), convolutional_network("B"))
     varied = dataclasses.replace(context, seed=context.seed + 1000 + case)
     loss = _representable(loss_of(networks[case % 3], varied))

@@ -202,7 +202,7 @@ def _(context: Context) -> Finding:
     b, wrong = context.backend, 0
     tall = np.array([[-800.0], [800.0]])
     for name in ("sigmoid", "tanh", "gelu_tanh"):
-        for x in (tall, tall.astype(complex)):
+        for x in (tall, tall + 0.5j):
             wrong += int(not np.isfinite(getattr(b, name)(x)[0]).all())
     relu = b.leaky_relu(np.array([[-1.0 + 5j, 2.0 - 9j, -0.5 + 0j]]), slope=0.0, at_zero=0.0)[0]
     wrong += int(not np.array_equal(relu, [[0, 2 - 9j, 0]]))

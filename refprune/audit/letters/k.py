@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from ... import complexity, zoo
-from ...cka import MiniBatches, cka, hsic
+from ...cka import Estimator, MiniBatches, cka, hsic
 from ...layers import Array
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
@@ -66,6 +66,7 @@ K7 = Claim(
     ("cka:cka", "cka:hsic"),
 )
 
+BOTH: tuple[Estimator, ...] = ("biased", "unbiased")
 SUMS = 100  # roundings of the largest summand: sums over n² = 400 entries of products, whose errors are independent
 
 
@@ -123,7 +124,7 @@ def _(context: Context) -> Finding:
         biased = [float(np.trace(a @ h @ b @ h)) for a, b in ((k, l), (k, k), (l, l))]
         unbiased = [_unbiased(a, b) for a, b in ((k, l), (k, k), (l, l))]
         for name, (xy, xx, yy) in (("biased", biased), ("unbiased", unbiased)):
-            got = cka(x, y, estimator=name, kernel=kernel).value  # type: ignore[arg-type]
+            got = cka(x, y, estimator=name, kernel=kernel).value
             findings.append(close(got, xy / math.sqrt(xx * yy), 10.0, SUMS))
     return worst(*findings)
 
@@ -132,7 +133,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     x, y = (f - f.mean(axis=0) for f in _features(context))
     want = np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
-    got = [cka(x, y, estimator="biased", side=side).value for side in ("features", "samples")]  # type: ignore[arg-type]
+    got = [cka(x, y, estimator="biased", side=side).value for side in ("features", "samples")]
     return close(got, want, 1.0, SUMS)
 
 
@@ -141,11 +142,11 @@ def _(context: Context) -> Finding:
     x, y = _features(context)
     q, _ = np.linalg.qr(context.normal("K3", 7, 7))
     moved, wrong, findings = -3.0 * x @ q + 5.0, 0, []
-    for name in ("biased", "unbiased"):
-        findings.append(close(cka(x, moved, estimator=name).value, 1.0, 10.0, SUMS))  # type: ignore[arg-type]
-        pair = [cka(a, y, estimator=name).value for a in (x, moved)]  # type: ignore[arg-type]
+    for name in BOTH:
+        findings.append(close(cka(x, moved, estimator=name).value, 1.0, 10.0, SUMS))
+        pair = [cka(a, y, estimator=name).value for a in (x, moved)]
         findings.append(close(pair[0], pair[1], 10.0, SUMS))
-        stretched = cka(x, x @ np.diag([9.0, 1, 1, 1, 1, 1, 1]), estimator=name).value  # type: ignore[arg-type]
+        stretched = cka(x, x @ np.diag([9.0, 1, 1, 1, 1, 1, 1]), estimator=name).value
         wrong += stretched is None or stretched > 0.99
     return worst(*findings, exact(wrong))
 

@@ -83,12 +83,12 @@ def _mixed(prior: Any, w: float, d: int = 1) -> float:
     elif isinstance(prior, mixture.Laplace):
 
         def density(s: float) -> float:
-            return math.exp(-s / (2 * prior.width**2)) / (2 * prior.width**2)
+            return float(math.exp(-s / (2 * prior.width**2)) / (2 * prior.width**2))
     else:
 
         def density(s: float) -> float:
             root = math.sqrt(s)
-            return 2 / (math.pi * prior.width * (1 + s / prior.width**2)) / (2 * root)
+            return float(2 / (math.pi * prior.width * (1 + s / prior.width**2)) / (2 * root))
 
     return float(quad(lambda v: normal(math.exp(v)) * density(math.exp(v)) * math.exp(v), -40, 40, limit=400, epsabs=0)[0])
 
