@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What a user can mend is one sentence, exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What users can mend is one sentence, code 2."""
 
 from __future__ import annotations
 

@@ -38,11 +38,18 @@ def require(*packages: str) -> None:
             raise InputError(f"audit: {package} is not installed:  pip install -e '.[audit]'")
 
 
-def run(claims: Sequence[Claim], context: Context, say: Callable[[Result], None] = lambda result: None) -> list[Result]:
-    """Every witness of every claim, in order; `say` hears of each as soon as it is there. A witness that raises is red."""
-    results = []
+def run(
+    claims: Sequence[Claim], context: Context, say: Callable[[Result], None] = lambda result: None, *, stop: bool = False
+) -> list[Result]:
+    """Every witness of every claim, in order; `say` hears of each as soon as it is there. A witness that raises is red.
+
+    stop: a claim that is red is left at its first failing witness.
+    """
+    results: list[Result] = []
     for claim in claims:
         for method, witness in claim.witnesses:
+            if stop and results and results[-1].claim is claim and not results[-1].holds:
+                continue
             start, finding, text = time.perf_counter(), None, ""
             try:
                 with warnings.catch_warnings():
@@ -60,7 +67,7 @@ def holds(results: Sequence[Result]) -> bool:
     return bool(results) and all(r.holds for r in results)
 
 
-WIDTHS = (4, 72, 10, 10, 8)
+WIDTHS = (4, 104, 10, 10, 8)
 HEAD = ("", "witness", "deviation", "bound", "verdict")
 
 

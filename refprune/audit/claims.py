@@ -72,6 +72,11 @@ def close(got: Any, want: Any, size: Any, roundings: float, detail: str = "") ->
     return Finding(float(worst.max(initial=0.0)), roundings, "error", detail or "in units of eps·size")
 
 
+def worst(*findings: Finding) -> Finding:
+    """The finding nearest to its bound, or furthest beyond it."""
+    return max(findings, key=lambda f: (not f.holds, f.deviation / f.bound if f.bound else f.deviation))
+
+
 def z_bound(count: int) -> float:
     """|z| that `count` standard normal numbers exceed together with probability FALSE_ALARM (Bonferroni)."""
     return float(-ndtri(FALSE_ALARM / (2 * count)))
@@ -109,7 +114,7 @@ Witness = Callable[[Context], Finding]
 
 @dataclass(frozen=True)
 class Claim:
-    """number: SPEC's. formula: as `mathml.mathml` reads it. code: "module:name" within refprune, first the one that is named."""
+    """number: SPEC's. formula: as `mathml.mathml` reads it. code: "module:name" of what implements it, within refprune."""
 
     number: str
     statement: str

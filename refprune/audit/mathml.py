@@ -6,7 +6,6 @@ import html
 import re
 
 TOKEN = re.compile(r"\\frac|[{}_^]|[A-Za-zäö]{2,}|\d+(?:\.\d+)?|\s+|.")
-UPRIGHT = frozenset("log min max argmin sup exp logit var KL HSIC CKA Bern MACs FLOPs softplus expm1 clip mean tr fl and for if".split())
 
 
 def mathml(formula: str) -> str:
@@ -44,6 +43,6 @@ def _atom(tokens: list[str]) -> str:
     text = html.escape(token)
     if token[:1].isdigit():
         return f"<mn>{text}</mn>"
-    if token in UPRIGHT or len(token) > 1:
+    if len(token) > 1:
         return f'<mi mathvariant="normal">{text}</mi>'
     return f"<mi>{text}</mi>" if token.isalpha() else f"<mo>{text}</mo>"

@@ -11,7 +11,8 @@ from . import Result, holds
 from .claims import Claim, Context, location
 from .mathml import mathml
 
-STYLE = """body{font:15px/1.45 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}h2{border-bottom:1px solid #999;margin-top:2em}
+STYLE = """body{font:15px/1.45 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}
+h2{border-bottom:1px solid #999;margin-top:2em}
 table{border-collapse:collapse;width:100%}td,th{padding:.2em .6em;text-align:left;vertical-align:top}td.n{text-align:right}
 tr:nth-child(even){background:#f4f4f4}.red{background:#fbd5d5!important}.no{font-weight:bold;margin-right:.6em}svg{max-width:100%;
 height:auto}code{font-size:90%}math{margin:.6em 0;font-size:115%}.source{color:#555}"""
@@ -44,7 +45,8 @@ def _section(claim: Claim, rows: Sequence[Result], context: Context) -> str:
     code = ", ".join(f"<code>{html.escape(c.replace(':', '.'))}</code> ({location(c)})" for c in claim.code)
     pictures = "".join(_svg(draw(context)) for draw in claim.pictures)
     return (
-        f'<h2 id="{claim.number}"><span class=no>{claim.number}</span>{html.escape(claim.statement)}</h2>{mathml(claim.formula)}'
+        f'<h2 id="{claim.number}"><span class=no>{claim.number}</span>{html.escape(claim.statement)}</h2>'
+        f"{mathml(claim.formula)}"
         f"<p class=source>{html.escape(claim.source)}. Code: {code}.</p>"
         f"<table><tr><th>witness</th><th>deviation</th><th>bound</th><th>verdict</th></tr>{body}</table>{pictures}"
     )

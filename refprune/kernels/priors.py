@@ -1,8 +1,8 @@
 """Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.mixture` and `refprune.flattening`.
 
-Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on threads. Of each chunk, first
-the squared norms are worked out, then the prior's law gives log p and the factor of the score, then the score is
-written; all of it stays in the first-level cache. The log-densities are summed in double precision, per chunk and then over all.
+Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on threads. Of each chunk, first the squared norms
+are worked out, then the prior's law gives log p and the factor of the score, then the score is written; all of it stays in the
+first-level cache. The log-densities are summed in double precision, per chunk and then over all.
 
 An entry that is not finite makes the sum NaN or infinite; then the oracle looks for it and says which it is.
 
