@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import augment, cka, layers, optimiser
+from . import augment, cka, flattening, layers, mixture, optimiser
 from .errors import InputError
 
 Forward = Callable[..., tuple[layers.Array, layers.Saved]]
@@ -19,7 +19,8 @@ class Backend:
     """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
 
     momentum_step, crop_flip and cross_product (aᵀb, for `refprune.cka`) have no VJP; their contracts stand in
-    `refprune.optimiser`, `refprune.augment` and `refprune.cka.numpy_product`.
+    `refprune.optimiser`, `refprune.augment` and `refprune.cka.numpy_product`; those of prior_density, flattening_profile and
+    flattening_density in `refprune.mixture` and `refprune.flattening`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
 
@@ -69,12 +70,16 @@ class Backend:
     momentum_step: Callable[..., tuple[layers.Array, layers.Array]]
     crop_flip: Callable[..., layers.Array]
     cross_product: Callable[..., layers.Array]
+    prior_density: Callable[..., mixture.Density]
+    flattening_profile: Callable[..., flattening.Profile]
+    flattening_density: Callable[..., flattening.HyperPrior]
     dense_fused: Fused | None = None
     conv2d_fused: Fused | None = None
 
 
-#: Functions of a Backend that are never differentiated: of training, and the fused ones.
-WITHOUT_VJP = ("momentum_step", "crop_flip", "cross_product")
+#: Functions of a Backend that are never differentiated: priors, of training in all, and the fused ones.
+PRIORS = ("prior_density", "flattening_profile", "flattening_density")
+WITHOUT_VJP = ("momentum_step", "crop_flip", "cross_product", *PRIORS)
 FUSED = ("dense_fused", "conv2d_fused")
 
 #: Names of the other functions of a Backend, each forward directly before its VJP.
@@ -86,6 +91,9 @@ ORACLE = Backend(
     momentum_step=optimiser.momentum_step,
     crop_flip=augment.crop_flip,
     cross_product=cka.numpy_product,
+    prior_density=mixture.prior_density,
+    flattening_profile=flattening.flattening_profile,
+    flattening_density=flattening.flattening_density,
     **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)},
 )
 

@@ -21,9 +21,10 @@ from .files import write_atomically
 from .layers import Array
 from .train import State
 
-FORMAT = "refprune-checkpoint-1"
+FORMAT = "refprune-checkpoint-2"
 NAME = "checkpoint.json"
 GROUPS = ("params", "velocity", "statistics")
+PER_GATE = ("theta", "number", "slope", "seen")
 HEADER_FIELDS = {"arrays": str, "sha256": str, "step": int, "macs": int, "finished": bool, "network": dict, "run": dict}
 
 
@@ -40,7 +41,7 @@ def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
         leftover.unlink()
     arrays = {f"{group}/{name}": array for group in GROUPS for name, array in getattr(state, group).items()}
     buffer = io.BytesIO()
-    np.savez(buffer, theta=state.theta, number=state.number, **arrays)
+    np.savez(buffer, **{name: getattr(state, name) for name in PER_GATE}, **arrays)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     file = f"checkpoint-{state.step:08d}-{digest[:8]}.npz"
@@ -83,16 +84,17 @@ def load(directory: Path) -> Checkpoint:
     except SpecError as error:
         raise InputError(f"{path}: network: {error}") from error
     params, velocity, statistics = (_group(arrays, group, network, npz) for group in GROUPS)
-    for name in ("theta", "number"):
+    for name in PER_GATE:
         if name not in arrays or arrays[name].shape != (network.gate_count,):
             raise InputError(f"{npz}: {name} does not fit the network's {network.gate_count} gates")
-    strange = [name for name in arrays if name not in ("theta", "number") and name.partition("/")[0] not in GROUPS]
+    strange = [name for name in arrays if name not in PER_GATE and name.partition("/")[0] not in GROUPS]
     if strange:
         raise InputError(f"{npz}: {strange[0]} is none of the arrays of a checkpoint")
     if header.pop("digest", None) != _digest(header):
         raise InputError(f"{path}: its own digest differs; it was edited or damaged")
-    counters = header["step"], header["macs"], header["finished"]
-    return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], arrays["number"], *counters), header["run"])
+    counters = {"step": header["step"], "macs": header["macs"], "finished": header["finished"]}
+    state = State(network, params, velocity, statistics, **{name: arrays[name] for name in PER_GATE}, **counters)
+    return Checkpoint(state, header["run"])
 
 
 def _digest(header: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`. What a user can mend is one sentence, exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What users can mend is one sentence, code 2."""
 
 from __future__ import annotations
 
@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--picture", metavar="FILE", type=Path, help="ratios as bars, .png or .svg")
     bench.add_argument("--roofline", metavar="FILE", type=Path, help="convolutions against peak and memory, .png or .svg")
     bench.set_defaults(command=_bench)
+
+    audit = commands.add_parser("audit", help="prove the formulas again, claim by claim; exit code 1 if one does not hold")
+    audit.add_argument("--only", metavar="F,O2", help="letters or numbers of claims (default: all)")
+    audit.add_argument(
+        "--report", metavar="FILE", type=Path, help="write a self-contained HTML report with formulas and pictures"
+    )
+    audit.add_argument("--json", metavar="FILE", type=Path, help="write every deviation and bound")
+    audit.add_argument("--seed", metavar="N", type=int, default=0, help="of all random witnesses")
+    audit.set_defaults(command=_audit)
     return parser
 
 
@@ -289,6 +298,31 @@ def _bench(options: argparse.Namespace) -> int:
     if options.roofline:
         pictures.roofline(options.roofline, results, where, title)
     return 0 if bench.holds(results) else 1
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from . import audit, files
+    from .audit.claims import Context
+
+    claims = audit.select(options.only)
+    audit.require("sympy", "mpmath", *(["matplotlib"] if options.report else []))
+    for path in filter(None, (options.report, options.json)):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+    context, started = Context(options.seed), time.monotonic()
+    print(audit.row(None) + "\n" + "-" * len(audit.row(None)))
+    results = audit.run(claims, context, lambda result: print(audit.row(result), flush=True))
+    red = sorted({r.claim.number for r in results if not r.holds})
+    verdict = "all hold" if audit.holds(results) else f"NOT: {', '.join(red)}"
+    print(f"\n{len(claims)} claims, {len(results)} witnesses, {time.monotonic() - started:.1f} s: {verdict}")
+    if options.json:
+        files.write_atomically(options.json, json.dumps(audit.as_json(results, context), indent=1, ensure_ascii=False).encode())
+    if options.report:
+        from .audit.page import page
+
+        files.write_atomically(options.report, page(results, context).encode())
+        print(f"report: {options.report}")
+    return 0 if audit.holds(results) else 1
 
 
 if __name__ == "__main__":

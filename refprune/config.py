@@ -67,6 +67,9 @@ class Gates:
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
     "continue" training, to at most max_epochs.
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
+    rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
+    0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
+    moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire.
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
     protect: names of gate groups, as in ["section3"], whose gates are fixed to 1 from the start.
@@ -85,6 +88,9 @@ class Gates:
     empty: str = "close"
     evaluation: str = "mode"
     protect: tuple[str, ...] = ()
+    rule: str = "threshold"
+    kappa_factor: float = 2.0
+    kappa_warmup: int = 100
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,7 @@ def _check_values(config: Config, where: str) -> None:
         "gates.estimator": (gates.estimator, tuple(ESTIMATORS)),
         "gates.undecided": (gates.undecided, ("compare", "continue")),
         "gates.empty": (gates.empty, ("close", "keep_constant")),
+        "gates.rule": (gates.rule, ("threshold", "attraction", "both")),
         "gates.evaluation": (gates.evaluation, ("mode", "mean", "sampled")),
         "optimiser.schedule": (optimiser.schedule, SCHEDULES),
         "training.backend": (training.backend, NAMES),
@@ -282,6 +289,8 @@ def _check_values(config: Config, where: str) -> None:
         "gates.threshold": (gates.threshold, 0.0, 0.5),
         "gates.floor": (gates.floor, 0.0, 0.5),
         "gates.max_epochs": (gates.max_epochs, 0, math.inf),
+        "gates.kappa_factor": (gates.kappa_factor, 1.0, math.inf),
+        "gates.kappa_warmup": (gates.kappa_warmup, 1, math.inf),
         "optimiser.learning_rate": (optimiser.learning_rate, 0.0, math.inf),
         "optimiser.momentum": (optimiser.momentum, 0.0, 1.0),
         "training.epochs": (training.epochs, 1, math.inf),
@@ -307,6 +316,8 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
+    if gates.rule != "threshold" and 0.0 in (gates.learning_rate, optimiser.learning_rate):
+        raise InputError(f"{where}: gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
         raise InputError(f"{where}: gates.samples = {gates.samples} is for reinforce; {gates.estimator} takes one sample")
     if gates.undecided == "continue" and gates.max_epochs < training.epochs:

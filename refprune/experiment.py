@@ -260,7 +260,7 @@ class TrainingRun:
                 state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
             )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
-            keep = train.threshold_rule(state.network, state.theta, self.settings.gates.threshold)
+            keep = train.keep(state, self.settings, samples=len(self.setup.images.labels))
             if not keep.all():
                 state = self._remove(state, keep)
             if state.step % training.log_every == 0:

@@ -13,8 +13,9 @@ from .config import Config
 from .layers import Array
 from .network import Arrays, forward
 from .objective import BatchLoss, average_statistics
+from .pruning import spare_plain_layers
 from .surgery import Cut, prune
-from .train import Images, NonFiniteLoss, Pruned, State, cut_state, epoch_batches, penalties, remove, spare_plain_layers
+from .train import Images, NonFiniteLoss, Pruned, State, cut_state, epoch_batches, penalties, remove
 
 
 def decided(state: State, config: Config) -> tuple[Array, Array]:

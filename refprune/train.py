@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import pruning
 from .augment import draw_crops
 from .backend import Backend
+from .blocks import blocks
 from .config import Config
 from .data import Dataset
 from .errors import InputError
@@ -23,7 +25,6 @@ from .estimators import ESTIMATORS, sample
 from .flattening import beta_from_log_gamma
 from .inference import Predictor
 from .layers import Array
-from .layerspec import UnitGate
 from .network import Arrays, initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
 from .spec import Loss, Network
@@ -36,6 +37,7 @@ class State:
     """Everything that training goes on from.
 
     theta: (G,) float64. number: (G,) each gate's number in its group when training began, which removals do not change.
+    slope, seen: (G,) what is known of κ, as in `pruning.observe`; zeros under the rule `threshold`, which does not ask.
     step: updates done. macs: multiply-accumulates spent on training so far, every pass counted. finished: all gates are
     decided and the run is over.
     """
@@ -46,6 +48,8 @@ class State:
     statistics: Arrays
     theta: Array
     number: Array
+    slope: Array
+    seen: Array
     step: int = 0
     macs: int = 0
     finished: bool = False
@@ -123,15 +127,21 @@ def ungated(network: Network) -> Network:
 
 
 def init(config: Config, network: Network) -> State:
-    """The state before the first step. InputError for a loss that is no mean: β and λ are per sample (O1)."""
+    """The state before the first step.
+
+    InputError for a loss that is no mean, β and λ being per sample (O1), and for a rule that the network does not allow.
+    """
     if network.loss != Loss():
         raise InputError(f"network.loss: training takes the mean cross-entropy, got {network.loss}")
+    if config.gates.rule != "threshold":
+        blocks(network)  # raises where a gate has none
     dtype = config.training.dtype
     params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     theta = _project(np.full(network.gate_count, config.gates.initial), config)
     number = np.array([i for group in network.gates for i in range(group.stop - group.start)], dtype=np.intp)
-    return State(network, params, velocity, initial_statistics(network, dtype=dtype), theta, number)
+    evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp)
+    return State(network, params, velocity, initial_statistics(network, dtype=dtype), theta, number, *evidence)
 
 
 def penalties(config: Config, samples: int) -> tuple[float, float]:
@@ -170,7 +180,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     kind = ESTIMATORS[name]
     beta, decay = penalties(config, samples)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
-    learns_theta = state.theta.size > 0 and state.step >= gates.warmup_epochs * steps_per_epoch
+    learns_theta = _learns_theta(state, config, samples)
 
     uniform = _gate_uniforms(state, config.seed, gates.samples)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
@@ -183,6 +193,9 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
     gradients = loss.gradients(base, consume=True)
     macs = base.tape.macs + gradients.macs
+    slope, seen = state.slope, state.seen
+    if learns_theta and gates.rule != "threshold":
+        slope, seen = pruning.observe(state.network, gradients.params, slope, seen)
 
     theta = state.theta
     if learns_theta:
@@ -201,10 +214,16 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         velocity=velocity,
         statistics=statistics,
         theta=theta,
+        slope=slope,
+        seen=seen,
         step=state.step + 1,
         macs=state.macs + macs,
     )
     return following, metrics
+
+
+def _learns_theta(state: State, config: Config, samples: int) -> bool:
+    return state.theta.size > 0 and state.step >= config.gates.warmup_epochs * (samples // config.training.batch_size)
 
 
 def _gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:
@@ -225,14 +244,13 @@ def _momentum_step(
 ) -> tuple[Arrays, Arrays]:
     params, velocity = {}, {}
     for name, w in state.params.items():
-        decays = config.objective.decay == "all" or name.endswith(".weight")
         params[name], velocity[name] = backend.momentum_step(
             w,
             state.velocity[name],
             gradients[name],
             learning_rate=learning_rate,
             momentum=config.optimiser.momentum,
-            decay=decay if decays else 0.0,
+            decay=decay if pruning.decays(config, name) else 0.0,
         )
     return params, velocity
 
@@ -268,22 +286,18 @@ def cut_state(state: State, cut: Cut) -> State:
         statistics=cut.arrays(state.statistics),
         theta=state.theta[cut.gates],
         number=state.number[cut.gates],
+        slope=state.slope[cut.gates],
+        seen=state.seen[cut.gates],
     )
 
 
-def threshold_rule(network: Network, theta: Array, threshold: float) -> Array:
-    """The rule `threshold` (D6): keep, (G,), False where θ ≤ τ."""
-    return spare_plain_layers(network, theta > threshold, theta)
-
-
-def spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
-    """`keep` (G,), but a plain layer never loses all its units: the one with the largest θ stays."""
-    keep = keep.copy()
-    for group in network.gates:
-        plain_layer = isinstance(network.layers[group.position], UnitGate)
-        if plain_layer and not keep[group.slice].any():
-            keep[group.start + int(theta[group.slice].argmax())] = True
-    return keep
+def keep(state: State, config: Config, *, samples: int) -> Array:
+    """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
+    if not _learns_theta(state, config, samples):
+        return np.ones(state.theta.shape, dtype=bool)
+    beta, decay = penalties(config, samples)
+    evidence = state.slope, state.seen
+    return pruning.rule_keep(state.network, state.params, state.theta, *evidence, config, beta=beta, decay=decay)
 
 
 def remove(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:

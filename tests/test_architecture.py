@@ -17,7 +17,9 @@ ORDER = [
     "digits",
     "data",
     "fetch",
+    "scalar",
     "flattening",
+    "mixture",
     "cka",
     "streams",
     "layers",
@@ -27,6 +29,7 @@ ORDER = [
     "links",
     "operations",
     "spec",
+    "blocks",
     "complexity",
     "kernels",
     "backend",
@@ -35,10 +38,12 @@ ORDER = [
     "noise",
     "rounding",
     "estimators",
+    "dynamics",
     "inference",
     "surgery",
     "zoo",
     "config",
+    "pruning",
     "train",
     "settle",
     "checkpoint",
@@ -48,6 +53,7 @@ ORDER = [
     "report",
     "sweep",
     "sweep_report",
+    "audit",
     "conformance",
     "bench",
     "cli",
@@ -109,7 +115,9 @@ def test_numba_only_in_kernels_and_frameworks_only_in_adapters(path):
             assert package not in FRAMEWORKS, f"{path} imports {name}"
             assert name not in adapters or not at_top, f"{path} imports the adapter {name} at its top level"
         assert package not in ("numba", "llvmlite") or room(path) == "kernels", f"{path} imports {name}"
-        assert package not in ("matplotlib", "tqdm") or not at_top, f"{path} imports the extra {name} at its top level"
+        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath") or not at_top, (
+            f"{path} imports the extra {name} at its top level"
+        )
 
 
 def test_the_rules_would_notice(tmp_path):

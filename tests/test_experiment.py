@@ -356,6 +356,41 @@ def test_resumed_from_a_checkpoint_within_an_epoch(tmp_path, every, stops):
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
 
 
+ATTRACTION = {
+    "objective": {"penalty": 0.1, "weight_decay": 3.0},
+    "gates": {"rule": "attraction", "kappa_warmup": 3, "kappa_factor": 1.0, "warmup_epochs": 1.0},
+    "training": {"checkpoint_every": 4},
+}
+
+
+@pytest.mark.parametrize("stops", [(9,), (11, 3, 5), (4 * STEPS - 1,)])
+def test_resumed_under_the_attraction_rule(tmp_path, stops):
+    """What is known of κ is in the checkpoint: catches one that begins to count again, or keeps a removed gate's."""
+    rules = settings(**ATTRACTION, unpruned=False)
+    summary = experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    steps = [row["step"] for row in summary["runs"]["pruned"]["removals"]]
+    assert any(step < 4 * STEPS for step in steps)
+    interrupted(tmp_path / "r", rules, *stops)
+    assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
+@pytest.mark.parametrize(("name", "left"), [("slope", 100.0), ("seen", 0)])
+def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch, name, left):
+    """A test of the test above: a resume that forgets it is found out."""
+    rules = settings(**ATTRACTION, unpruned=False)
+    experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    load = checkpoint.load
+
+    def forgetful(directory):
+        found = load(directory)
+        return found._replace(state=dataclasses.replace(found.state, **{name: left * getattr(found.state, name)}))
+
+    monkeypatch.setattr(checkpoint, "load", forgetful)
+    interrupted(tmp_path / "r", rules, 11)
+    with pytest.raises(AssertionError):
+        assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
 def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
     """Catches a checkpoint_every that nobody obeys."""
     with pytest.raises(KeyboardInterrupt):

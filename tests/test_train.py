@@ -447,15 +447,20 @@ def test_what_a_pass_saved_is_gone_before_the_update(monkeypatch, name, estimato
 
 def removed_from(network, rules, theta):
     state = start(network, rules, theta)
-    keep = train.threshold_rule(network, state.theta, rules.gates.threshold)
+    keep = train.keep(state, rules, samples=32)
     smaller, cut, pruned = train.remove(state, keep, rules)
     return state, keep, smaller, cut, pruned
+
+
+def kept(network, theta, threshold):
+    rules = settings(gates={"threshold": threshold})
+    return train.keep(start(network, rules, theta), rules, samples=32)
 
 
 def test_the_rule_removes_at_and_below_the_threshold():
     network = mlp()
     theta = np.array([0.1, 0.1, 0.0, math.nextafter(0.1, 1.0), 0.2, 0.5, 1.0, 0.05])
-    assert train.threshold_rule(network, theta, 0.1).tolist() == [False, False, False, True, True, True, True, False]
+    assert kept(network, theta, 0.1).tolist() == [False, False, False, True, True, True, True, False]
 
 
 def test_a_removal_leaves_the_rest_as_it_is():
@@ -577,13 +582,13 @@ def test_a_removal_does_not_touch_the_streams_of_other_groups():
 def test_a_plain_layer_keeps_its_best_unit():
     network = plain()
     theta = np.array([0.0, 0.1, 0.3, 0.2, 0.3, 0.0, 0.0, 0.0, 0.0])
-    assert np.flatnonzero(train.threshold_rule(network, theta, 0.4)).tolist() == [2, 5]
-    assert not train.threshold_rule(mlp(), np.zeros(8), 0.0).any()  # in a section all units may go
+    assert np.flatnonzero(kept(network, theta, 0.4)).tolist() == [2, 5]
+    assert not kept(mlp(), np.zeros(8), 0.0).any()  # in a section all units may go
     rules = settings(gates={"threshold": 0.4})
     _, _, smaller, _, pruned = removed_from(network, rules, theta)
     assert pruned.removed == {"unitgate1": 4, "unitgate2": 3}
     assert [layer.units for layer in smaller.network.layers if isinstance(layer, Dense)] == [1, 1, 3]
-    assert train.threshold_rule(smaller.network, smaller.theta, 0.4).all()
+    assert train.keep(smaller, rules, samples=32).all()
 
 
 @pytest.mark.parametrize("empty", ["close", "keep_constant"])
@@ -602,11 +607,11 @@ def trained(network, rules, steps):
         state, metrics = train.step(state, x, labels, rules, ORACLE, samples=64)
         assert math.isfinite(metrics.loss)
         assert 0 <= metrics.gates_on <= state.theta.size
-        keep = train.threshold_rule(state.network, state.theta, rules.gates.threshold)
+        keep = train.keep(state, rules, samples=64)
         if not keep.all():
             state, _, pruned = train.remove(state, keep, rules)
             removals.append(pruned)
-        assert (train.threshold_rule(state.network, state.theta, rules.gates.threshold)).all()
+        assert (train.keep(state, rules, samples=64)).all()
     return state, data, removals
 
 

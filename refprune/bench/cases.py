@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import cka, config, data, train, zoo
-from ..backend import Backend, by_name
+from .. import cka, config, data, mixture, train, zoo
+from ..backend import ORACLE, Backend, by_name
 from ..complexity import macs, training_macs
 from ..errors import DataError
 from ..inference import Predictor
@@ -40,6 +40,8 @@ CONVOLUTIONS = (
 )
 CONVOLUTION_BATCH = 64
 CKA_SAMPLES, CKA_FEATURES = 10_000, 4096
+PRIOR_OPERATIONS = 16  # roundings from a weight to its log-density and score
+PRIOR, PRIOR_WEIGHTS = mixture.SpikeSlab(pi=0.3, precision=1.0, spike=1e-3), 10_000_000
 
 #: The side that does nothing but multiply-adds in registers.
 PEAK = "peak"
@@ -341,6 +343,37 @@ def similarity(estimator: cka.Estimator, setting: Setting) -> Work:
     return work
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Priors
+
+
+def prior(against: str, setting: Setting) -> Work:
+    """Log-density and score of a spike-and-slab prior of single weights, beside the same formulas in "numpy" or "torch"."""
+    w = 0.1 * setting.streams.normal("weights", 0, (PRIOR_WEIGHTS, 1)).astype(setting.dtype)
+    function = setting.backend.prior_density
+    work = Work({"refprune": lambda: function(w, PRIOR)}, details={"weights": len(w)}, against=against)
+    if against == "torch" and not setting.torch:
+        return work
+    if against == "torch":
+        from . import torch_side
+
+        theirs = torch_side.spike_slab(w, PRIOR)
+    else:
+
+        def theirs() -> tuple[Array, Array]:
+            return ORACLE.prior_density(w, PRIOR)[:2]
+
+    bound = agreement.sums(PRIOR_OPERATIONS, setting.dtype)
+
+    def check() -> Agreement:
+        found, other = function(w, PRIOR), theirs()
+        mine, reference = {"log p": found[0], "score": found[1]}, {"log p": other[0], "score": other[1]}
+        return agreement.in_norm(mine, reference, bound, "relative L2 distance, bound from rounding")
+
+    work.sides[f"{against} contiguous"], work.check = theirs, check
+    return work
+
+
 def _all() -> list[Case]:
     cases = []
     for name in TRAINING_BATCH:
@@ -348,6 +381,7 @@ def _all() -> list[Case]:
         cases += [Case(name, "infer", functools.partial(inference, name, batch)) for batch in INFERENCE_BATCHES]
     cases += [Case("gates", f"half {closed}", functools.partial(gated, closed)) for closed in ("pruned", "sampled")]
     cases += [Case("cka", estimator, functools.partial(similarity, estimator)) for estimator in ("biased", "unbiased")]
+    cases += [Case("prior", f"beside {against}", functools.partial(prior, against)) for against in ("numpy", "torch")]
     tasks = ("forward", "backward-data", "backward-weights")
     return cases + [Case("conv", task, functools.partial(convolution, shape, task)) for shape in CONVOLUTIONS for task in tasks]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..conformance import torch_adapter
 from ..layers import Array
 from ..layerspec import Conv
+from ..mixture import SpikeSlab
 from ..network import Arrays
 from ..spec import Network
 
@@ -135,6 +136,21 @@ def linear_cka(x: Array, y: Array, estimator: str) -> float:
         return total
 
     return float(hsic(a, b) / (hsic(a, a) * hsic(b, b)).sqrt())
+
+
+def spike_slab(w: Array, prior: SpikeSlab) -> Callable[[], tuple[Array, Array]]:
+    """log p and score of single weights, w N×1 (P1)."""
+    x = torch.from_numpy(w)[:, 0]
+    (spike, slab), (a, b) = prior.log_constants(1), prior.log_odds(1)
+
+    def run() -> tuple[Array, Array]:
+        square = x * x
+        log_p = torch.logaddexp(spike - square * (0.5 / prior.spike), slab - square * (0.5 * prior.precision))
+        r = torch.sigmoid(a + b * square)
+        score = -x * ((1.0 - r) / prior.spike + r * prior.precision)
+        return log_p.numpy(), score[:, None].numpy()
+
+    return run
 
 
 class _TooLong(BaseException):

@@ -23,7 +23,7 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     """
     import numba
 
-    from . import augment, conv, elementwise, matmul, optimiser, pool, reduce
+    from . import augment, conv, elementwise, matmul, optimiser, pool, priors, reduce
     from .workspace import Workspace
 
     config: Any = numba.config
@@ -41,6 +41,7 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
         *(pool.max_pool, pool.max_pool_vjp, pool.average_pool, pool.average_pool_vjp),
         *(pool.global_average_pool, pool.global_average_pool_vjp),
         *(optimiser.momentum_step, augment.crop_flip, matmul.cross_product),
+        *(priors.prior_density, priors.flattening_profile, priors.flattening_density),
     )
     workspace = Workspace(threads)
     return {f.__name__: functools.partial(f, workspace) for f in chosen}

@@ -1,0 +1,115 @@
+"""The audit: `refprune audit` proves SPEC again, claim by claim, and goes red where code or formula is wrong.
+
+Extra `audit`: sympy and mpmath, and matplotlib for the report's pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from .claims import Claim, Context, Finding, location, select
+
+__all__ = ["Result", "as_json", "holds", "require", "run", "select", "table"]
+
+
+class Result(NamedTuple):
+    """What one witness found; finding is None where it raised an error, which then stands in `error`."""
+
+    claim: Claim
+    method: str
+    finding: Finding | None
+    error: str
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        return self.finding is not None and self.finding.holds
+
+
+def require(*packages: str) -> None:
+    """InputError, one sentence, for the first package that is not installed: an audit without its witnesses is none."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"audit: {package} is not installed:  pip install -e '.[audit]'")
+
+
+def run(
+    claims: Sequence[Claim], context: Context, say: Callable[[Result], None] = lambda result: None, *, stop: bool = False
+) -> list[Result]:
+    """Every witness of every claim, in order; `say` hears of each as soon as it is there. A witness that raises is red.
+
+    stop: a claim that is red is left at its first failing witness.
+    """
+    results: list[Result] = []
+    for claim in claims:
+        for method, witness in claim.witnesses:
+            if stop and results and results[-1].claim is claim and not results[-1].holds:
+                continue
+            start, finding, text = time.perf_counter(), None, ""
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    finding = witness(context)
+            except Exception as error:  # whatever the code under audit does
+                text = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+            results.append(Result(claim, method, finding, text, time.perf_counter() - start))
+            say(results[-1])
+    return results
+
+
+def holds(results: Sequence[Result]) -> bool:
+    """Is every claim proved, by at least one witness and by all of them?"""
+    return bool(results) and all(r.holds for r in results)
+
+
+WIDTHS = (4, 104, 10, 10, 8)
+HEAD = ("", "witness", "deviation", "bound", "verdict")
+
+
+def row(result: Result | None) -> str:
+    """A line of the table that is printed while the audit runs; None: its head."""
+    if result is None:
+        cells: tuple[str, ...] = HEAD
+    elif result.finding is None:
+        cells = (result.claim.number, f"{result.method}: {result.error}", "", "", "ERROR")
+    else:
+        f = result.finding
+        unit = {"z": "|z| ", "exact": "", "error": ""}[f.kind]
+        cells = (result.claim.number, result.method, f"{unit}{f.deviation:.3g}", f"{f.bound:.3g}", _verdict(result))
+    first, second, *others = cells
+    numbers = "  ".join(cell.rjust(width) for cell, width in zip(others, WIDTHS[2:], strict=True))
+    return f"{first.ljust(WIDTHS[0])}  {second.ljust(WIDTHS[1])}  {numbers}"
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    return [row(None), *map(row, results)]
+
+
+def _verdict(result: Result) -> str:
+    return "holds" if result.holds else "FAILS"
+
+
+def as_json(results: Sequence[Result], context: Context) -> dict[str, Any]:
+    """Everything that was found, for --json."""
+    claims: dict[str, dict[str, Any]] = {}
+    for r in results:
+        c = r.claim
+        entry = claims.setdefault(
+            c.number,
+            {"statement": c.statement, "source": c.source, "code": {code: location(code) for code in c.code}, "witnesses": []},
+        )
+        found = {"method": r.method, "holds": r.holds, "seconds": round(r.seconds, 4)}
+        if r.finding is None:
+            found["error"] = r.error
+        else:
+            f = r.finding
+            found |= {"kind": f.kind, "deviation": f"{f.deviation:.6g}", "bound": f"{f.bound:.6g}", "detail": f.detail}
+        entry["witnesses"].append(found)
+    for entry in claims.values():
+        entry["holds"] = all(w["holds"] for w in entry["witnesses"])
+    return {"seed": context.seed, "backend": context.backend.name, "holds": holds(results), "claims": claims}

@@ -1,0 +1,1 @@
+"""One module for each letter of SPEC: its claims with their witnesses. A new letter is one more file here."""

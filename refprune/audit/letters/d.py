@@ -1,0 +1,373 @@
+"""D: dynamics of a gate and its weights. Witnesses: sympy, ODE integration, projected Euler steps, small networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import blocks, dynamics, pruning
+from ...config import from_dict
+from ...layers import Array
+from ...layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from ...objective import BatchLoss
+from ...spec import Network
+from .. import figures
+from ..claims import OURS, Claim, Context, Finding, exact
+from ..flows import (
+    Sections,
+    euler,
+    judge,
+    linear_solution,
+    outcome,
+    random_comparison,
+    random_point,
+    sides_of_d1,
+)
+
+EPS = float(np.finfo(np.float64).eps)
+
+D1 = Claim(
+    "D1",
+    "What a gate and its weights do to the loss is bounded by ‖W‖ and by θ: κ is a Lipschitz bound of c in W, gate on.",
+    "|c(ξ=1) − c(ξ=0)| ≤ κ w, ‖E ∂c/∂W‖ ≤ θ κ, w = ‖W‖",
+    OURS,
+    ("blocks:blocks", "blocks:block_norms", "dynamics:network_field"),
+)
+D2 = Claim(
+    "D2",
+    "A system of two variables bounds every trajectory of the projected ODE from above.",
+    "w' ≤ −λ w + κ θ, θ' ≤ r (κ w − β), 0 ≤ θ ≤ 1",
+    OURS,
+    ("dynamics:projected_flow", "dynamics:Comparison.velocity", "dynamics:network_field"),
+)
+D3 = Claim(
+    "D3",
+    "If λβ < κ² there is a saddle inside, and (κ/λ, 1) is the other attractor; if λβ > κ² everything ends at (0, 0).",
+    "(w^*, θ^*) = (β/κ, λβ/κ^2), μ_± = \\frac{1}{2}(−λ ± √(λ^2 + 4 r κ^2))",
+    OURS,
+    ("dynamics:Comparison.saddle.fget", "dynamics:Comparison.eigenvalues.fget"),
+)
+D4 = Claim(
+    "D4",
+    "The domain of attraction of θ = 0 is a half-plane: exact for the comparison system, sufficient for the network.",
+    "H = \\{ r κ (w − w^*) + (λ + μ_+)(θ − θ^*) < 0 \\}",
+    OURS,
+    ("dynamics:in_domain", "dynamics:Comparison.contains", "dynamics:Comparison.radius.fget", "dynamics:Comparison.time_bound"),
+)
+D5 = Claim(
+    "D5",
+    "A box lies in the domain, with the saddle as its corner.",
+    "w < β/κ, θ < λβ/κ^2 ⇒ (w, θ) ∈ H",
+    OURS,
+    ("dynamics:in_domain", "dynamics:Comparison.saddle.fget"),
+)
+D6 = Claim(
+    "D6",
+    "The rule `attraction` removes gates in H; with a running maximum for κ it is safe as far as that estimate is.",
+    "(w, θ) ∈ H",
+    OURS,
+    ("pruning:rule_keep", "pruning:attracted", "pruning:observe", "dynamics:in_domain"),
+)
+D7 = Claim(
+    "D7",
+    "The same for a unit, with its outgoing column as W: where it is 0, the gate does not matter.",
+    "W_{:,j} = 0 ⇒ c(u_j = 1) = c(u_j = 0)",
+    OURS,
+    ("blocks:blocks", "blocks:block_norms"),
+)
+
+
+def _rng(context: Context, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(context.streams.words(f"audit/{purpose}", 0, 4))
+
+
+def _case(context: Context, number: int) -> tuple[Sections, dynamics.Comparison, np.random.Generator]:
+    """A network whose κ is proved, and constants with λβ < κ² and a pull of the size of its slopes."""
+    case = Sections(1000 * context.seed + number, gates=1 + number % 2, backend=context.backend)
+    rng = _rng(context, f"d/{number}")
+    beta, decay, ratio = (float(10.0**x) for x in rng.uniform((-1.5, -1.0, -1.0), (0.0, 0.5, 1.0)))
+    return case, dynamics.Comparison(case.kappa, beta, min(decay, 0.9 * case.kappa**2 / beta), ratio), rng
+
+
+@D1.witness("networks with a proved κ: both sides along flows, expectations by enumeration")
+def _(context: Context) -> Finding:
+    worst = 0.0
+    for number in range(3):
+        case, c, _ = _case(context, number)
+        flow = case.flow(c, 0.5, 0.6, 1.0)
+        for weights, theta in zip(flow.weights, flow.theta, strict=True):
+            difference, slope = sides_of_d1(case, weights, theta)
+            worst = max(worst, difference / (c.kappa * case.norm(weights)), slope / (c.kappa * theta[-1]) if theta[-1] else 0.0)
+    return Finding(worst, 1.0, detail="largest left side over right side")
+
+
+def _mixed(context: Context) -> tuple[BatchLoss, Array]:
+    """Layer and unit gates, batch-norm at a path's end, units that end a path, images and vectors; all gates on."""
+    same, tanh = ((1, 1), (1, 1)), Activation("tanh")
+    first = Section((Conv(4, (3, 3), padding=same), BatchNorm(), tanh, UnitGate(), Conv(2, (3, 3), padding=same), BatchNorm()))
+    second = Section((Dense(3), tanh, UnitGate(), Dense(2), tanh, UnitGate()))
+    network = Network((2, 4, 4), (first, GlobalAveragePool(), second, Dense(3), tanh, UnitGate(), Dense(2)))
+    params = {name: context.normal(f"d/{name}", *shape) for name, shape in network.parameter_shapes.items()}
+    loss = BatchLoss(network, context.backend, params, context.normal("d/x", 5, 2, 4, 4), np.array([0, 1, 1, 0, 1]))
+    return loss, np.ones(network.gate_count)
+
+
+def _gates_that_matter(context: Context, kind: str) -> Finding:
+    """Gates whose value changes the output although their block is 0; the norms of the blocks counted by zeroing too."""
+    loss, gates = _mixed(context)
+    wrong = count = 0
+    for group, block in zip(loss.network.gates, blocks.blocks(loss.network), strict=True):
+        for j in range(block.gates if group.kind == kind else 0):
+            params, squares = dict(loss.params), 0.0
+            for name in block.names:
+                array = loss.params[name].copy()
+                block.split(array)[:, j] = 0.0
+                squares += math.fsum(float(v) ** 2 for v in (loss.params[name] - array).ravel())
+                params[name] = array
+            off = gates.copy()
+            off[group.start + j] = 0.0
+            closed = dataclasses.replace(loss, params=params)
+            one, other = (closed.evaluate(value).tape.output for value in (gates, off))
+            norm = blocks.block_norms(loss.network, loss.params)[group.start + j]
+            wrong += not np.array_equal(one, other) or abs(norm - math.sqrt(squares)) > 64 * EPS * norm
+            wrong += not np.any(loss.evaluate(off).tape.output != loss.evaluate(gates).tape.output)
+            count += 1
+    return exact(wrong if count else math.inf, f"{count} gates of a network with everything")
+
+
+@D1.witness("blocks at 0 and not at 0: a section's gate matters only where its block is not 0")
+def _(context: Context) -> Finding:
+    return _gates_that_matter(context, "layer")
+
+
+@D7.witness("columns at 0 and not at 0: a unit's gate matters only where its column is not 0")
+def _(context: Context) -> Finding:
+    return _gates_that_matter(context, "unit")
+
+
+@D2.witness("projected Euler steps of O6 come to the flow at first order, gates leaving and reaching 0 and 1")
+def _(context: Context) -> Finding:
+    rng, worst = _rng(context, "d/euler"), 0.0
+    for _ in range(3):
+        a, b, phase = rng.standard_normal((2, 2)) - 2.0 * np.eye(2), rng.standard_normal((2, 4)), rng.uniform(0.0, 6.0, 4)
+
+        def field(w: Any, theta: Any, a: Any = a, b: Any = b, phase: Any = phase) -> Any:
+            return a @ w + b @ theta, 1.5 * np.cos(3.0 * w[0] + phase) + b.T @ w - 0.3
+
+        w, theta = rng.standard_normal(2), np.array([0.0, 1.0, 0.3, 0.7])
+        flow = dynamics.projected_flow(field, w, theta, 3.0)
+        end, errors = np.concatenate([flow.weights[-1], flow.theta[-1]]), []
+        for steps in (1000, 2000, 4000):
+            path = euler(field, w, theta, 3.0, steps)
+            errors.append(float(np.abs(np.concatenate([path[0][-1], path[1][-1]]) - end).max()))
+        worst = max(worst, errors[2] / errors[0])
+    return Finding(worst, 0.5, detail="error with 4000 steps over error with 1000")
+
+
+@D2.witness("networks with a proved κ: the inequalities at every point of a flow")
+def _(context: Context) -> Finding:
+    worst = -math.inf
+    for number in range(3):
+        case, c, _ = _case(context, number)
+        flow, field = case.flow(c, 0.3, 0.4, 1.0), case.field(c)
+        for weights, theta in zip(flow.weights, flow.theta, strict=True):
+            dw, dtheta = field(weights, theta)
+            w, speed = case.norm(weights), case.part(dw)
+            rounding = 32 * EPS * float(np.linalg.norm(speed))
+            excess = float(case.part(weights) @ speed) / w - (-c.decay * w + c.kappa * theta[-1]) - rounding
+            worst = max(worst, excess, float(dtheta[-1]) - c.ratio * (c.kappa * w - c.beta))
+    return Finding(worst, 0.0, detail="largest left side minus right side")
+
+
+@D2.witness("networks with a proved κ: (‖W‖, θ) never exceeds the comparison system's flow")
+def _(context: Context) -> Finding:
+    wrong = 0
+    for number in range(3):
+        case, c, _ = _case(context, number)
+        for w, theta in ((0.5 * c.radius, 0.5 * min(c.saddle[1], 1.0)), (2.0 * c.radius, 0.7)):
+            flow, above = case.flow(c, w, theta, 1.0), np.array([w, theta])
+            for i in range(1, len(flow.time)):
+                bound = dynamics.projected_flow(c.velocity, above[:1], above[1:], float(flow.time[i] - flow.time[i - 1]))
+                above = np.array([bound.weights[-1, 0], bound.theta[-1, 0]])
+                wrong += case.norm(flow.weights[i]) > above[0] or flow.theta[i, -1] > above[1]
+    return exact(wrong)
+
+
+@D3.witness("sympy: nothing moves at the saddle; characteristic polynomial; λβ = κ² puts the saddle on θ = 1")
+def _(context: Context) -> Finding:
+    import sympy
+
+    kappa, beta, decay, ratio, mu = sympy.symbols("kappa beta lambda r mu", positive=True)
+    w, theta = beta / kappa, decay * beta / kappa**2
+    rest = [sympy.simplify(-decay * w + kappa * theta), sympy.simplify(ratio * (kappa * w - beta))]
+    matrix = sympy.Matrix([[-decay, kappa], [ratio * kappa, 0]])
+    root = sympy.sqrt(decay**2 + 4 * ratio * kappa**2)
+    polynomial = (mu * sympy.eye(2) - matrix).det()
+    values = [sympy.expand(polynomial.subs(mu, (-decay + sign * root) / 2)) for sign in (1, -1)]
+    at_edge = sympy.simplify(theta.subs(beta, kappa**2 / decay) - 1)
+    return exact(sum(value != 0 for value in (*rest, *values, at_edge)))
+
+
+@D3.witness("the code's saddle and eigenvalues against LAPACK and the right-hand side")
+def _(context: Context) -> Finding:
+    rng, worst = _rng(context, "d/saddle"), 0.0
+    for _ in range(200):
+        c = random_comparison(rng)
+        w, theta = c.saddle
+        dw, dtheta = c.velocity(np.array([w]), np.array([theta]))
+        matrix = np.array([[-c.decay, c.kappa], [c.ratio * c.kappa, 0.0]])
+        values, vectors = np.linalg.eig(matrix)
+        error = np.abs(np.array(c.eigenvalues) - np.sort(values)[::-1]).max()
+        size = float(np.linalg.norm(matrix) * np.linalg.cond(vectors))
+        worst = max(worst, float(error) / size, abs(float(dw[0])) / (c.decay * w), abs(float(dtheta[0])) / (c.ratio * c.beta))
+    return Finding(worst / EPS, 32.0, detail="in eps of matrix norm × condition (Bauer-Fike)")
+
+
+@D3.witness("integration: λβ > κ² sends (20 κ/λ, 1) to θ = 0, λβ < κ² sends it to (κ/λ, 1)")
+def _(context: Context) -> Finding:
+    rng, wrong = _rng(context, "d/strong"), 0
+    for excess in (0.5, 0.9, 1.1, 3.0):
+        kappa, decay, ratio = (float(x) for x in 10.0 ** rng.uniform(-0.5, 0.5, 3))
+        c = dynamics.Comparison(kappa, excess * kappa**2 / decay, decay, ratio)
+        until = (math.log(40.0 / abs(excess - 1.0)) + 1.0) / decay + 4.0 * excess / (ratio * c.beta * abs(excess - 1.0))
+        flow = dynamics.projected_flow(c.velocity, np.array([20.0 * kappa / decay]), np.array([1.0]), until)
+        wrong += (flow.zero_since(0) is not None) != (excess > 1.0)
+    return exact(wrong)
+
+
+@D4.witness("sympy: the edge's normal is the left eigenvector of μ₊, so that φ' = μ₊ φ")
+def _(context: Context) -> Finding:
+    import sympy
+
+    kappa, decay, ratio = sympy.symbols("kappa lambda r", positive=True)
+    mu = (-decay + sympy.sqrt(decay**2 + 4 * ratio * kappa**2)) / 2
+    normal = sympy.Matrix([[ratio * kappa, decay + mu]])
+    difference = normal * sympy.Matrix([[-decay, kappa], [ratio * kappa, 0]]) - mu * normal
+    return exact(sum(sympy.simplify(entry) != 0 for entry in difference))
+
+
+@D4.witness("integration: in H ⇔ the comparison system ends at θ = 0 with w ≤ w*, over systems, ratios r and points")
+def _(context: Context) -> Finding:
+    rng, wrong = _rng(context, "d/domain"), 0
+    for i in range(100):
+        c = random_comparison(rng, decay=i % 6 > 0)
+        w, theta = random_point(rng, c)
+        wrong += outcome(c, w, theta)[1] != bool(c.contains(w, theta))
+    return exact(wrong, "100 systems")
+
+
+@D4.witness("integration: from H, w < w_c, θ = 0 for good within the bound on the time, then w = w(t₁) e^{−λ(t−t₁)}")
+def _(context: Context) -> Finding:
+    rng, wrong, shares = _rng(context, "d/ball"), 0, []
+    for i in range(60):
+        c = random_comparison(rng, decay=i % 6 > 0)
+        w, theta = random_point(rng, c, inside=True)
+        flow, _ = outcome(c, w, theta)
+        since, limit = flow.zero_since(0), float(c.time_bound(w, theta))
+        wrong += since is None or since > limit * (1 + 1e-6) or flow.weights.max() > c.radius
+        if since is not None:
+            shares.append(since / limit if limit else 0.0)
+            after = flow.time >= since
+            start = flow.weights[after][0, 0]
+            want = start * np.exp(-c.decay * (flow.time[after] - since))
+            wrong += np.abs(flow.weights[after, 0] - want).max() > 1e-8 * start + 1e-11  # ten times rtol and atol
+    return exact(wrong, f"time over its bound: median {np.median(shares):.2f}")
+
+
+@D4.witness("networks with a proved κ that start in H have θ = 0 at the bound on the time, over ratios r")
+def _(context: Context) -> Finding:
+    wrong = 0
+    for number in range(12):
+        case, c, rng = _case(context, 100 + number)
+        w, theta = random_point(rng, c, inside=True)
+        flow = case.flow(c, w, theta, float(c.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
+        wrong += flow.zero_since(case.gates - 1) is None or case.norm(flow.weights[-1]) > c.saddle[0]
+    return exact(wrong, "12 networks")
+
+
+@D4.witness("matrix exponential: the flow before θ reaches an end")
+def _(context: Context) -> Finding:
+    rng, worst = _rng(context, "d/expm"), 0.0
+    for _ in range(6):
+        c = random_comparison(rng)
+        w, theta = random_point(rng, c)
+        flow = dynamics.projected_flow(c.velocity, np.array([w]), np.array([theta]), 3.0 / c.eigenvalues[0])
+        first = flow.contacts[0].time if flow.contacts else math.inf
+        some = np.flatnonzero(flow.time < first)[::10]
+        want = linear_solution(c, w, theta, flow.time[some])
+        got = np.column_stack([flow.weights[some, 0], flow.theta[some, 0]])
+        worst = max(worst, float(np.abs(got - want).max() / max(1.0, np.abs(want).max())))
+    return Finding(worst / 1e-9, 100.0, detail="in the solver's relative tolerance")
+
+
+@D5.witness("random points of the box, and the saddle from both sides")
+def _(context: Context) -> Finding:
+    rng, wrong = _rng(context, "d/box"), 0
+    for _ in range(200):
+        c = random_comparison(rng)
+        w, theta = c.saddle
+        shrink = 1 - 1e-9
+        wrong += not c.contains(rng.uniform(size=50) * w * shrink, rng.uniform(size=50) * theta * shrink).all()
+        wrong += bool(c.contains(w / shrink, theta)) + bool(c.contains(w, theta / shrink))
+    return exact(wrong)
+
+
+@D6.witness("the rule on a network's gates against H written out for one gate")
+def _(context: Context) -> Finding:
+    loss, gates = _mixed(context)
+    rng, wrong, went = _rng(context, "d/rule"), 0, 0
+    tables: dict[str, Any] = {
+        "gates": {"rule": "attraction", "learning_rate": 0.02, "kappa_factor": 1.5, "kappa_warmup": 3},
+        "optimiser": {"learning_rate": 0.01, "momentum": 0.8},
+    }
+    settings, network = from_dict(tables), loss.network
+    for _ in range(40):
+        scale, slope, theta = rng.uniform(0.0, 0.3), rng.uniform(0.1, 1.0), rng.uniform(0.0, 0.3, gates.size)
+        params = {name: scale * array for name, array in loss.params.items()}
+        seen, evidence = rng.integers(1, 6, gates.size), np.full(gates.size, slope)
+        keep = pruning.rule_keep(network, params, theta, evidence, seen, settings, beta=0.4, decay=0.3)
+        kappa, ratio, norms = 1.5 * slope, 0.02 * (1.0 - 0.8) / 0.01, blocks.block_norms(network, params)
+        mu = 0.5 * (-0.3 + math.sqrt(0.3**2 + 4.0 * ratio * kappa**2))
+        for g in range(gates.size - 3):  # the last three are a plain layer's, of which one always stays
+            phi = ratio * kappa * (norms[g] - 0.4 / kappa) + (0.3 + mu) * (theta[g] - 0.3 * 0.4 / kappa**2)
+            wrong += keep[g] != (seen[g] < 3 or phi >= 0.0)
+            went += not keep[g]
+    return exact(wrong if went else math.inf, f"{went} gates went")
+
+
+@D6.witness("flows of networks with the running maximum for κ: the rule fires where θ ends at 0, and nowhere else")
+def _(context: Context) -> Finding:
+    found = judge(range(12 * context.seed, 12 * context.seed + 12), (1.0,), backend=context.backend)
+    counts = f"{found.off} flows end at 0, {found.on} at 1, {found.under_way} are under way"
+    return exact(found.wrong[0] + found.off - found.fired[0], f"{counts}; {found.covered[0]} start in H")
+
+
+@D4.picture
+def _(context: Context) -> Any:
+    figure, axes = figures.make("Phase plane: H (shaded), its saddle, and trajectories", "w = ‖W‖", "θ")
+    c = dynamics.Comparison(kappa=1.0, beta=0.5, decay=0.6, ratio=0.5)
+    w, theta = np.meshgrid(np.linspace(0.0, 1.8, 200), np.linspace(0.0, 1.0, 200))
+    axes.contourf(w, theta, c.contains(w, theta), levels=[0.5, 1.5], colors=["#cfe3f7"])
+    for start in [(x, y) for x in (0.1, 0.5, 0.9, 1.3) for y in (0.02, 0.3, 0.6, 0.95)]:
+        flow = dynamics.projected_flow(c.velocity, np.array(start[:1]), np.array(start[1:]), 12.0)
+        axes.plot(flow.weights[:, 0], flow.theta[:, 0], color="C0" if c.contains(*start) else "C3", lw=0.9)
+    axes.plot(*c.saddle, "ko")
+    axes.set_xlim(0.0, 1.8)
+    return figure
+
+
+@D4.picture
+def _(context: Context) -> Any:
+    figure, axes = figures.make("Times until θ = 0 for good, from random points of H", "time over its bound", "systems")
+    rng, shares = _rng(context, "d/times"), []
+    for _ in range(150):
+        c = random_comparison(rng)
+        point = random_point(rng, c, inside=True)
+        since, bound = outcome(c, *point)[0].zero_since(0), float(c.time_bound(*point))
+        if since is not None and bound > 0.0:
+            shares.append(since / bound)
+    axes.hist(shares, bins=np.linspace(0.0, 1.0, 21))
+    return figure

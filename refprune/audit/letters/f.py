@@ -1,0 +1,349 @@
+"""F: the flattening hyper-prior. Witnesses: sympy, quadrature, minimisation, 50 digits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import flattening, scalar
+from .. import figures
+from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
+
+F1 = Claim(
+    "F1",
+    "The flattening hyper-prior is a density on [0, 1]; γ → 1 gives the uniform one.",
+    "p(π|γ) = \\frac{γ−1}{log γ} \\frac{1}{1+(γ−1)(1−π)}, ∫_0^1 p dπ = 1",
+    OURS,
+    ("flattening:log_density", "flattening:density", "flattening:log_normaliser", "flattening:log_density_slope"),
+)
+F2 = Claim(
+    "F2",
+    "The minimiser of KL plus hyper-prior over π, in closed form.",
+    "π^* = argmin_π [KL(θ‖π) − log p(π|γ)] = \\frac{γθ}{1+(γ−1)θ}",
+    OURS,
+    ("flattening:pi_star", "flattening:log_pi_star"),
+)
+F3 = Claim(
+    "F3",
+    "The minimum is linear in θ: the curvature of the KL is flattened away.",
+    "min_π = −θ log γ + c(γ), c(γ) = log γ − log \\frac{γ−1}{log γ}",
+    LP,
+    ("flattening:penalty", "flattening:penalty_constant", "flattening:penalty_slope", "flattening:kl_at_pi_star"),
+)
+F4 = Claim(
+    "F4",
+    "Uniqueness: only this family has a linear profile; in t = logit π it is the conjugate of the conjugate.",
+    "f(t) = softplus(t) − log p = sup_θ [θt − θ log θ − (1−θ) log(1−θ) − aθ − b]",
+    OURS,
+    ("flattening:log_density",),
+)
+F5 = Claim(
+    "F5",
+    "Without a hyper-prior (γ = 1) π* = θ and the term vanishes: empirical Bayes alone does not prune.",
+    "γ = 1 ⇒ π^* = θ, min_π KL(θ‖π) = 0",
+    OURS,
+    ("flattening:pi_star", "flattening:penalty"),
+)
+F6 = Claim(
+    "F6",
+    "Numerics: any finite log γ, exact ends, 4 ulp.",
+    "log p = log \\frac{expm1(L)}{L} − log(π + e^L (1−π)), L = log γ",
+    OURS,
+    ("flattening:log_density", "flattening:density", "flattening:pi_star", "flattening:kl_at_pi_star"),
+)
+
+LOG_GAMMAS = (-30.0, -5.0, -0.7, -1e-8, 0.0, 1e-8, 0.3, 5.0, 30.0)
+THETAS = (1e-6, 0.03, 0.4, 0.5, 0.8, 0.999)
+
+
+def _symbols() -> Any:
+    import sympy
+
+    pi, theta, gamma = sympy.symbols("pi theta gamma", positive=True)
+    density = (gamma - 1) / sympy.log(gamma) / (1 + (gamma - 1) * (1 - pi))
+    kl = theta * sympy.log(theta / pi) + (1 - theta) * sympy.log((1 - theta) / (1 - pi))
+    return sympy, pi, theta, gamma, density, kl
+
+
+def _exact_density(p: Any, log_gamma: float) -> Any:
+    """F1 as it stands in SPEC, with mpmath's digits."""
+    import mpmath
+
+    gamma = mpmath.exp(mpmath.mpf(log_gamma))
+    return (gamma - 1) / mpmath.log(gamma) / (1 + (gamma - 1) * (1 - p)) if log_gamma else mpmath.mpf(1)
+
+
+@F1.witness("sympy: the antiderivative from 0 to 1 is 1")
+def _(context: Context) -> Finding:
+    sympy, pi, _, gamma, density, _ = _symbols()
+    antiderivative = -sympy.log(1 + (gamma - 1) * (1 - pi)) / sympy.log(gamma)
+    slope = sympy.simplify(sympy.diff(antiderivative, pi) - density)
+    total = sympy.simplify(antiderivative.subs(pi, 1) - antiderivative.subs(pi, 0))
+    limit = sympy.limit(density, gamma, 1)
+    return exact(int(slope != 0) + int(total != 1) + int(limit != 1), "derivative, integral, limit γ → 1")
+
+
+@F1.witness("quadrature in t = logit π, of the code's density")
+def _(context: Context) -> Finding:
+    """dπ = π(1−π) dt; the tanh-like tails are cut where they are below 1e-17."""
+    from scipy.integrate import quad
+
+    worst = 0.0
+    for log_gamma in LOG_GAMMAS:
+
+        def integrand(t: float, log_gamma: float = log_gamma) -> float:
+            p, q = 1 / (1 + math.exp(-t)), 1 / (1 + math.exp(t))
+            if p == 1.0:  # float64 cannot tell π from 1: by the reflection p(π|γ) = p(1−π|1/γ)
+                return float(flattening.density(q, -log_gamma)) * p * q
+            return float(flattening.density(p, log_gamma)) * p * q
+
+        value, error = quad(integrand, -80, 80, points=[-abs(log_gamma), 0.0, abs(log_gamma)], limit=400, epsabs=1e-13)
+        worst = max(worst, abs(value - 1.0) / (1e-12 + error))
+    return Finding(worst, 1.0, detail="|∫p − 1| over quad's own error estimate + 1e-12")
+
+
+@F1.witness("mpmath, 50 digits: log-density against SPEC's formula")
+def _(context: Context) -> Finding:
+    import mpmath
+
+    with mpmath.workdps(50):
+        cases = [(p, g) for p in (0.0, *THETAS, 1.0) for g in LOG_GAMMAS]
+        want = [float(mpmath.log(_exact_density(mpmath.mpf(p), g))) for p, g in cases]
+    got = [float(flattening.log_density(p, g)) for p, g in cases]
+    return close(got, want, np.abs(want) + 1.0 + np.abs([g for _, g in cases]), 4)
+
+
+@F1.witness("mpmath, 50 digits: normaliser and the slope of log p by numerical differentiation")
+def _(context: Context) -> Finding:
+    import mpmath
+
+    with mpmath.workdps(50):
+        want = [mpmath.diff(lambda x, g=g: mpmath.log(_exact_density(x, g)), mpmath.mpf(p)) for p in THETAS for g in LOG_GAMMAS]
+        norm = [float(mpmath.log(mpmath.expm1(g) / g)) if g else 0.0 for g in LOG_GAMMAS]
+    got = np.array([float(flattening.log_density_slope(p, g)) for p in THETAS for g in LOG_GAMMAS])
+    slopes = np.array([float(v) for v in want])
+    first = close(got, slopes, np.abs(slopes) + 1e-20, 8)
+    second = close(flattening.log_normaliser(LOG_GAMMAS), norm, np.abs(norm) + np.abs(LOG_GAMMAS), 8)
+    return worst(first, second)
+
+
+@F1.picture
+def _(context: Context) -> Any:
+    figure, axes = figures.make("Density of π for several γ", "π", "p(π|γ)")
+    p = np.linspace(0, 1, 401)
+    for log_gamma in (-5.0, -2.0, 0.0, 2.0, 5.0):
+        axes.plot(p, flattening.density(p, log_gamma), label=f"log γ = {log_gamma:g}")
+    axes.set_ylim(0, 6)
+    axes.legend()
+    return figure
+
+
+@F2.witness("sympy: the derivative vanishes at π*, and logit π* = logit θ + log γ")
+def _(context: Context) -> Finding:
+    sympy, pi, theta, gamma, density, kl = _symbols()
+    star = gamma * theta / (1 + (gamma - 1) * theta)
+    slope = sympy.simplify(sympy.diff(kl - sympy.log(density), pi).subs(pi, star))
+    odds = sympy.simplify(star / (1 - star) - gamma * theta / (1 - theta))
+    return exact(int(slope != 0) + int(odds != 0))
+
+
+@F2.witness("scipy minimisation of KL − log p over t = logit π")
+def _(context: Context) -> Finding:
+    """The objective is convex in t with curvature π*(1−π*): the minimum lies within √(eps·size/curvature) of logit π*."""
+    from scipy.optimize import minimize_scalar
+
+    worst = 0.0
+    for theta in THETAS:
+        for log_gamma in (-5.0, -0.7, 0.3, 5.0):
+
+            def objective(t: float, theta: float = theta, g: float = log_gamma) -> float:
+                softplus = math.log1p(math.exp(-abs(t))) + max(t, 0.0)  # −log(1−π)
+                kl = theta * (math.log(theta) - t + softplus) + (1 - theta) * (math.log1p(-theta) + softplus)
+                return kl + math.log(1 / (1 + math.exp(t)) * (math.exp(t) + math.exp(g)))  # − log p up to the normaliser
+
+            centre = math.log(theta / (1 - theta)) + log_gamma
+            found = minimize_scalar(objective, bounds=(centre - 8, centre + 8), method="bounded", options={"xatol": 1e-10}).x
+            star = float(flattening.pi_star(theta, log_gamma))
+            curvature = theta * (1 - theta)
+            allowed = 8 * math.sqrt(2 * np.finfo(float).eps * (1 + abs(objective(centre))) / curvature) + 1e-9
+            worst = max(worst, abs(scalar.logit(np.asarray(star)) - found) / allowed)
+    return Finding(float(worst), 1.0, detail="|logit π* − minimiser| over what rounding of the objective allows")
+
+
+@F2.witness("mpmath, 50 digits: π* and its logarithms")
+def _(context: Context) -> Finding:
+    import mpmath
+
+    cases = [(t, g) for t in THETAS for g in (*LOG_GAMMAS, -800.0, 800.0)]
+    with mpmath.workdps(50):
+        inside = [1 + (mpmath.exp(g) - 1) * mpmath.mpf(t) for t, g in cases]
+        both = [(mpmath.exp(g) * t / d, (1 - mpmath.mpf(t)) / d) for (t, g), d in zip(cases, inside, strict=True)]
+        want = [[float(on), float(mpmath.log(on)), float(mpmath.log(off))] for on, off in both]
+    t, g = (np.array(column) for column in zip(*cases, strict=True))
+    got = np.stack([flattening.pi_star(t, g), *flattening.log_pi_star(t, g)], axis=1)
+    size = np.abs(want)
+    size[:, 1:] += (np.abs(g) + 1.0 + np.abs(np.log(t)))[:, None]
+    return close(got, want, size, 4)
+
+
+@F3.witness("sympy: KL(θ‖π*) − log p(π*|γ) + θ log γ − c(γ) is 0")
+def _(context: Context) -> Finding:
+    sympy, pi, theta, gamma, density, kl = _symbols()
+    t, g = sympy.symbols("t g", positive=True)
+    substituted = (kl - sympy.log(density)).subs(pi, gamma * theta / (1 + (gamma - 1) * theta))
+    constant = sympy.log(gamma) - sympy.log((gamma - 1) / sympy.log(gamma))
+    difference = (substituted + theta * sympy.log(gamma) - constant).subs({theta: t / (1 + t), gamma: 1 + g})
+    combined = sympy.expand_log(sympy.simplify(difference), force=True)
+    return exact(int(sympy.simplify(combined) != 0))
+
+
+@F3.witness("mpmath, 50 digits: penalty against KL − log p at π*")
+def _(context: Context) -> Finding:
+    import mpmath
+
+    want, size, got = [], [], []
+    with mpmath.workdps(50):
+        for t in THETAS:
+            for g in LOG_GAMMAS:
+                theta, star = mpmath.mpf(t), mpmath.exp(g) * t / (1 + (mpmath.exp(g) - 1) * mpmath.mpf(t))
+                kl = theta * mpmath.log(theta / star) + (1 - theta) * mpmath.log((1 - theta) / (1 - star))
+                log_p = mpmath.log(_exact_density(star, g))
+                want += [float(kl - log_p), float(kl)]
+                size += [abs(float(kl)) + abs(float(log_p)) + abs(g), 1.0 + abs(float(mpmath.log(star))) + abs(math.log(t))]
+                got += [float(flattening.penalty(t, g)), float(flattening.kl_at_pi_star(t, g))]
+    return close(got, want, size, 8)
+
+
+@F3.witness("slope: differences of the penalty over all of [0, 1] are −log γ times the step")
+def _(context: Context) -> Finding:
+    theta = np.linspace(0, 1, 65)
+    got = np.concatenate([np.diff(flattening.penalty(theta, g)) for g in LOG_GAMMAS])
+    want = np.concatenate([np.diff(theta) * flattening.penalty_slope(g) for g in LOG_GAMMAS])
+    size = np.repeat(np.abs(LOG_GAMMAS), 64) + 1.0
+    sign = np.array([float(flattening.penalty_slope(g)) * g for g in LOG_GAMMAS])
+    return worst(close(got, want, size, 8), exact(int((sign > 0).sum())))
+
+
+@F3.picture
+def _(context: Context) -> Any:
+    figure, axes = figures.make("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
+    theta = np.linspace(0, 1, 201)
+    for log_gamma in (-4.0, -2.0, 2.0):
+        axes.plot(theta, flattening.penalty(theta, log_gamma), label=f"min over π, log γ = {log_gamma:g}")
+    axes.plot(theta, scalar.bernoulli_kl(theta, 0.3), "--", label="KL(θ‖0.3)")
+    axes.legend()
+    return figure
+
+
+@F4.witness("Legendre transform on a grid: f(t) from the code equals the supremum over θ")
+def _(context: Context) -> Finding:
+    """sup over a grid of step h misses the maximum by at most h²/8 · max curvature near the maximiser σ(t−a)."""
+    theta = np.linspace(1e-4, 1 - 1e-4, 200_001)
+    entropy = theta * np.log(theta) + (1 - theta) * np.log1p(-theta)
+    worst, h = 0.0, theta[1] - theta[0]
+    for log_gamma in (-3.0, -0.5, 2.0):
+        for t in (-4.0, -1.0, 0.5, 3.0):
+            maximiser = 1 / (1 + math.exp(-(t - log_gamma)))
+            if not 0.01 < maximiser < 0.99:
+                continue
+            p = 1 / (1 + math.exp(-t))
+            f = math.log1p(math.exp(t)) - float(flattening.log_density(p, log_gamma))
+            constant = float(flattening.penalty_constant(log_gamma))
+            supremum = float(np.max(theta * t - entropy - theta * log_gamma + constant))
+            worst = max(worst, abs(f - supremum) / (h * h / (8 * 0.01 * 0.99) + 1e-12))
+    return Finding(worst, 1.0, detail="over the grid's own error")
+
+
+@F4.witness("sympy: the conjugate's maximiser is θ = σ(t − a), its value log(e^t + e^a) − a + const")
+def _(context: Context) -> Finding:
+    import sympy
+
+    t, a, theta = sympy.symbols("t a theta", real=True)
+    inside = theta * t - theta * sympy.log(theta) - (1 - theta) * sympy.log(1 - theta) - a * theta
+    best = 1 / (1 + sympy.exp(a - t))
+    slope = sympy.diff(inside, theta).subs(theta, best)
+    flat = sympy.simplify(sympy.expand_log(sympy.logcombine(sympy.simplify(slope), force=True), force=True))
+    points = [(0.3, -1.2), (2.0, 0.5), (-1.0, 3.0)]
+    numeric = max(abs(float(slope.subs({t: x, a: y}))) for x, y in points)
+    values = max(
+        abs(float((inside.subs(theta, best) - sympy.log(1 + sympy.exp(t - a))).subs({t: x, a: y}).evalf(30))) for x, y in points
+    )
+    return Finding(max(numeric if flat != 0 else 0.0, values), 1e-14, detail="evaluated where simplify gives no 0")
+
+
+@F4.witness("two other hyper-priors (Beta(2,1), truncated exponential) profile to curves, not lines")
+def _(context: Context) -> Finding:
+    """A claim of uniqueness needs rivals that fail: second differences far above rounding."""
+    p = np.linspace(1e-5, 1 - 1e-5, 100_001)
+    flat = 0
+    for log_prior in (np.log(2 * p), -3 * p):
+        profile = [float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - log_prior)) for t in (0.2, 0.4, 0.6, 0.8)]
+        flat += int(np.abs(np.diff(profile, 2)).max() < 1e-3)
+    mine = [
+        float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - flattening.log_density(p, -2.0))) for t in (0.2, 0.5, 0.8)
+    ]
+    return exact(flat + int(abs(np.diff(mine, 2)[0]) > 1e-8), "rivals that are linear + ours not linear")
+
+
+@F5.witness("γ = 1: π* is θ to the bit, the penalty 0")
+def _(context: Context) -> Finding:
+    theta = context.uniform("F5", 1000)
+    star = close(flattening.pi_star(theta, 0.0), theta, theta, 1)
+    return worst(star, exact(np.abs(flattening.penalty(theta, 0.0)).max()))
+
+
+@F5.witness("scipy minimisation of the KL alone over π gives θ and 0")
+def _(context: Context) -> Finding:
+    from scipy.optimize import minimize_scalar
+
+    worst = 0.0
+    for theta in (0.1, 0.4, 0.9):
+        found = minimize_scalar(lambda p, t=theta: float(scalar.bernoulli_kl(t, p)), bounds=(1e-9, 1 - 1e-9), method="bounded")
+        worst = max(worst, abs(found.x - theta) / 1e-4, abs(found.fun) / 1e-8)
+    return Finding(worst, 1.0, detail="over the minimiser's resolution")
+
+
+def _extremes() -> tuple[Any, Any]:
+    size = np.array([1e-300, 1e-12, 0.3, 2.0, 37.0, 599.0, 601.0, 709.0, 715.0, 745.0, 5000.0, 1e300])
+    p = np.array([0.0, 5e-324, 1e-310, 1e-20, 0.1, 0.5, 0.9, 1 - 2.0**-53, 1.0])
+    grid = np.meshgrid(p, np.concatenate([-size, [0.0], size]))
+    return grid[0].ravel(), grid[1].ravel()
+
+
+@F6.witness("mpmath, 50 digits, extremes of π and log γ: π* and densities to 4 ulp")
+def _(context: Context) -> Finding:
+    import mpmath
+
+    p, g = _extremes()
+    star, density = flattening.pi_star(p, g), flattening.density(p, g)
+    worst = 0.0
+    for i in range(p.size):
+        a = abs(float(g[i]))
+        with mpmath.workdps(50 + int(max(0.0, -2 * math.log10(a + 1e-300)))):
+            near = 1 - mpmath.mpf(float(p[i])) if g[i] > 0 else mpmath.mpf(float(p[i]))
+            decay = mpmath.exp(-mpmath.mpf(a)) if a < 1e6 else mpmath.mpf(0)
+            inside = near + decay * (1 - near)
+            want = (1 - decay) / mpmath.mpf(a) / inside if a and inside else mpmath.mpf(1 if not a else "inf")
+            on = mpmath.mpf(float(p[i])) * (decay if g[i] <= 0 else 1)
+            off = (1 - mpmath.mpf(float(p[i]))) * (1 if g[i] <= 0 else decay)
+            best = mpmath.mpf(float(p[i])) if p[i] in (0.0, 1.0) else on / (on + off)
+            for got, exactly in ((density[i], want), (star[i], best)):
+                if exactly > mpmath.mpf(float(np.finfo(float).max)):
+                    worst = max(worst, 0.0 if np.isinf(got) else math.inf)
+                else:
+                    spacing = mpmath.mpf(float(np.spacing(float(exactly))))
+                    worst = max(worst, float(abs(mpmath.mpf(float(got)) - exactly) / spacing))
+    return Finding(worst, 4.0, detail="ulp")
+
+
+@F6.witness("the ends are exact, and the KL at π* is finite where π* itself rounds to an end")
+def _(context: Context) -> Finding:
+    wrong = 0
+    for g in (-1e300, -5000.0, -40.0, 0.0, 40.0, 5000.0, 1e300):
+        wrong += list(flattening.pi_star([0.0, 1.0], g)) != [0.0, 1.0]
+        wrong += list(flattening.kl_at_pi_star([0.0, 1.0], g)) != [0.0, 0.0]
+        wrong += not np.isfinite(flattening.kl_at_pi_star(0.5, g))
+        wrong += not np.isfinite(flattening.log_density([1e-300, 0.5, 1.0], g)).all()
+    return exact(wrong)

@@ -1,0 +1,74 @@
+"""The block of weights that closes what a gate gates: where it is 0, the gate's value does not matter (SPEC D, D7).
+
+A layer gate's block W holds the parameters with path ≡ 0 at W = 0: the path's last affine map with its bias, or the gain and
+bias of a batch-norm that follows it. A unit gate's block is the unit's outgoing column; a unit that ends a section's path
+has none, and its block is its row with its bias, or its gain and bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+from .layers import Array
+from .layerspec import BatchNorm, Conv, Dense, Layer, Section
+from .spec import GateGroup, Network
+
+
+class Block(NamedTuple):
+    """The blocks of one gate group, as parts of the arrays `names`.
+
+    gates: gates of the group. axis: the arrays' axis that is divided among them, in runs of equal length; with one gate the
+    whole arrays are its block, whatever the axis.
+    """
+
+    names: tuple[str, ...]
+    gates: int
+    axis: int = 0
+
+    def split(self, array: Array) -> Array:
+        """The array as (before, gate, rest): [:, j] is gate j's part. No copy."""
+        before = math.prod(array.shape[: self.axis])
+        return array.reshape(before, self.gates, math.prod(array.shape[self.axis :]) // self.gates)
+
+
+def blocks(network: Network) -> tuple[Block, ...]:
+    """One Block per group of `network.gates`. InputError where a path or unit is not 0 at any value of such a block."""
+    return tuple(_block(network, group) for group in network.gates)
+
+
+def _block(network: Network, group: GateGroup) -> Block:
+    gates = group.stop - group.start
+    holder = network.layers[group.position]
+    if group.kind == "unit":
+        consumer = network.unit_links[group.name].consumer
+        if consumer is not None:
+            return Block((f"{consumer}.weight",), gates, axis=1)
+    if not isinstance(holder, Section):
+        raise InputError(f"{group.name}: gates units that no layer reads")
+    end = len(holder.path) if group.kind == "layer" else [part.name for part in holder.path].index(group.name)
+    closing = _closing_layer(holder.path[:end], group.name)
+    return Block(tuple(f"{closing.name}.{key}" for key in closing.parameter_keys()), gates)
+
+
+def _closing_layer(chain: Sequence[Layer], gate: str) -> Layer:
+    """The last layer of the chain with parameters, behind which zero stays zero."""
+    for layer in reversed(chain):
+        if isinstance(layer, (Dense, Conv, BatchNorm)):
+            return layer
+        if not layer.keeps_zero():
+            break
+    raise InputError(f"{gate}: {layer.name} ({type(layer).__name__}) is not 0 at 0, so that no block of weights closes it")
+
+
+def block_norms(network: Network, arrays: Mapping[str, Array]) -> Array:
+    """‖W‖ of every gate's block, (G,) float64; arrays: parameters, or their gradients under the same names."""
+    norms = [np.zeros(0)]
+    for block in blocks(network):
+        squares = [np.square(block.split(arrays[name]), dtype=np.float64).sum(axis=(0, 2)) for name in block.names]
+        norms.append(np.sqrt(sum(squares, start=np.zeros(block.gates))))
+    return np.concatenate(norms)

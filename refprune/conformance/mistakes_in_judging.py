@@ -1,0 +1,105 @@
+"""Mistakes in similarity and in rounding tolerances (K, E)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ..cka import hsic
+from .planting import Function, Mistake, instead
+
+
+def _uncentred(x: Any, y: Any, *, estimator: str, **options: Any) -> Any:
+    from .. import cka
+
+    k, l = (np.asarray(a) @ np.asarray(a).T for a in (x, y))  # noqa: E741
+    sums = [float((a * b).sum()) for a, b in ((k, l), (k, k), (l, l))]
+    return cka.Similarity(sums[0] / np.sqrt(sums[1] * sums[2]), "ok", *sums)
+
+
+def _diagonal_kept(k: Any, l: Any, *, estimator: str) -> float:  # noqa: E741
+    n = len(k)
+    if estimator == "biased":
+        return hsic(k, l, estimator="biased")
+    return hsic(k, l, estimator="biased") * (n - 1) ** 2 / (n * (n - 3))
+
+
+def _forgetful(f: Function) -> Function:
+    def wrong(self: Any, *features: Any) -> None:
+        self._total = None
+        f(self, *features)
+
+    return wrong
+
+
+def _unbranched(f: Function) -> Function:
+    return lambda *a, branches=None, **k: f(*a, **k)
+
+
+SIMILARITY = (
+    Mistake(
+        "biased HSIC over n²",
+        "cka:hsic",
+        lambda f: lambda k, m, *, estimator: f(k, m, estimator=estimator) * ((len(k) - 1) / len(k)) ** 2,
+        ("K1",),
+    ),
+    Mistake("unbiased HSIC with its diagonals", "cka:hsic", instead(_diagonal_kept), ("K1",)),
+    Mistake(
+        "CKA without the root",
+        "cka:cka",
+        lambda f: (
+            lambda x, y, **o: (lambda s: dataclasses.replace(s, value=None if s.value is None else s.value**2))(f(x, y, **o))
+        ),
+        ("K2", "K5", "K7"),
+    ),
+    Mistake("features not centred", "cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K7")),
+    Mistake(
+        "biased CKA called unbiased",
+        "cka:cka",
+        lambda f: lambda x, y, *, estimator, **o: f(x, y, estimator="biased", **o),
+        ("K2", "K5", "K7"),
+    ),
+    Mistake(
+        "mini-batches: CKA of the last batch alone",
+        "cka:MiniBatches.add",
+        _forgetful,
+        ("K4",),
+    ),
+    Mistake(
+        "degenerate input as a silent NaN",
+        "cka:cka",
+        lambda f: (
+            lambda x, y, **o: (
+                lambda s: dataclasses.replace(s, value=float("nan") if s.value is None else s.value, status="ok")
+            )(f(x, y, **o))
+        ),
+        ("K7",),
+    ),
+    Mistake(
+        "bound of a sum: γ without n",
+        "rounding:inner_product_bound",
+        instead(lambda n, size, unit, *, roundings=0: np.asarray(unit * np.asarray(size))),
+        ("E1",),
+    ),
+    Mistake(
+        "size of a sum's rounding error without √n",
+        "noise:_summed",
+        instead(lambda n, s, q: np.sqrt(s * s / 3 + q / 6)),
+        ("E2",),
+    ),
+    Mistake("given branches not taken", "network:forward", _unbranched, ("E3", "G3")),
+    Mistake(
+        "tolerance of a network 1000 times too wide",
+        "rounding:network_tolerance",
+        lambda f: lambda *a, **k: f(*a, factor=12000.0, **k),
+        ("E4",),
+    ),
+    Mistake(
+        "tolerance of a network 100 times too narrow",
+        "rounding:network_tolerance",
+        lambda f: lambda *a, **k: f(*a, factor=0.12, **k),
+        ("E4",),
+    ),
+)

@@ -1,0 +1,124 @@
+"""Mistakes in networks, layers and surgery (N, G)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ..backend import ORACLE
+from ..layers import Saved, per_channel
+from .planting import Function, Mistake, field_of, gradient, instead, options, output, result
+
+
+def _padding_swapped(padding: Any) -> Any:
+    return tuple((after, before) for before, after in padding)
+
+
+def _unbiased_batch_norm(y: Any, x: Any, gain: Any, bias: Any) -> Any:
+    count = x.size // x.shape[1]
+    b = per_channel(bias, x.ndim)
+    return (y - b) * np.sqrt((count - 1) / count) + b
+
+
+def _rows_only(f: Function) -> Function:
+    """Columns of the next layer are cut from its end."""
+
+    def wrong(self: Any, old: Any) -> Any:
+        right, columns = f(self, old), self.columns
+        moved = {n: old[n][:, : right[n].shape[1]] for n in right if n.endswith(".weight") and n.rpartition(".")[0] in columns}
+        return right | {n: np.ascontiguousarray(a[: right[n].shape[0]]) for n, a in moved.items()}
+
+    return wrong
+
+
+def _gradient_leaks(g: Any, saved: Saved, dy: Any) -> Any:
+    return dy
+
+
+def _overflowing_sigmoid(x: Any) -> Any:
+    with np.errstate(all="ignore"):
+        y = 1.0 / (1.0 + np.exp(-x))
+    return y, Saved((y,))
+
+
+def _of_modulus(f: Function) -> Function:
+    def wrong(x: Any, **options: Any) -> Any:
+        y, saved = f(x, **options)
+        return (np.where(x.real > 0, np.abs(x), y) if np.iscomplexobj(x) else y), saved
+
+    return wrong
+
+
+LAYERS = (
+    Mistake(
+        "section without its shortcut", "layers:add", output(lambda y, s, p: y - s if y.shape == p.shape else y), ("N1", "G1")
+    ),
+    Mistake("gate not applied", "layers:gate", output(lambda y, x, g: x), ("N1", "G1")),
+    Mistake(
+        "option A with the channels at the other end",
+        "layers:subsample_pad",
+        output(lambda y, x: y[:, ::-1][:, :, ::1]),
+        ("N1", "N5", "G1"),
+    ),
+    Mistake("gate always behind the path", "layerspec:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
+    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("G1",)),
+    Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _rows_only, ("N4",)),
+    Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
+    Mistake(
+        "biased variance re-estimated",
+        "objective:average_statistics",
+        lambda f: lambda n, s, b: f(n, s, [{k: (m, v * (c - 1) / c, c) for k, (m, v, c) in x.items()} for x in b]),
+        ("N4",),
+    ),
+    Mistake("batch-norm divides by n − 1", "layers:batch_norm", output(_unbiased_batch_norm), ("N1", "G1")),
+    Mistake("batch-norm leaves its mean in", "layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
+    Mistake(
+        "section removed with its shortcut's padding",
+        "surgery:prune",
+        lambda f: lambda n, keep, **k: f(n, np.ones_like(keep), **k),
+        ("N3", "N4", "N5", "K6"),
+    ),
+    Mistake("MACs counted twice", "complexity:macs", result(lambda n: 2 * n), ("N6", "K6")),
+    Mistake(
+        "biases not counted",
+        "complexity:parameters",
+        lambda f: lambda n: sum(int(np.prod(s)) for k, s in n.parameter_shapes.items() if not k.endswith(".bias")),
+        ("N6",),
+    ),
+    Mistake("LeNet-5 with padding", "zoo:lenet5", lambda f: lambda: dataclasses.replace(f(), layers=f().layers[:-1]), ("N6",)),
+    Mistake("convolution with paddings swapped", "layers:conv2d", options(padding=_padding_swapped), ("G1",)),
+    Mistake(
+        "kernel flipped in the backward pass", "layers:conv2d_vjp", gradient(1, lambda g, s, dy: g[:, :, ::-1, ::-1]), ("G1",)
+    ),
+    Mistake("dense weights' gradient divided by N", "layers:dense_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
+    Mistake(
+        "batch-norm's mean taken for a constant",
+        "layers:batch_norm_vjp",
+        gradient(0, lambda g, s, dy: dy * per_channel(s.values[1] * s.values[2], dy.ndim)),
+        ("G1",),
+    ),
+    Mistake("eval batch-norm's gain left out of dx", "layers:batch_norm_eval_vjp", gradient(0, lambda g, s, dy: dy), ("G1",)),
+    Mistake(
+        "cross-entropy's mean not in its gradient",
+        "layers:cross_entropy_vjp",
+        gradient(0, lambda g, s, dy: g * len(g)),
+        ("G1",),
+    ),
+    Mistake("squared error without the 2", "layers:mean_squared_error_vjp", gradient(0, lambda g, s, dy: g / 2), ("G1",)),
+    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", gradient(0, lambda g, s, dy: 6 * g), ("G1",)),
+    Mistake("gate's gradient as a mean", "layers:gate_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
+    Mistake(
+        "weight decay's gradient without λ",
+        "layers:weight_decay_vjp",
+        gradient(0, lambda g, s, dy: s.values[0] * dy),
+        ("G1", "O1"),
+    ),
+    Mistake("weight decay without ½", "layers:weight_decay", output(lambda y, w: 2 * y), ("O1", "G1")),
+    Mistake("sigmoid that overflows", "layers:sigmoid", instead(_overflowing_sigmoid), ("G2",)),
+    Mistake("GELU by its tanh formula", "layers:gelu", output(lambda y, x: ORACLE.gelu_tanh(x)[0]), ("G1", "G2")),
+    Mistake("ReLU with a modulus", "layers:leaky_relu", _of_modulus, ("G1", "G2")),
+    Mistake("subgradient 1 at 0 whatever is declared", "layers:leaky_relu", options(at_zero=lambda v: 1.0), ("G3",)),
+    Mistake("last of equal maxima", "layers:max_pool", options(ties=lambda v: "last"), ("G2", "G3")),
+)

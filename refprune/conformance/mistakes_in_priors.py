@@ -1,0 +1,125 @@
+"""Mistakes in priors and in the flattening hyper-prior (P, F)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from .. import flattening
+from .planting import Function, Mistake, field_of, instead, result
+
+
+def _naive_pi_star(theta: Any, log_gamma: Any) -> Any:
+    with np.errstate(all="ignore"):
+        gamma = np.exp(np.asarray(log_gamma, dtype=float))
+        return gamma * np.asarray(theta) / (1 + (gamma - 1) * np.asarray(theta))
+
+
+def _naive_log_density(pi: Any, log_gamma: Any) -> Any:
+    with np.errstate(all="ignore"):
+        l, p = np.asarray(log_gamma, dtype=float), np.asarray(pi, dtype=float)  # noqa: E741
+        plain = np.log(np.expm1(l) / np.where(l == 0, 1, l)) - np.log1p(np.expm1(l) * (1 - p))
+        return np.where(l == 0, 0.0, plain)
+
+
+def _kl_through_pi_star(theta: Any, log_gamma: Any) -> Any:
+    from .. import scalar
+
+    return scalar.bernoulli_kl(theta, flattening.pi_star(theta, log_gamma))
+
+
+def _one_degree_more(f: Function) -> Function:
+    return lambda self, w: f(dataclasses.replace(self, degrees=self.degrees + 1.0), w)
+
+
+def _dimension_forgotten(f: Function) -> Function:
+    return lambda self, d: f(self, 1)
+
+
+PRIORS = (
+    Mistake("score with the wrong sign", "mixture:SpikeSlab.density", field_of("score", np.negative), ("P1",)),
+    Mistake("Student-t with one degree of freedom more", "mixture:StudentT.density", _one_degree_more, ("P1",)),
+    Mistake("Laplace scale with mean b² instead of 2b²", "mixture:Laplace.scale", result(lambda s: s / 2), ("P1",)),
+    Mistake("Laplace score without 1/b", "mixture:Laplace.density", field_of("score", np.sign), ("P1",)),
+    Mistake("horseshoe off by log 2", "mixture:Horseshoe.density", field_of("log_density", lambda x: x + np.log(2)), ("P1",)),
+    Mistake("half-Cauchy standard deviation taken for the variance", "mixture:Horseshoe.scale", result(np.sqrt), ("P1",)),
+    Mistake("gamma scale instead of inverse gamma", "mixture:StudentT.scale", result(lambda s: 1 / s), ("P1",)),
+    Mistake(
+        "samples with the scale for its root",
+        "mixture:sample",
+        lambda f: lambda p, u, z: np.square(f(p, u, z)) * np.sign(z),
+        ("P1", "P2"),
+    ),
+    Mistake(
+        "spike and slab swapped in samples",
+        "mixture:SpikeSlab.scale",
+        instead(lambda self, u: np.where(np.asarray(u) < self.pi, self.spike, 1 / self.precision)),
+        ("P1", "P2"),
+    ),
+    Mistake("log-odds of a block as if d = 1", "mixture:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
+    Mistake("responsibility of the spike", "mixture:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
+    Mistake("gates on with probability 1−θ", "estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
+    Mistake(
+        "gate vectors equally likely",
+        "estimators:enumerate_gates",
+        lambda f: lambda t: ((g, 0.5**t.size) for g, _ in f(t)),
+        ("P3", "O1", "O2", "O3", "O4"),
+    ),
+    Mistake(
+        "weight decay of the data set not divided by N", "flattening:decay_from_precision", instead(lambda p, n: p), ("P4",)
+    ),
+    Mistake("1/N dropped in β", "flattening:beta_from_log_gamma", instead(lambda g, n: -g), ("P4", "O1")),
+    Mistake("sign of β", "flattening:beta_from_log_gamma", result(lambda b: -b), ("P4", "O1")),
+    Mistake(
+        "KL the other way round", "scalar:bernoulli_kl", lambda f: lambda t, p: f(*np.broadcast_arrays(p, t)), ("P5", "F4")
+    ),
+    Mistake(
+        "KL without its second half",
+        "scalar:bernoulli_kl_from_logs",
+        instead(lambda t, a, b: np.where(t > 0, t * (np.log(np.where(t > 0, t, 1)) - np.where(t > 0, a, 0)), 0.0)),
+        ("P5", "F3", "F4", "F5"),
+    ),
+    Mistake(
+        "log-density without its normaliser",
+        "flattening:log_density",
+        lambda f: lambda p, g: f(p, g) - flattening.log_normaliser(g),
+        ("F1", "F4"),
+    ),
+    Mistake(
+        "density without its normaliser",
+        "flattening:density",
+        lambda f: lambda p, g: f(p, g) * np.exp(-np.clip(g, -700, 700)),
+        ("F1", "F6"),
+    ),
+    Mistake("normaliser of 1/γ", "flattening:log_normaliser", lambda f: lambda g: f(-np.asarray(g)), ("F1",)),
+    Mistake("slope of log p with the wrong sign", "flattening:log_density_slope", result(np.negative), ("F1",)),
+    Mistake("log-density of 1−π", "flattening:log_density", lambda f: lambda p, g: f(1 - np.asarray(p), g), ("F1", "F4")),
+    Mistake("sign of log γ in π*", "flattening:pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F6")),
+    Mistake("sign of log γ in log π*", "flattening:log_pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2",)),
+    Mistake("log π* and log(1−π*) swapped", "flattening:log_pi_star", result(lambda r: r[::-1]), ("F2", "F3", "F6")),
+    Mistake(
+        "π* = γθ/(1 + γθ)",
+        "flattening:pi_star",
+        instead(lambda t, g: 1 / (1 + np.exp(-np.asarray(g, dtype=float)) / np.maximum(t, 1e-300))),
+        ("F2", "F5", "F6"),
+    ),
+    Mistake("sign of log γ in the penalty", "flattening:penalty", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F3",)),
+    Mistake(
+        "KL at fixed π instead of the profiled penalty",
+        "flattening:penalty",
+        instead(lambda t, g: np.where(np.asarray(g) == 0, 0.0, flattening.kl_at_pi_star(t, g))),
+        ("F3",),
+    ),
+    Mistake(
+        "c(γ) without the normaliser",
+        "flattening:penalty_constant",
+        instead(lambda g: np.asarray(g, dtype=float)),
+        ("F3", "P4"),
+    ),
+    Mistake("slope of the penalty with the wrong sign", "flattening:penalty_slope", result(np.negative), ("F3",)),
+    Mistake("KL through π* itself", "flattening:kl_at_pi_star", instead(_kl_through_pi_star), ("F3", "F6")),
+    Mistake("log-density through γ", "flattening:log_density", instead(_naive_log_density), ("F1", "F6")),
+    Mistake("π* through γ", "flattening:pi_star", instead(_naive_pi_star), ("F2", "F6")),
+)

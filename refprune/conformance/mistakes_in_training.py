@@ -1,0 +1,108 @@
+"""Mistakes in the objective, estimators and training (O)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .planting import Function, Mistake, instead, result
+
+
+def _without_theta(f: Function) -> Function:
+    """The mean over gate vectors that are on, weighted equally."""
+
+    def wrong(loss: Any, theta: Any) -> Any:
+        return f(loss, np.full_like(theta, 0.5))
+
+    return wrong
+
+
+def _at_the_mean(loss: Any, theta: Any) -> float:
+    return float(loss.evaluate(theta).loss)
+
+
+def _biased(change: Callable[[Any, Any], Any]) -> Callable[[Function], Function]:
+    """An estimator whose value is put through change(gradient, θ)."""
+
+    def wrong(f: Function) -> Function:
+        def g(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
+            found = f(loss, base, gates, theta, uniform)
+            return found._replace(gradient=change(found.gradient, theta))
+
+        return g
+
+    return wrong
+
+
+def _dampened(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    velocity = momentum * v + (1 - momentum) * (g + decay * w)
+    return w - learning_rate * velocity, velocity
+
+
+def _statistics_swapped(f: Function) -> Function:
+    def wrong(network: Any, statistics: Any, batch: Any) -> Any:
+        return f(network, statistics, {n: (m, v * (c - 1) / c, c) for n, (m, v, c) in batch.items()})
+
+    return wrong
+
+
+def _decides_the_other_way(f: Function) -> Function:
+    def wrong(*a: Any, **k: Any) -> Any:
+        gates, decisions, macs = f(*a, **k)
+        return 1.0 - gates, [d._replace(on=not d.on) for d in decisions], macs
+
+    return wrong
+
+
+OBJECTIVE = (
+    Mistake(
+        "scaling of the data set ignored",
+        "train:penalties",
+        instead(lambda c, n: (c.objective.penalty, c.objective.weight_decay)),
+        ("O1",),
+    ),
+    Mistake(
+        "loss at the mean gates instead of the mean loss",
+        "estimators:exact_expectation",
+        instead(_at_the_mean),
+        ("O1", "O2", "O4"),
+    ),
+    Mistake("∂C/∂θ times θ", "estimators:exact_theta_gradient", lambda f: lambda loss, t: f(loss, t) * t, ("O2", "O5")),
+    Mistake("∂C/∂W of equally likely gates", "estimators:exact_weight_gradient", _without_theta, ("O3",)),
+    Mistake(
+        "θ forgotten in ∂C/∂W",
+        "estimators:exact_weight_gradient",
+        lambda f: lambda loss, t: {n: g / t[0] for n, g in f(loss, t).items()},
+        ("O3",),
+    ),
+    Mistake("sign of ∂C/∂θ", "estimators:exact_theta_gradient", result(np.negative), ("O2", "O4", "O5")),
+    Mistake("paired with the sign of a closed gate forgotten", "estimators:paired", _biased(lambda g, t: np.abs(g)), ("O5",)),
+    Mistake("reinforce without its denominator", "estimators:reinforce", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
+    Mistake("arm without the chain rule to θ", "estimators:arm", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
+    Mistake("disarm without its half", "estimators:disarm", _biased(lambda g, t: 2 * g), ("O5",)),
+    Mistake("taylor weighted by θ", "estimators:taylor", _biased(lambda g, t: g * t), ("O5",)),
+    Mistake("projection forgotten", "train:_project", instead(lambda theta, config: theta), ("O6",)),
+    Mistake("momentum with dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
+    Mistake("schedule without effect", "train:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
+    Mistake(
+        "momenta lost at a removal",
+        "train:cut_state",
+        lambda f: (
+            lambda s, c: dataclasses.replace(f(s, c), velocity={n: np.zeros_like(v) for n, v in f(s, c).velocity.items()})
+        ),
+        ("O7",),
+    ),
+    Mistake("θ < τ instead of θ ≤ τ", "train:threshold_rule", instead(lambda n, t, tau: t >= tau), ("O7",)),
+    Mistake(
+        "step left out of the stream's name", "streams:Streams.words", lambda f: lambda self, p, s, n: f(self, p, 0, n), ("O8",)
+    ),
+    Mistake("uniforms of 52 bits", "streams:Streams.uniform", result(lambda u: np.floor(u * 2.0**52) / 2.0**52), ("O8",)),
+    Mistake("normals of twice the variance", "streams:Streams.normal", result(lambda z: np.sqrt(2) * z), ("O8",)),
+    Mistake("permutation reversed", "streams:Streams.permutation", result(lambda p: p[::-1]), ("O8",)),
+    Mistake("the worse vertex is taken", "settle:decide", _decides_the_other_way, ("O9",)),
+    Mistake("undecided gates not listed", "settle:decide", result(lambda r: (r[0], [], r[2])), ("O9",)),
+    Mistake("biased variance in the running average", "objective:update_statistics", _statistics_swapped, ("O9",)),
+)

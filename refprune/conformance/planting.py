@@ -1,0 +1,125 @@
+"""How a mistake is planted: one function of refprune is replaced by a wrong version of it, wherever it is used.
+
+`planted(mistake)` does so for as long as its block runs and gives the mutant backend, the oracle with the wrong function. The
+catalogue is in `mistakes`; `validation/mutants.py` proves that the audit sees every one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .. import estimators
+from ..backend import ORACLE, Backend
+from ..layers import Saved
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """target: "module:name" within refprune; wrong: right function → wrong one; claims: the numbers that must go red."""
+
+    name: str
+    target: str
+    wrong: Callable[[Function], Function]
+    claims: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def planted(mistake: Mistake) -> Iterator[Backend]:
+    """The mistake is in force inside the block; the value is the mutant backend. Not for several threads at once."""
+    module, _, name = mistake.target.partition(":")
+    owner: Any = importlib.import_module(f"refprune.{module}")
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    right = getattr(owner, last)
+    wrong = mistake.wrong(right)
+    with contextlib.ExitStack() as undo:
+        if path:
+            setattr(owner, last, wrong)
+            undo.callback(setattr, owner, last, right)
+        else:
+            _replace_everywhere(right, wrong, undo)
+        fields = {f.name: wrong for f in dataclasses.fields(ORACLE) if getattr(ORACLE, f.name) is right}
+        yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
+
+
+def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitStack) -> None:
+    """In every module of refprune that has the function under some name, and in the estimators' table."""
+    for key, module in list(sys.modules.items()):
+        if key.split(".")[0] == "refprune" and key != __name__:
+            for name, value in list(vars(module).items()):
+                if value is right:
+                    setattr(module, name, wrong)
+                    undo.callback(setattr, module, name, right)
+    for name, kind in list(estimators.ESTIMATORS.items()):
+        if kind.function is right:
+            estimators.ESTIMATORS[name] = kind._replace(function=wrong)
+            undo.callback(estimators.ESTIMATORS.__setitem__, name, kind)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ways to be wrong
+
+
+def result(change: Callable[..., Any]) -> Callable[[Function], Function]:
+    """The right result put through `change`."""
+    return lambda f: lambda *a, **k: change(f(*a, **k))
+
+
+def output(change: Callable[..., Any]) -> Callable[[Function], Function]:
+    """A layer's output put through `change(y, *arguments)`; what it saves stays right."""
+
+    def wrong(f: Function) -> Function:
+        def g(*a: Any, **k: Any) -> Any:
+            y, saved = f(*a, **k)
+            return change(y, *a), saved
+
+        return g
+
+    return wrong
+
+
+def gradient(index: int, change: Callable[..., Any]) -> Callable[[Function], Function]:
+    """One of a VJP's gradients put through `change(gradient, saved, dy)`."""
+
+    def wrong(f: Function) -> Function:
+        def g(saved: Saved, dy: Any, **k: Any) -> Any:
+            found = list(f(saved, dy, **k))
+            found[index] = None if found[index] is None else change(found[index], saved, dy)
+            return tuple(found)
+
+        return g
+
+    return wrong
+
+
+def options(**changes: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """The right function with keyword options put through functions of their value."""
+    return lambda f: lambda *a, **k: f(*a, **{n: changes[n](v) if n in changes else v for n, v in k.items()})
+
+
+def instead(function: Function) -> Callable[[Function], Function]:
+    """Another function altogether."""
+    return lambda f: function
+
+
+def field_of(name: str, change: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """One field of the NamedTuple or dataclass that is returned."""
+
+    def wrong(f: Function) -> Function:
+        def g(*a: Any, **k: Any) -> Any:
+            found = f(*a, **k)
+            new = {name: change(getattr(found, name))}
+            return found._replace(**new) if hasattr(found, "_replace") else dataclasses.replace(found, **new)
+
+        return g
+
+    return wrong

@@ -1,0 +1,644 @@
+"""The dynamics of a gate and its weights (SPEC D1-D5, D7) against closed forms, projected Euler steps and small networks.
+
+Each claim is a function `check_…` of what it claims about, so that `test_planted_mistakes…` can hand it a wrong one.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from network_strategies import gated_cases
+from test_tests import fails
+from tolerance import assert_close, assert_identical, gamma
+
+from refprune.audit.flows import (
+    Sections,
+    all_gates,
+    euler,
+    judge,
+    linear_solution,
+    outcome,
+    probability,
+    random_comparison,
+    random_point,
+    sides_of_d1,
+)
+from refprune.backend import ORACLE
+from refprune.blocks import block_norms, blocks
+from refprune.dynamics import Comparison, in_domain, projected_flow
+from refprune.errors import InputError, SpecError
+from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from refprune.network import initial_statistics
+from refprune.objective import BatchLoss
+from refprune.rounding import UNIT
+from refprune.spec import Network
+
+U = UNIT["float64"]
+TANH = Activation("tanh")
+
+
+# The comparison system: D3 --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_saddle_and_eigenvalues(decay):
+    """At the saddle nothing moves; the eigenvalues are those that LAPACK finds of the matrix, to its backward error."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        c = random_comparison(rng, decay=decay)
+        w, theta = c.saddle
+        dw, dtheta = c.velocity(np.array([w]), np.array([theta]))
+        assert abs(dw[0]) <= gamma(5, U) * c.decay * w
+        assert abs(dtheta[0]) <= gamma(3, U) * c.ratio * c.beta
+        matrix = np.array([[-c.decay, c.kappa], [c.ratio * c.kappa, 0.0]])
+        values, vectors = np.linalg.eig(matrix)
+        assert c.eigenvalues[0] > 0 > c.eigenvalues[1]
+        bound = gamma(32, U) * np.linalg.norm(matrix) * np.linalg.cond(vectors)  # Bauer-Fike
+        assert_close("eigenvalues", np.array(c.eigenvalues), np.sort(values)[::-1], bound, system=c)
+
+
+def test_the_other_attractor():
+    """(κ/λ, 1) rests, and what starts near it goes there."""
+    c = Comparison(kappa=2.0, beta=1.0, decay=0.5, ratio=0.7)
+    flow = projected_flow(c.velocity, np.array([3.5]), np.array([0.9]), 60.0)
+    assert flow.theta[-1, 0] == 1.0
+    assert (
+        abs(flow.weights[-1, 0] - 4.0) <= 0.5 * math.exp(-0.5 * (60.0 - flow.contacts[0].time)) + 1e-8
+    )  # the solver's rtol · w
+
+
+@pytest.mark.parametrize("excess", [1.01, 1.5, 10.0])
+def test_strong_pull_and_decay_send_everything_to_zero(excess):
+    """λβ > κ²: from anywhere. With equality (κ/λ, 1) still rests, so that the claim needs the strict sign (erratum to D3)."""
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        kappa, decay, ratio = 10.0 ** rng.uniform(-0.5, 0.5, 3)
+        c = Comparison(kappa, excess * kappa**2 / decay, decay, ratio)
+        pull = ratio * c.beta * (1.0 - 1.0 / excess)  # the slowest that θ falls once w ≤ κ/λ·(1 + ½(excess − 1)) …
+        until = (math.log(40.0 / (excess - 1.0)) + 1.0) / decay + 4.0 / pull
+        flow = projected_flow(c.velocity, np.array([20.0 * kappa / decay]), np.array([1.0]), until)
+        assert flow.zero_since(0) is not None, c
+    c = Comparison(1.0, 2.0, 0.5, 1.0)
+    assert c.velocity(np.array([c.kappa / c.decay]), np.array([1.0])) == (0.0, 0.0)
+
+
+# The flow -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_is_the_closed_form_while_theta_is_inside():
+    """The difference falls with the solver's tolerance, down to 1e-10 of the solution."""
+    worst = []
+    for rtol in (1e-4, 1e-7, 1e-10):
+        rng, errors = np.random.default_rng(2), []
+        for _ in range(8):
+            c = random_comparison(rng)
+            w, theta = random_point(rng, c)
+            until = 3.0 / c.eigenvalues[0]
+            flow = projected_flow(c.velocity, np.array([w]), np.array([theta]), until, rtol=rtol, atol=1e-3 * rtol)
+            inside = flow.time < (flow.contacts[0].time if flow.contacts else math.inf)
+            some = np.flatnonzero(inside)[:: max(1, inside.sum() // 20)]
+            want = linear_solution(c, w, theta, flow.time[some])
+            got = np.column_stack([flow.weights[some, 0], flow.theta[some, 0]])
+            errors.append(np.abs(got - want).max() / max(1.0, np.abs(want).max()))
+        worst.append(max(errors))
+    assert worst[1] <= worst[0] / 30.0 or worst[1] <= 1e-9, worst
+    assert worst[2] <= 1e-10 * 30.0, worst
+
+
+def check_projection(flow_of):
+    """Projected Euler steps (O6 itself) come as close to the flow as first order says: twice as fine, half as far.
+
+    With four gates on two weights: some stay at an end, some leave it again.
+    """
+    __tracebackhide__ = True
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        a, b = rng.standard_normal((2, 2)) - 2.0 * np.eye(2), rng.standard_normal((2, 4))
+        phase = rng.uniform(0.0, 6.0, 4)
+
+        def field(w, theta, a=a, b=b, phase=phase):
+            return a @ w + b @ theta, 1.5 * np.cos(3.0 * w[0] + phase) + b.T @ w - 0.3
+
+        w, theta = rng.standard_normal(2), np.array([0.0, 1.0, 0.3, 0.7])
+        flow = flow_of(field, w, theta, 4.0)
+        errors = []
+        for steps in (4000, 8000, 16000):
+            path = np.column_stack(euler(field, w, theta, 4.0, steps))[:: steps // 10]
+            errors.append(np.abs(path - flow).max())
+        assert errors[1] <= 0.7 * errors[0], errors
+        assert errors[2] <= 0.7 * errors[1], errors
+
+
+def at_tenths(field, w, theta, until, **options):
+    """The flow at until·k/10, by going on from each."""
+    points = [np.concatenate([w, theta])]
+    for _ in range(10):
+        flow = projected_flow(field, w, theta, until / 10.0, **options)
+        w, theta = flow.weights[-1], flow.theta[-1]
+        points.append(np.concatenate([w, theta]))
+    return np.array(points)
+
+
+def test_the_flow_is_the_limit_of_projected_steps():
+    check_projection(at_tenths)
+
+
+def test_planted_mistakes_in_the_projection_are_found():
+    def forgotten(field, w, theta, until):
+        return np.column_stack(unprojected(field, w, theta, until))
+
+    def glued(field, w, theta, until):
+        """A gate that has reached an end stays there."""
+        stuck = np.zeros(theta.size, dtype=bool)
+        points = [np.concatenate([w, theta])]
+        for _ in range(10):
+            stuck = stuck | (theta == 0.0) | (theta == 1.0)
+
+            def held(w, theta, stuck=stuck):
+                dw, dtheta = field(w, theta)
+                return dw, np.where(stuck, 0.0, dtheta)
+
+            flow = projected_flow(held, w, theta, until / 10.0)
+            w, theta = flow.weights[-1], flow.theta[-1]
+            points.append(np.concatenate([w, theta]))
+        return np.array(points)
+
+    def unprojected(field, w, theta, until):
+        from scipy.integrate import solve_ivp
+
+        def velocity(_, y):
+            return np.concatenate(field(y[: w.size], y[w.size :]))
+
+        times = np.linspace(0.0, until, 11)
+        y = solve_ivp(velocity, (0.0, until), np.concatenate([w, theta]), rtol=1e-9, atol=1e-12, t_eval=times).y.T
+        return y[:, : w.size], y[:, w.size :]
+
+    assert fails(check_projection, forgotten) is not None
+    assert fails(check_projection, glued) is not None
+
+
+def test_contacts_tell_what_the_path_shows():
+    """θ̇ = cos t from ½: up to 1, held, off again at π/2 as soon as the drive turns, down to 0 at π/2 + …, and so on."""
+
+    def field(w, theta):
+        return np.ones(1), np.array([np.cos(w[0])])
+
+    flow = projected_flow(field, np.zeros(1), np.array([0.5]), 9.0)
+    want = [(math.asin(0.5), True), (math.pi / 2, False), (math.pi, True), (1.5 * math.pi, False)]
+    want += [(2.0 * math.pi, True), (2.5 * math.pi, False)]
+    assert [c.arrives for c in flow.contacts] == [arrives for _, arrives in want]
+    assert max(abs(c.time - t) for c, (t, _) in zip(flow.contacts, want, strict=True)) < 1e-7  # √(rtol·…) at the turning drive
+    assert flow.theta.min() == 0.0
+    assert flow.theta.max() == 1.0
+    assert flow.zero_since(0) is None
+
+
+@pytest.mark.parametrize("start", [1.0, 1.0 - 2.0**-53])
+def test_from_one_end_to_the_other_within_a_step(start):
+    """A drive so strong that the first step crosses [0, 1]: the start at an end is no arrival there."""
+    flow = projected_flow(lambda w, theta: (np.zeros(1), np.full(1, -100.0)), np.zeros(1), np.array([start]), 50.0)
+    assert flow.theta[-1, 0] == 0.0
+    assert len(flow.contacts) == 1
+    assert abs(flow.contacts[0].time - 0.01) < 1e-9 * 0.01 + 1e-12
+
+
+def test_two_gates_that_arrive_together_are_both_held():
+    def field(w, theta):
+        return np.zeros(1), np.full(2, -1.0)
+
+    flow = projected_flow(field, np.zeros(1), np.full(2, 0.3), 2.0)
+    assert (flow.theta[-1] == 0.0).all()
+    assert flow.theta.min() == 0.0
+    assert {c.gate for c in flow.contacts} == {0, 1}
+
+
+def test_a_drive_of_zero_moves_nothing():
+    flow = projected_flow(lambda w, theta: (np.zeros(1), np.zeros(3)), np.ones(1), np.array([0.0, 0.5, 1.0]), 5.0)
+    assert flow.contacts == ()
+    assert (flow.theta == [0.0, 0.5, 1.0]).all()
+    assert flow.zero_since(0) == 0.0
+
+
+@pytest.mark.parametrize("theta", [-1e-12, 1.0 + 1e-12, math.nan])
+def test_a_start_outside_is_refused(theta):
+    with pytest.raises(InputError, match=r"theta: must lie in \[0, 1\]"):
+        projected_flow(lambda w, theta: (w, theta), np.zeros(1), np.array([theta]), 1.0)
+
+
+@pytest.mark.parametrize("name", ["kappa", "beta", "ratio", "decay"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, 0.0])
+def test_constants_that_make_no_system(name, value):
+    values = {"kappa": 1.0, "beta": 1.0, "decay": 1.0, "ratio": 1.0} | {name: value}
+    if (name, value) == ("decay", 0.0):
+        Comparison(**values)
+        return
+    with pytest.raises(InputError, match=f"{name}: must be finite and"):
+        Comparison(**values)
+
+
+# The domain of attraction: D4, D5 -------------------------------------------------------------------------------------------
+
+
+def check_domain(contains, count=120, seed=4):
+    """contains(c, w, θ) ⇔ the trajectory ends at θ = 0 with w ≤ w*."""
+    __tracebackhide__ = True
+    rng = np.random.default_rng(seed)
+    inside = 0
+    for i in range(count):
+        c = random_comparison(rng, decay=i % 6 > 0)
+        w, theta = random_point(rng, c)
+        pruned = outcome(c, w, theta)[1]
+        assert pruned == bool(contains(c, w, theta)), (c, w, theta)
+        inside += pruned
+    assert count / 5 < inside < 4 * count / 5
+
+
+def test_the_domain_of_attraction_is_the_half_plane():
+    check_domain(Comparison.contains)
+
+
+def as_if(**changes):
+    """H of a system with other constants."""
+    return lambda c, w, theta: dataclasses.replace(c, **{k: f(getattr(c, k)) for k, f in changes.items()}).contains(w, theta)
+
+
+def _opposite_sign(c, w, theta):
+    (w0, theta0), (plus, _) = c.saddle, c.eigenvalues
+    return c.ratio * c.kappa * (w - w0) - (c.decay + plus) * (theta - theta0) < 0.0
+
+
+def _without_decay(c, w, theta):
+    """μ₊ in the place of λ + μ₊."""
+    (w0, theta0), (plus, _) = c.saddle, c.eigenvalues
+    return c.ratio * c.kappa * (w - w0) + plus * (theta - theta0) < 0.0
+
+
+WRONG_DOMAINS = {
+    "κ too small": as_if(kappa=lambda kappa: 0.7 * kappa),
+    "κ too large": as_if(kappa=lambda kappa: 1.4 * kappa),
+    "β too large": as_if(beta=lambda beta: 1.5 * beta),
+    "r left out": as_if(ratio=lambda ratio: 1.0),
+    "sign": _opposite_sign,
+    "the other eigenvector": _without_decay,
+    "the box alone": lambda c, w, theta: w < c.saddle[0] and theta < c.saddle[1],
+    "w alone": lambda c, w, theta: w < c.saddle[0],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DOMAINS)
+def test_planted_mistakes_in_the_domain_are_found(name):
+    assert fails(check_domain, WRONG_DOMAINS[name]) is not None
+
+
+def test_with_the_ratio_left_out_many_escape():
+    """At r = 0.1, of random points in the half-plane of r = 1. How many depends on the systems: 56 % of these."""
+    rng, escaped, count = np.random.default_rng(5), 0, 150
+    for _ in range(count):
+        c = dataclasses.replace(random_comparison(rng), ratio=0.1)
+        wrong = dataclasses.replace(c, ratio=1.0)
+        w, theta = random_point(rng, wrong, inside=True)
+        escaped += not outcome(c, w, theta)[1]
+    assert escaped / count > 0.25
+
+
+def test_the_box_lies_in_the_domain_and_its_corner_on_the_edge():
+    """D5; the corner is the saddle."""
+    rng = np.random.default_rng(6)
+    for _ in range(200):
+        c = random_comparison(rng)
+        w, theta = c.saddle
+        assert c.contains(rng.uniform(size=50) * w * (1 - 1e-9), rng.uniform(size=50) * theta * (1 - 1e-9)).all()
+        assert not c.contains(w * (1 + 1e-9), theta)
+        assert not c.contains(w, theta * (1 + 1e-9))
+
+
+def test_trajectories_in_the_domain_stay_in_the_ball():
+    """w < w_c, which the edge of H attains at θ = 0; after t₁, w(t) = w(t₁) e^{−λ(t−t₁)}."""
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        c = random_comparison(rng)
+        assert c.contains(c.radius * (1 - 1e-9), 0.0)
+        assert not c.contains(c.radius * (1 + 1e-9), 0.0)
+        w, theta = random_point(rng, c, inside=True)
+        flow, _ = outcome(c, w, theta)
+        assert flow.weights.max() < c.radius
+        since = flow.zero_since(0)
+        after = flow.time >= since
+        start = flow.weights[after][0, 0]
+        want = start * np.exp(-c.decay * (flow.time[after] - since))
+        assert np.abs(flow.weights[after, 0] - want).max() <= 1e-8 * start + 1e-11  # ten times rtol and atol
+
+
+def check_time_bound(bound):
+    """θ is 0 for good at that time, and the bound is no larger than three times the truth where that is not short."""
+    __tracebackhide__ = True
+    rng, tight = np.random.default_rng(8), []
+    for i in range(120):
+        c = random_comparison(rng, decay=i % 6 > 0)
+        w, theta = random_point(rng, c)
+        if not c.contains(w, theta):
+            assert bound(c, w, theta) == math.inf
+            continue
+        since = outcome(c, w, theta)[0].zero_since(0)
+        limit = float(bound(c, w, theta))
+        assert since is not None
+        assert since <= limit * (1 + 1e-6), (c, w, theta)
+        if since > 0.0:
+            tight.append(since / limit)
+    assert len(tight) > 30
+    assert min(tight) > 1.0 / 3.0
+
+
+def test_the_time_until_pruning_is_bounded():
+    check_time_bound(Comparison.time_bound)
+
+
+def test_planted_mistakes_in_the_time_bound_are_found():
+    def without_the_stable_part(c, w, theta):
+        (w0, theta0), (plus, minus) = c.saddle, c.eigenvalues
+        distance = -(c.ratio * c.kappa * (w - w0) - minus * (theta - theta0))
+        return math.log(max((plus - minus) * theta0 / distance, 1.0)) / plus if distance > 0 else math.inf
+
+    def in_steps_of_theta(c, w, theta):
+        return c.time_bound(w, theta) * c.ratio
+
+    for wrong in (without_the_stable_part, in_steps_of_theta):
+        assert fails(check_time_bound, wrong) is not None
+
+
+def check_floor(domain):
+    """With θ in [δ, 1−δ], as s ∈ [0, 1] with θ = δ + (1−2δ)s: from H s ends at 0 for good, or H counts as empty."""
+    __tracebackhide__ = True
+    rng, judged = np.random.default_rng(9), [0, 0]
+    for _ in range(60):
+        c = random_comparison(rng)
+        floor = float(rng.uniform(0.2, 2.0) * min(c.saddle[1], 0.2))
+        w, theta = random_point(rng, c, inside=True)
+        theta = min(max(theta, floor), 1.0 - floor)
+        if not c.contains(w, theta):
+            continue
+        safe = bool(domain(c, w, theta, floor))
+
+        def shrunk(w, s, c=c, floor=floor):
+            dw, dtheta = c.velocity(w, floor + (1.0 - 2.0 * floor) * s)
+            return dw, dtheta / (1.0 - 2.0 * floor)
+
+        start = np.clip(np.array([(theta - floor) / (1.0 - 2.0 * floor)]), 0.0, 1.0)
+        flow = projected_flow(shrunk, np.array([w]), start, 40.0 / c.eigenvalues[0] + 40.0 / c.decay)
+        assert safe == (flow.zero_since(0) is not None), (c, w, theta, floor)
+        judged[safe] += 1
+    assert min(judged) > 5
+
+
+def _floored(c, w, theta, floor):
+    kappa, decay = np.asarray(c.kappa), np.asarray(c.decay)
+    return in_domain(np.asarray(w), np.asarray(theta), kappa=kappa, beta=c.beta, decay=decay, ratio=c.ratio, floor=floor)
+
+
+def test_a_floor_under_theta():
+    check_floor(_floored)
+    assert fails(check_floor, lambda c, w, theta, floor: c.contains(w, theta)) is not None
+
+
+def test_without_a_pull_nothing_is_safe():
+    assert not in_domain(np.zeros(2), np.zeros(2), kappa=np.ones(2), beta=0.0, decay=np.ones(2), ratio=1.0).any()
+
+
+# Networks: D1, D2, D4 -------------------------------------------------------------------------------------------------------
+
+
+def comparison_of(case, rng, kappa=None):
+    """Constants for a network: κ as proved unless given, λβ < κ² at most, and a pull of the size of its slopes."""
+    kappa = case.kappa if kappa is None else kappa
+    beta, decay, ratio = 10.0 ** rng.uniform((-1.5, -1.0, -1.0), (0.0, 0.5, 1.0))
+    return Comparison(kappa, float(beta), float(min(decay, 0.9 * kappa**2 / beta)), float(ratio))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slopes_are_below_the_proved_bound(seed):
+    """D1 along a flow: |c(ξ=1) − c(ξ=0)| ≤ κw for every Ξ of the others, ‖E ∂c/∂W‖ ≤ θκ. The bound is within a factor 40."""
+    case, rng = Sections(seed), np.random.default_rng(seed)
+    c = comparison_of(case, rng)
+    largest = 0.0
+    flow = case.flow(c, 0.5, 0.6, 1.0)
+    for weights, theta in zip(flow.weights, flow.theta, strict=True):
+        w, (difference, slope) = case.norm(weights), sides_of_d1(case, weights, theta)
+        assert difference <= c.kappa * w
+        assert slope <= theta[-1] * c.kappa
+        largest = max(largest, difference / w)
+    assert largest > c.kappa / 40.0
+
+
+def check_d2(case, field, c, flow):
+    """ẇ ≤ −λw + κθ and θ̇ ≤ r(κw − β), with the constants of c, at every point of a flow of the field."""
+    __tracebackhide__ = True
+    for weights, theta in zip(flow.weights, flow.theta, strict=True):
+        dw, dtheta = field(weights, theta)
+        w = case.norm(weights)
+        here, speed = case.part(weights), case.part(dw)
+        rounding = gamma(here.size + 4, U) * np.linalg.norm(speed)
+        assert here @ speed / w <= -c.decay * w + c.kappa * theta[-1] + rounding
+        assert dtheta[-1] <= c.ratio * (c.kappa * w - c.beta)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_inequalities_along_a_flow(seed):
+    case, rng = Sections(10 + seed), np.random.default_rng(seed)
+    c = comparison_of(case, rng)
+    flow = case.flow(c, 0.3, 0.4, 1.0)
+    check_d2(case, case.field(c), c, flow)
+    small = dataclasses.replace(c, kappa=0.02 * c.kappa)
+    assert fails(check_d2, case, case.field(c), small, flow) is not None  # planted: κ too small
+    pulled = dataclasses.replace(c, beta=2.0 * c.kappa)  # so strongly that θ stays at 0
+    closed = case.flow(pulled, 0.3, 0.0, 0.1)
+    check_d2(case, case.field(pulled), pulled, closed)
+    faster = dataclasses.replace(pulled, decay=1.1 * c.decay)
+    assert fails(check_d2, case, case.field(pulled), faster, closed) is not None  # planted: λ too large
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_comparison_system_bounds_a_network(seed):
+    """(‖W‖, θ) of the network's flow never exceeds the comparison's flow from the same start (D2), in H and outside."""
+    case, rng = Sections(20 + seed), np.random.default_rng(seed)
+    c = comparison_of(case, rng)
+    for w, theta in ((0.5 * c.radius, 0.5 * min(c.saddle[1], 1.0)), (2.0 * c.radius, 0.7)):
+        flow, above = case.flow(c, w, theta, 1.0), np.array([w, theta])
+        for i in range(1, len(flow.time)):
+            span = float(flow.time[i] - flow.time[i - 1])
+            bound = projected_flow(c.velocity, above[:1], above[1:], span)
+            above = np.array([bound.weights[-1, 0], bound.theta[-1, 0]])
+            assert case.norm(flow.weights[i]) <= above[0]
+            assert flow.theta[i, -1] <= above[1]
+
+
+def check_networks_are_pruned(domain, count=12):
+    """Sweep of random networks and ratios r: what starts in H has θ = 0 at the time bound, with w ≤ w* (D4)."""
+    __tracebackhide__ = True
+    rng = np.random.default_rng(11)
+    for seed in range(count):
+        case = Sections(100 + seed, gates=1 + seed % 2)
+        c = comparison_of(case, rng)
+        believed = domain(c)
+        w, theta = random_point(rng, believed, inside=True)
+        flow = case.flow(c, w, theta, float(believed.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
+        assert flow.zero_since(case.gates - 1) is not None, (seed, c, w, theta)
+        assert case.norm(flow.weights[-1]) <= believed.saddle[0]
+
+
+def test_networks_that_start_in_the_domain_are_pruned():
+    check_networks_are_pruned(lambda c: c)
+
+
+def test_a_bound_that_is_too_small_lets_networks_escape():
+    """Planted: κ a tenth of the proved bound."""
+    assert fails(check_networks_are_pruned, lambda c: dataclasses.replace(c, kappa=0.1 * c.kappa)) is not None
+
+
+def test_the_rule_with_an_estimated_bound():
+    """D6 along flows: with the running maximum it fires where a flow ends at 0 and nowhere else; with a tenth of it not so."""
+    found = judge(range(9), (0.1, 1.0))
+    assert found.off >= 2
+    assert found.on >= 2
+    assert found.fired == [found.off, found.off]
+    assert found.wrong[1] == 0
+    assert found.wrong[0] > 0
+
+
+# Blocks: where W = 0, ξ does not matter ---------------------------------------------------------------------------------------
+
+
+def zeroed(params, block, j):
+    """The parameters with gate j's part of the block at 0."""
+    params = dict(params)
+    for name in block.names:
+        array = params[name].copy()
+        block.split(array)[:, j] = 0.0
+        params[name] = array
+    return params
+
+
+def check_blocks(case, blocks_of):
+    """With its block at 0, a gate's value changes no bit of the output, whatever the others are."""
+    __tracebackhide__ = True
+    for group, block in zip(case.network.gates, blocks_of(case.network), strict=True):
+        assert block.gates == group.stop - group.start
+        for j in range(block.gates):
+            loss = dataclasses.replace(case.loss, params=zeroed(case.params, block, j))
+            outputs = []
+            for value in (0.0, 1.0):
+                gates = case.gates.copy()
+                gates[group.start + j] = value
+                outputs.append(loss.evaluate(gates).tape.output)
+            assert_identical(f"output, gate {group.name}[{j}]", *outputs, network=case.network)
+
+
+def blocks_or_none(network):
+    """None where it is refused, which only a sigmoid can be the reason for: no weights make it 0."""
+    if any(isinstance(layer, Activation) and layer.kind == "sigmoid" for layer, _ in network.placed()):
+        with contextlib.suppress(InputError):
+            return blocks(network)
+        return None
+    return blocks(network)
+
+
+@given(gated_cases())
+def test_with_its_block_at_zero_a_gate_does_not_matter(case):
+    found = blocks_or_none(case.network)
+    if found is not None:
+        check_blocks(case, lambda _: found)
+
+
+@given(gated_cases(train=True))
+def test_a_closed_gates_block_has_no_gradient(case):
+    """And ‖·‖ of an open one's is that of its entries, counted one by one."""
+    if blocks_or_none(case.network) is None:
+        return
+    gradients = case.loss.gradients(case.loss.evaluate(case.gates, run_closed=True)).params
+    norms = block_norms(case.network, gradients)
+    assert norms.shape == case.gates.shape
+    assert (norms[case.gates == 0.0] == 0.0).all()
+    for group, block in zip(case.network.gates, blocks(case.network), strict=True):
+        for j in range(block.gates):
+            parts = [gradients[name] - zeroed(gradients, block, j)[name] for name in block.names]
+            want = math.sqrt(math.fsum(float(v) ** 2 for part in parts for v in part.ravel()))
+            count = sum(part.size for part in parts)
+            assert_close("norm", norms[group.start + j], np.float64(want), gamma(count + 4, U) * want)
+
+
+def mixed():
+    """Layer and unit gates, batch-norm at a path's end and before a unit, units that end a path, images and vectors."""
+    same = ((1, 1), (1, 1))
+    first = Section((Conv(4, (3, 3), padding=same), BatchNorm(), TANH, UnitGate(), Conv(2, (3, 3), padding=same), BatchNorm()))
+    second = Section((Dense(3), TANH, UnitGate(), Dense(2), TANH, UnitGate()))
+    return Network((2, 4, 4), (first, GlobalAveragePool(), second, Dense(3), TANH, UnitGate(), Dense(2)))
+
+
+def mixed_case():
+    """Gates half open, every number off its special value."""
+    network = mixed()
+    rng = np.random.default_rng(12)
+    params = {name: rng.standard_normal(shape) for name, shape in network.parameter_shapes.items()}
+    x, labels = rng.standard_normal((5, 2, 4, 4)), np.array([0, 1, 1, 0, 1])
+    loss = BatchLoss(network, ORACLE, params, x, labels, initial_statistics(network))
+
+    class Case:
+        pass
+
+    case = Case()
+    case.network, case.params, case.loss, case.gates = network, params, loss, np.ones(network.gate_count)
+    return case
+
+
+def test_the_blocks_of_a_network_with_everything():
+    found = {group.name: block for group, block in zip(mixed().gates, blocks(mixed()), strict=True)}
+    assert found == {
+        "section1": (("section1.batchnorm2.gain", "section1.batchnorm2.bias"), 1, 0),
+        "section1.unitgate1": (("section1.conv2.weight",), 4, 1),
+        "section2": (("section2.dense2.weight", "section2.dense2.bias"), 1, 0),
+        "section2.unitgate1": (("section2.dense2.weight",), 3, 1),
+        "section2.unitgate2": (("section2.dense2.weight", "section2.dense2.bias"), 2, 0),
+        "unitgate1": (("dense2.weight",), 3, 1),
+    }
+    check_blocks(mixed_case(), blocks)
+
+
+def _altered(group, **changes):
+    """`blocks` with one group's block wrong."""
+
+    def wrong(network):
+        return tuple(
+            block._replace(**changes) if g.name == group else block
+            for g, block in zip(network.gates, blocks(network), strict=True)
+        )
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    {
+        "without the bias": _altered("section2", names=("section2.dense2.weight",)),
+        "the matrix before a batch-norm": _altered("section1", names=("section1.conv2.weight", "section1.conv2.bias")),
+        "a row for a column": _altered("section2.unitgate1", names=("section2.dense1.weight",), axis=0),
+        "a gain without its bias": _altered("section1", names=("section1.batchnorm2.gain",)),
+        "the matrix before": _altered("unitgate1", names=("dense1.weight",), axis=0),
+    }.values(),
+)
+def test_planted_mistakes_in_the_blocks_are_found(wrong):
+    assert fails(check_blocks, mixed_case(), wrong) is not None
+
+
+def test_a_path_that_is_never_zero_is_refused():
+    section = Section((Dense(3), Activation("sigmoid")), name="bad")
+    with pytest.raises(InputError, match=r"bad: sigmoid1? ?.*is not 0 at 0|bad: bad\.sigmoid1 \(Activation\) is not 0 at 0"):
+        blocks(Network((2,), (Dense(3), section, Dense(2))))
+
+
+def test_probabilities_of_the_witness_sum_to_one():
+    theta = np.array([0.2, 0.9, 0.0])
+    assert abs(sum(probability(g, theta) for g in all_gates(3)) - 1.0) <= gamma(12, U)
+    with pytest.raises(SpecError):
+        Network((2,), (Section(()),))

@@ -1,0 +1,214 @@
+"""Priors and the flattening hyper-prior: against 50 digits over the whole range, ends, bad input, kernels against the oracle.
+
+What the formulas claim (normalised, a mixture, a minimum, linear) is proved by `refprune audit --only F,P`, which
+`tests/test_audit.py` runs; here is what an implementation can get wrong besides.
+"""
+
+import mpmath
+import numpy as np
+import pytest
+
+from refprune import flattening, mixture, scalar
+from refprune.backend import ORACLE, by_name
+from refprune.errors import InputError
+
+DIGITS, ULPS = 50, 4
+PRIORS = [
+    *(mixture.SpikeSlab(pi, 2.0, 1e-3) for pi in (0.0, 0.3, 1.0)),
+    mixture.StudentT(3.0, 0.7),
+    mixture.Laplace(0.4),
+    mixture.Horseshoe(0.6),
+]
+FAST = {threads: by_name("numba", threads=threads) for threads in (1, 2)}
+
+
+def _grid(count=900, seed=0):
+    """(p, L): all magnitudes of both, both ends, where e^{−|L|} is subnormal, ties of |L| with 0 and 1."""
+    rng = np.random.default_rng(seed)
+    size = [10.0 ** rng.uniform(-300, 300, count), 10.0 ** rng.uniform(-9, 4, count), rng.uniform(590, 760, count)]
+    size = np.concatenate([*size, rng.uniform(0, 2, count), [0.0, 5e-324, 1e308, 600.0]])
+    log_gamma = size * rng.choice([-1.0, 1.0], size.size)
+    p = [rng.uniform(0, 1, size.size), 10.0 ** rng.uniform(-323, 0, size.size), 1 - 10.0 ** rng.uniform(-16, 0, size.size)]
+    p += [np.zeros(size.size), np.ones(size.size)]
+    return np.choose(rng.integers(0, len(p), size.size), p), log_gamma
+
+
+class Exact:
+    """The formulas of SPEC F with 50 digits (more where L is so small that 1 − e^L needs them)."""
+
+    def __init__(self, p, log_gamma):
+        mpmath.mp.dps = DIGITS + int(max(0.0, -2.0 * np.log10(abs(log_gamma) + 1e-323)))
+        self.p, self.l = mpmath.mpf(float(p)), mpmath.mpf(float(log_gamma))
+        # e^{10⁷} is far beyond 50 digits of anything it is added to
+        self.gamma = mpmath.exp(self.l) if abs(self.l) < 10**7 else (mpmath.inf if self.l > 0 else mpmath.mpf(0))
+
+    def summands(self):
+        """(log of the normaliser, log of the denominator) with the larger of 1 and γ taken out of both."""
+        if self.l == 0:
+            return mpmath.mpf(0), mpmath.mpf(0)
+        if mpmath.isinf(self.gamma) or self.gamma == 0:
+            rest = 1 - self.p if self.l > 0 else self.p
+            inside = mpmath.log(rest) if rest else -abs(self.l)
+            return -mpmath.log(abs(self.l)), inside
+        out = max(self.l, 0)
+        norm = mpmath.log((self.gamma - 1) / self.l) - out
+        return norm, mpmath.log(self.p + self.gamma * (1 - self.p)) - out
+
+    def log_density(self):
+        norm, denominator = self.summands()
+        return norm - denominator, max(abs(norm), abs(denominator))
+
+    def density(self):
+        return mpmath.exp(self.log_density()[0])
+
+    def pi_star(self):
+        if self.p in (0, 1) or self.gamma == 0 or mpmath.isinf(self.gamma):
+            return self.p if self.p in (0, 1) else mpmath.mpf(int(self.l > 0))
+        return self.gamma * self.p / (1 + (self.gamma - 1) * self.p)
+
+
+def _ulps(got, want, of=None):
+    """|got − want| in units in the last place of `of` (default: want); 0 where both overflow."""
+    if abs(want) > mpmath.mpf(float(np.finfo(float).max)):
+        return 0.0 if np.isinf(got) and (got > 0) == (want > 0) else np.inf
+    spacing = np.spacing(abs(float(want if of is None else of)))
+    return float(abs(mpmath.mpf(float(got)) - want) / mpmath.mpf(float(spacing)))
+
+
+def test_the_accuracy_that_f6_states():
+    p, log_gamma = _grid()
+    density, log_density = flattening.density(p, log_gamma), flattening.log_density(p, log_gamma)
+    star, slope = flattening.pi_star(p, log_gamma), flattening.log_density_slope(p, log_gamma)
+    for i in range(p.size):
+        exact = Exact(p[i], log_gamma[i])
+        wanted, largest = exact.log_density()
+        errors = {
+            "density": _ulps(density[i], exact.density()),
+            "slope": _ulps(slope[i], exact.density() * exact.l),
+            "log density": _ulps(log_density[i], wanted, largest),
+            "π*": _ulps(star[i], exact.pi_star()),
+        }
+        assert max(errors.values()) <= ULPS, (p[i], log_gamma[i], errors)
+
+
+def test_ends_are_exact():
+    for log_gamma in (-1e4, -2.0, 0.0, 3.0, 1e300):
+        assert list(flattening.pi_star([0.0, 1.0], log_gamma)) == [0.0, 1.0]
+        assert list(flattening.kl_at_pi_star([0.0, 1.0], log_gamma)) == [0.0, 0.0]
+        assert flattening.penalty(1.0, log_gamma) == flattening.penalty_constant(log_gamma) - log_gamma
+    assert [a.tolist() for a in flattening.log_pi_star([0.0, 1.0], 5.0)] == [[-np.inf, 0.0], [0.0, -np.inf]]
+    assert list(scalar.bernoulli_kl([0.0, 0.0, 1.0, 1.0, 0.5], [0.0, 1.0, 1.0, 0.0, 1.0])) == [0.0, np.inf, 0.0, np.inf, np.inf]
+    assert list(scalar.logit(np.array([0.0, 0.5, 1.0]))) == [-np.inf, 0.0, np.inf]
+
+
+@pytest.mark.parametrize("log_gamma", [-5000.0, 5000.0])
+def test_the_kl_stays_finite_where_pi_star_is_rounded_to_an_end(log_gamma):
+    assert np.isfinite(flattening.kl_at_pi_star(0.5, log_gamma))
+    assert np.isinf(scalar.bernoulli_kl(0.5, flattening.pi_star(0.5, log_gamma)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: flattening.log_density(0.5, np.inf), "log_gamma: got inf"),
+        (lambda: flattening.penalty(0.5, np.nan), "log_gamma: got nan"),
+        (lambda: flattening.pi_star([0.5, 1.5], -1.0), r"theta\[1\]: got 1.5"),
+        (lambda: flattening.density(-0.1, -1.0), "pi: got -0.1"),
+        (lambda: scalar.bernoulli_kl(np.nan, 0.5), "theta: got nan"),
+        (lambda: scalar.bernoulli_kl("x", 0.5), "theta: 'x' is no array of numbers"),
+        (lambda: flattening.pi_star([0.5, 0.5], [1.0, 1.0, 1.0]), r"log_gamma: shape \(3,\) does not meet theta's \(2,\)"),
+        (lambda: flattening.beta_from_log_gamma(-1.0, 0), "samples: must be at least 1, got 0"),
+        (lambda: flattening.decay_from_precision(1.0, 0), "samples: must be at least 1, got 0"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, 2.0), "spike: got 2.0"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, np.nan), "spike: got nan"),
+        (lambda: mixture.SpikeSlab(1.5, 1.0, 0.1), "pi: got 1.5"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, 0.0).density([1.0]), "spike: got 0"),
+        (lambda: mixture.StudentT(0.0, 1.0), "degrees: got 0.0"),
+        (lambda: mixture.Laplace([1.0, 2.0]), "width: got an array"),
+        (lambda: mixture.Laplace(1.0).density([0.0, np.inf]), r"w\[1\]: got inf"),
+        (lambda: mixture.StudentT(1.0, 1.0).density(1.0), r"w: shape \(\) has no blocks"),
+        (lambda: mixture.sample(mixture.Laplace(1.0), [0.5], [0.1, 0.2]), "uniform: shape"),
+        (lambda: mixture.sample(mixture.Laplace(1.0), [1.0], [0.1]), "uniform: numbers strictly"),
+        (lambda: FAST[1].prior_density(np.array([[0.0], [np.nan]], np.float32), PRIORS[1]), r"w\[1, 0\]: got nan"),
+        (lambda: FAST[1].flattening_profile(np.array([0.5, np.nan]), -1.0), r"theta\[1\]: got nan"),
+        (lambda: FAST[1].flattening_density(np.array([0.5, 2.0]), -1.0), r"pi\[1\]: got 2.0"),
+        (lambda: FAST[1].flattening_profile(np.array([0.5, 0.5]), np.inf), "log_gamma: got inf"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_responsibility_in_the_limit():
+    """s₀ → 0: the slab is responsible for everything that is not exactly 0."""
+    w = np.array([[0.0, 0.0], [0.0, 1e-3], [2.0, 1.0]])
+    limit = mixture.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
+    assert list(limit) == [0.0, 1.0, 1.0]
+    near = mixture.SpikeSlab(0.3, 2.0, 1e-20).responsibility(w)
+    assert list(np.round(near)) == list(limit)
+    assert list(mixture.SpikeSlab(1.0, 2.0, 0.0).responsibility(w)) == [1.0, 1.0, 1.0]
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+def _w(prior, dtype, seed):
+    rng = np.random.default_rng(seed)
+    shape = (4001, int(rng.integers(1, 5))) if isinstance(prior, mixture.SpikeSlab | mixture.StudentT) else (4001,)
+    w = rng.standard_normal(shape) * 10.0 ** rng.uniform(-4, 1, shape)
+    w[:2] = 0.5 if isinstance(prior, mixture.Horseshoe) else 0.0
+    return w.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: f"{type(p).__name__}{getattr(p, 'pi', '')}")
+def test_kernels_agree_with_the_oracle(prior, dtype):
+    """Within 16 roundings of the largest summand; that of spike and slab is the log-odds, whose error its score inherits."""
+    u = float(np.finfo(dtype).eps) / 2
+    for seed in range(4):
+        w = _w(prior, dtype, seed)
+        got, want = FAST[1].prior_density(w, prior), ORACLE.prior_density(w.astype(np.float64), prior)
+        assert got.log_density.dtype == got.score.dtype == dtype
+        summand, carried = np.abs(want.log_density) + 8.0, 1.0
+        if isinstance(prior, mixture.SpikeSlab):
+            (a, b), square = prior.log_odds(w.shape[1]), np.square(w.astype(np.float64)).sum(axis=1)
+            odds = np.where(np.isinf(a), 0.0, abs(a) + b * square)
+            summand, carried = summand + odds, (1.0 + odds)[:, None]
+        assert (np.abs(got.log_density - want.log_density) <= 16 * u * summand).all()
+        r = np.abs(want.score) + float(np.finfo(dtype).tiny)
+        if isinstance(prior, mixture.SpikeSlab):
+            r = (
+                r
+                + np.abs(w) * np.minimum(1.0 / prior.spike, 1.0 / prior.spike * np.exp(-np.maximum(0, a + b * square)))[:, None]
+            )
+        assert (np.abs(got.score - want.score) <= 16 * u * r * carried).all()
+        assert abs(got.total - want.total) <= 16 * u * summand.sum()
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: f"{type(p).__name__}{getattr(p, 'pi', '')}")
+def test_the_same_bits_for_every_number_of_threads(prior):
+    w = np.concatenate([_w(prior, np.float32, 1)] * 20)
+    one, two = (FAST[threads].prior_density(w, prior) for threads in (1, 2))
+    assert one.log_density.tobytes() == two.log_density.tobytes()
+    assert one.score.tobytes() == two.score.tobytes()
+    assert one.total == two.total
+
+
+def test_flattening_kernels_agree_with_the_oracle():
+    """All magnitudes; logarithms within 8 ulp of their largest summand, which |log p| + |log(1−p)| + log|L| + 1 bounds."""
+    p, log_gamma = _grid(400, seed=1)
+    log_gamma, p = log_gamma[np.abs(log_gamma) < 1e200], p[np.abs(log_gamma) < 1e200]
+    logs = np.where(p > 0, -np.log(np.where(p > 0, p, 1)), 0) + np.where(p < 1, -np.log1p(-np.where(p < 1, p, 0)), 0)
+    size = 1.0 + logs + np.abs(log_gamma) + np.abs(np.log(np.abs(log_gamma) + 1e-300))
+    eps = float(np.finfo(float).eps)
+    for threads, backend in FAST.items():
+        for name in ("flattening_profile", "flattening_density"):
+            got, want = getattr(backend, name)(p, log_gamma), getattr(ORACLE, name)(p, log_gamma)
+            exact, log = (0, 1) if name == "flattening_profile" else (1, 0)
+            finite = np.isfinite(want[exact])
+            assert (finite == np.isfinite(got[exact])).all()
+            mine, theirs = got[exact][finite], want[exact][finite]
+            assert (np.abs(mine - theirs) <= 8 * eps * np.abs(theirs) + 1e-323).all(), threads
+            assert (np.abs(got[log] - want[log]) <= 8 * eps * size).all()
+            assert abs(got.total - want.total) <= 8 * eps * size.sum()

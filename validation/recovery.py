@@ -1,0 +1,83 @@
+"""Would a gate that a rule removes have come back? (SPEC D6: how safe are the rules?)
+
+`python -m validation.recovery [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0. The experiment is trained without removing anything, and every step asks both rules of D6 what they would have removed. A gate
+*recovers* if its θ exceeds ½ at any time after that. One JSON line a seed, and a table at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from refprune import backend, data, train, zoo
+from refprune.config import Config, load
+
+Summary = dict[str, Any]
+
+RULES = ("threshold", "attraction", "both")
+BACK = 0.5
+
+
+def watch(settings: Config, data_directory: str | None = None) -> Summary:
+    """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
+    images, test = train.prepare(data.load(settings.data.name, data_directory), settings)
+    network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
+    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+    variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}
+    watched, samples = variants["attraction"], len(images.labels)
+    state = train.init(watched, network)
+    first = {rule: np.full(network.gate_count, -1) for rule in RULES}
+    recovered = {rule: np.zeros(network.gate_count, dtype=bool) for rule in RULES}
+    for epoch in range(settings.training.epochs):
+        for x, labels in train.epoch_batches(images, watched, epoch, augment=engine):
+            state, _ = train.step(state, x, labels, watched, engine, samples=samples)
+            for rule, variant in variants.items():
+                recovered[rule] |= (first[rule] >= 0) & (state.theta > BACK)
+                gone = ~train.keep(state, variant, samples=samples)
+                first[rule] = np.where((first[rule] < 0) & gone, state.step, first[rule])
+    names = [f"{g.name}[{i}]" if g.kind == "unit" else g.name for g in network.gates for i in range(g.stop - g.start)]
+    rows = [
+        {"gate": name, "theta": float(state.theta[g]), "slope": float(state.slope[g])}
+        | {
+            rule: {"step": int(first[rule][g]) if first[rule][g] >= 0 else None, "recovered": bool(recovered[rule][g])}
+            for rule in RULES
+        }
+        for g, name in enumerate(names)
+    ]
+    score = train.evaluate(state, test, engine)
+    return {"seed": settings.seed, "test_accuracy": score.accuracy, "steps": state.step, "gates": rows}
+
+
+def summary(results: list[Summary]) -> list[str]:
+    """Per rule: gates that would have gone, of these recovered, median step."""
+    lines = [f"{'rule':12} {'gates':>6} {'would go':>9} {'recovered':>10} {'median step':>12}"]
+    gates = [gate for result in results for gate in result["gates"]]
+    for rule in RULES:
+        gone = [gate[rule] for gate in gates if gate[rule]["step"] is not None]
+        back = sum(entry["recovered"] for entry in gone)
+        median = f"{np.median([entry['step'] for entry in gone]):.0f}" if gone else "–"
+        lines.append(f"{rule:12} {len(gates):6d} {len(gone):9d} {back:10d} {median:>12}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", nargs="?", default="mnist-resmlp")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--data-dir")
+    arguments = parser.parse_args()
+    results = []
+    for seed in arguments.seeds:
+        settings = load(arguments.experiment, [*arguments.overrides, f"seed={seed}"])
+        results.append(watch(settings, arguments.data_dir))
+        print(json.dumps(results[-1]), flush=True)
+    print("\n".join(summary(results)))
+
+
+if __name__ == "__main__":
+    main()
