@@ -28,10 +28,16 @@ def rule_keep(
     """What the rule `gates.rule` leaves: (G,), False where a gate goes. β and λ are per sample (O1); slope, seen: `observe`."""
     keep = np.zeros(theta.shape, dtype=bool)
     if config.gates.rule in ("threshold", "both"):
-        keep |= theta > config.gates.threshold
+        keep |= above(theta, config.gates.threshold)
     if config.gates.rule in ("attraction", "both"):
         keep |= ~attracted(network, params, theta, slope, seen, config, beta=beta, decay=decay)
     return spare_plain_layers(network, keep, theta)
+
+
+def above(theta: Array, threshold: float) -> Array:
+    """The rule `threshold`: a gate stays as long as θ > τ. (G,)"""
+    stays: Array = theta > threshold
+    return stays
 
 
 def attracted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .mistakes_in_dynamics import DYNAMICS
 from .mistakes_in_judging import SIMILARITY
 from .mistakes_in_layers import LAYERS
 from .mistakes_in_priors import PRIORS
@@ -10,4 +11,4 @@ from .planting import Mistake, planted
 
 __all__ = ["MISTAKES", "Mistake", "planted"]
 
-MISTAKES: tuple[Mistake, ...] = (*PRIORS, *LAYERS, *OBJECTIVE, *SIMILARITY)
+MISTAKES: tuple[Mistake, ...] = (*PRIORS, *LAYERS, *OBJECTIVE, *DYNAMICS, *SIMILARITY)

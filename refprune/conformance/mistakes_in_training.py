@@ -95,7 +95,7 @@ OBJECTIVE = (
         ),
         ("O7",),
     ),
-    Mistake("θ < τ instead of θ ≤ τ", "train:threshold_rule", instead(lambda n, t, tau: t >= tau), ("O7",)),
+    Mistake("θ < τ instead of θ ≤ τ", "pruning:above", instead(lambda t, tau: t >= tau), ("O7",)),
     Mistake(
         "step left out of the stream's name", "streams:Streams.words", lambda f: lambda self, p, s, n: f(self, p, 0, n), ("O8",)
     ),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, estimators, flattening, settle, train
+from ... import config, estimators, flattening, pruning, settle, train
 from ...layers import Array
 from ...layerspec import Activation, Dense, Flatten, Section
 from ...objective import BatchLoss
@@ -73,7 +73,7 @@ O7 = Claim(
     "A pruned gate is gone for good, with weights, optimiser state and computation; training goes on in the smaller network.",
     "θ_g ≤ τ ⇒ W_g, v_g, θ_g",
     LP,
-    ("train:remove", "train:cut_state", "train:threshold_rule"),
+    ("train:remove", "train:cut_state", "pruning:above", "pruning:spare_plain_layers"),
 )
 O8 = Claim(
     "O8",
@@ -440,13 +440,20 @@ def _(context: Context) -> Finding:
     return exact(wrong)
 
 
+def _above(network: Network, theta: Array, threshold: float) -> Array:
+    """The rule `threshold`, which asks for θ alone."""
+    rules, nothing = _rules(gates=dataclasses.replace(_rules().gates, threshold=threshold)), np.zeros(theta.size)
+    keep: Array = pruning.rule_keep(network, {}, theta, nothing, nothing, rules, beta=0.0, decay=0.0)
+    return keep
+
+
 @O7.witness("after a removal nothing of the gate is left, and a step is that of the masked network")
 def _(context: Context) -> Finding:
     state, x, labels = _state(context)
     rules = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=math.inf))
     theta = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
     state = dataclasses.replace(state, theta=theta)
-    keep = train.threshold_rule(state.network, theta, 0.0)
+    keep = _above(state.network, theta, 0.0)
     small, cut, _ = train.remove(state, keep, rules)
     wrong = int((keep != (theta > 0)).any()) + int(small.theta.size != int(keep.sum()))
     for arrays in (small.params, small.velocity):
@@ -462,7 +469,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     network = dense_network()
     theta = np.array([0.1, 0.2, 0.1, 0.1001, 0.0999, 0.5, 0.0, 1.0])
-    keep = train.threshold_rule(network, theta, 0.1)
+    keep = _above(network, theta, 0.1)
     return exact(int((keep != np.array([0, 1, 0, 1, 0, 1, 0, 1], dtype=bool)).sum()))
 
 
