@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from functools import cached_property
 from typing import Any
@@ -91,3 +92,33 @@ def loss_of(network: Network, context: Context, *, batch: int = 6, train: bool =
         target = context.normal("target", batch, *network.output_shape)
     params, statistics = params_of(network, context), statistics_of(network, context)
     return BatchLoss(network, context.backend, params, x, target, statistics, train)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables over all gate vectors
+
+
+def vertices_of(count: int) -> Array:
+    return np.array(list(itertools.product((0.0, 1.0), repeat=count)))
+
+
+def losses_at(loss: BatchLoss, count: int) -> tuple[Array, Array]:
+    """Every gate vector with its loss."""
+    vertices = vertices_of(count)
+    return vertices, np.array([float(loss.evaluate(g).loss) for g in vertices])
+
+
+def probabilities(vertices: Array, theta: Array) -> Array:
+    return np.asarray(np.prod(np.where(vertices == 1.0, theta, 1.0 - theta), axis=1))
+
+
+def slopes_of(vertices: Array, losses: Array, theta: Array) -> Array:
+    """∂C/∂θ from the table of all losses."""
+    ends = [[probabilities(vertices, moved_to(theta, g, v)) @ losses for v in (1.0, 0.0)] for g in range(theta.size)]
+    return np.array([on - off for on, off in ends])
+
+
+def moved_to(theta: Array, gate: int, value: float) -> Array:
+    moved = theta.copy()
+    moved[gate] = value
+    return moved

@@ -123,7 +123,7 @@ def _(context: Context) -> Finding:
         k, l = (x @ x.T, y @ y.T) if kernel == "linear" else (_rbf(x), _rbf(y))  # noqa: E741
         biased = [float(np.trace(a @ h @ b @ h)) for a, b in ((k, l), (k, k), (l, l))]
         unbiased = [_unbiased(a, b) for a, b in ((k, l), (k, k), (l, l))]
-        for name, (xy, xx, yy) in (("biased", biased), ("unbiased", unbiased)):
+        for name, (xy, xx, yy) in zip(BOTH, (biased, unbiased), strict=True):
             got = cka(x, y, estimator=name, kernel=kernel).value
             findings.append(close(got, xy / math.sqrt(xx * yy), 10.0, SUMS))
     return worst(*findings)

@@ -1,0 +1,177 @@
+"""The audit: its catalogue is complete and points at code, quick claims hold, and it fails where it must."""
+
+import importlib.util
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from refprune import audit, cli
+from refprune.audit import claims
+from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
+from refprune.audit.mathml import mathml
+from refprune.conformance.mistakes import MISTAKES, planted
+from refprune.errors import InputError
+from validation import mutants
+
+ROOT = Path(__file__).parents[1]
+SPEC = (ROOT / "validation" / "SPEC.md").read_text(encoding="utf-8")
+
+#: Letters whose code is not there yet: their claims come with it, one file each.
+TO_COME = {"D", "C"}
+
+
+def test_every_number_of_the_spec_has_a_claim():
+    numbers = set(re.findall(r"^([A-Z]\d+)  ", SPEC, flags=re.M)) | {"G1", "G2", "G3"}
+    assert {n for n in numbers if n[0] not in TO_COME} <= {c.number for c in catalogue()}
+    assert {c.number for c in catalogue()} <= numbers
+
+
+@pytest.mark.parametrize("claim", catalogue(), ids=lambda c: c.number)
+def test_every_claim_is_whole(claim):
+    """At least two witnesses, by different methods, and code that exists."""
+    assert len({method for method, _ in claim.witnesses}) == len(claim.witnesses) >= 2
+    for code in claim.code:
+        file, _, line = claims.location(code).rpartition(":")
+        assert (ROOT / file).is_file()
+        assert int(line) > 0
+    assert claim.source.strip()
+    assert "<math" in mathml(claim.formula)
+
+
+@pytest.mark.parametrize("only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E1,E2,E3", "O1,O2,O5,O6,O7,O8,O9"])
+def test_claims_hold(only):
+    red = [r for r in audit.run(audit.select(only), Context(seed=0)) if not r.holds]
+    assert not red, "\n".join(map(audit.row, red))
+
+
+def test_another_seed():
+    assert audit.holds(audit.run(audit.select("P,F,O8,K3"), Context(seed=11)))
+
+
+# It must be able to fail ----------------------------------------------------------------------------------------------
+
+QUICK = [m for m in MISTAKES if set(m.claims) <= {"F2", "F3", "F6", "P2", "P4", "N2", "O7", "O8", "G2", "G3", "K1", "E1"}]
+
+
+@pytest.mark.parametrize("mistake", QUICK, ids=lambda m: m.name)
+def test_a_planted_mistake_turns_its_claims_red_and_no_other(mistake):
+    """`python -m validation.mutants` does so for all mistakes."""
+    outcome = mutants.try_out(mistake)
+    assert outcome.killed, outcome
+
+
+def test_every_claim_has_a_mistake():
+    assert {n for m in MISTAKES for n in m.claims} == {c.number for c in catalogue()}
+    assert len({m.name for m in MISTAKES}) == len(MISTAKES)
+    assert all(claims.resolve(m.target) for m in MISTAKES)
+
+
+def test_a_mistake_is_taken_back():
+    before = [claims.resolve(m.target) for m in MISTAKES]
+    for mistake in MISTAKES:
+        with planted(mistake):
+            assert claims.resolve(mistake.target) not in before
+    assert all(a is b for a, b in zip(before, [claims.resolve(m.target) for m in MISTAKES], strict=True))
+
+
+def test_a_survivor_is_reported():
+    """A mutant that declares too little, or too much, is not killed."""
+    mistake = next(m for m in MISTAKES if m.claims == ("F2", "F6"))
+    short, long = (mutants.Mistake(mistake.name, mistake.target, mistake.wrong, c) for c in (("F2",), ("F2", "F6", "P5")))
+    assert mutants.try_out(short).extra == ("F6",)
+    assert mutants.try_out(long).missed == ("P5",)
+
+
+def test_findings():
+    nan = float("nan")
+    assert not Finding(nan, 1.0).holds
+    assert not claims.close([1.0, nan], [1.0, 1.0], 1.0, 10).holds
+    assert not claims.close([2.0], [1.0], 1.0, 10).holds
+    assert claims.close([float("inf")], [float("inf")], 1.0, 0).holds
+    assert worst(Finding(1.0, 100.0), Finding(3.0, 2.0), Finding(90.0, 100.0)).deviation == 3.0
+    assert worst(claims.exact(0), Finding(0.5, 1.0)).bound == 1.0
+    z = Context(seed=3).normal("z", 4000, 2)
+    assert claims.z_score(z, 0.0).holds
+    assert not claims.z_score(z, [0.0, 0.2]).holds
+    assert 5.0 < claims.z_bound(2) < claims.z_bound(200) < 6.5
+
+
+def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
+    broken = claims.Claim("X1", "", "x", "", ())
+    broken.witness("raises")(lambda context: 1 / 0)
+    (found,) = audit.run([broken], Context())
+    assert not found.holds
+    assert "ZeroDivisionError" in audit.row(found)
+    assert not audit.holds([])
+
+
+def test_neighbours_are_those_that_cite_the_code():
+    assert [c.number for c in neighbours(["flattening:kl_at_pi_star"])] == ["F3", "F6"]
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.outside = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.outside += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("#")]
+
+
+def test_the_command_writes_table_json_and_page(tmp_path, capsys):
+    files = tmp_path / "a.html", tmp_path / "a.json"
+    code = cli.main(["audit", "--only", "F3,F5", "--report", str(files[0]), "--json", str(files[1])])
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "2 claims, 5 witnesses" in out
+    assert "all hold" in out
+    found = json.loads(files[1].read_text(encoding="utf-8"))
+    assert found["holds"]
+    assert list(found["claims"]) == ["F3", "F5"]
+    page = _Page()
+    page.feed(files[0].read_text(encoding="utf-8"))
+    assert page.tags.count("math") == 2
+    assert page.tags.count("svg") == 1
+    assert "script" not in page.tags
+    assert not [v for v in page.outside if "://" in v]
+
+
+def test_the_command_goes_red(capsys, tmp_path):
+    mistake = next(m for m in MISTAKES if m.claims == ("F3",))
+    with planted(mistake):
+        assert cli.main(["audit", "--only", "F3", "--json", str(tmp_path / "a.json")]) == 1
+    assert "NOT: F3" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["holds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--only", "X"], "known are the letters N, P, F, O"), (["--only", "F3", "--json", "/nowhere/a.json"], "does not exist")],
+)
+def test_bad_arguments(capsys, arguments, message):
+    assert cli.main(["audit", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["sympy", "mpmath"])
+def test_a_missing_extra_is_one_sentence_and_never_a_pass(monkeypatch, capsys, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else find(name, *a))
+    assert cli.main(["audit", "--only", "N2"]) == 2
+    assert capsys.readouterr().err.strip() == f"refprune: audit: {package} is not installed:  pip install -e '.[audit]'"
+    with pytest.raises(InputError, match=package):
+        audit.require(package)
+
+
+def test_formulas_become_mathml():
+    assert mathml("a_1^2") == mathml("{a_1}^2")
+    text = mathml("\\frac{a+1}{2} log x")
+    assert "<mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in text
+    assert '<mi mathvariant="normal">log</mi>' in text
