@@ -61,7 +61,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
-    images, test = train.prepare(dataset, settings)
+    images, test = train.prepare(dataset, settings, network.scaling)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads

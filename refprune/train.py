@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import scaling as scalings
 from .augment import draw_crops
 from .backend import Backend
 from .config import Config
@@ -80,26 +81,16 @@ class Images(NamedTuple):
     labels: Array
 
 
-def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
-    """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images."""
+def prepare(dataset: Dataset, config: Config, scaling: str = "channel") -> tuple[Images, Images]:
+    """Training and test images as the network takes them; `scaling` is its convention (`refprune.scaling`)."""
     limit = config.data.train_limit or len(dataset.train_labels)
     if limit > len(dataset.train_labels):
         raise InputError(f"data.train_limit: {limit} exceeds the {len(dataset.train_labels)} training images")
-    train, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
-    if len(train) < config.training.batch_size:
-        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {len(train)} training images")
-    dtype = config.training.dtype
-    pixels = np.moveaxis(train, 1, 0).reshape(train.shape[1], -1)
-    mean = np.array([channel.mean(dtype=np.float64) for channel in pixels])
-    deviation = np.array([channel.std(dtype=np.float64) for channel in pixels])
-    scale = (1.0 / np.where(deviation > 0, deviation, 1.0)).astype(dtype)[:, None, None]
-    shift = mean.astype(dtype)[:, None, None]
-
-    def standardise(images: Array) -> Array:
-        standard: Array = (images.astype(dtype) - shift) * scale
-        return standard
-
-    return Images(standardise(train), labels), Images(standardise(dataset.test_images), dataset.test_labels)
+    if limit < config.training.batch_size:
+        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {limit} training images")
+    scale = scalings.of(dataset, scaling, images=limit, dtype=config.training.dtype)
+    train = Images(scale(dataset.train_images[:limit]), dataset.train_labels[:limit])
+    return train, Images(scale(dataset.test_images), dataset.test_labels)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ ORDER = [
     "cka",
     "streams",
     "layers",
+    "scaling",
     "optimiser",
     "augment",
     "layerspec",
