@@ -82,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
     warmup.set_defaults(command=_warmup)
 
+    score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
+    _network_arguments(score)
+    score.add_argument("--samples", metavar="N", type=int, default=0, help="training images (default: all)")
+    score.add_argument("--subsets", metavar="N,…", default="", help="also choose from so many of them, --repeats times")
+    score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
+    score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
+    score.add_argument("--json", metavar="FILE", type=Path, help="write scores and shares")
+    score.set_defaults(command=_score)
+
     bench = commands.add_parser("bench", help="time training, inference, convolutions and CKA; beside PyTorch if asked")
     bench.add_argument("names", nargs="*", metavar="NAME", help="network or group of cases (default: all)")
     bench.add_argument("--against", choices=["torch"], help="compare with this; results are compared before they are timed")
@@ -97,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--roofline", metavar="FILE", type=Path, help="convolutions against peak and memory, .png or .svg")
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that reads a trained network."""
+    parser.add_argument("checkpoint", help="folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)")
+    parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
+    parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
+    parser.add_argument("--backend", choices=["numba", "oracle"], default="numba")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
+    parser.add_argument("--seed", metavar="N", type=int, default=0)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -216,6 +236,43 @@ def _warmup(options: argparse.Namespace) -> int:
     problem = jit.store().problem
     print(f"machine code: {cache.location()}" + (f" (not kept: {problem})" if problem else ""))
     return 1 if problem else 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from . import backend, data, exchange, files, report, scaling, stability
+    from .progress import Progress
+
+    trained = exchange.load(options.checkpoint, options.spec)
+    dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
+    exchange.check_images(trained.network, dataset)
+    count = len(dataset.train_labels)
+    if not 0 <= options.samples <= count or options.repeats < 1:
+        raise InputError(f"--samples, --repeats: must be at most {count} and at least 1, got {options.samples}, {options.repeats}")
+    try:
+        sizes = [int(size) for size in filter(None, options.subsets.split(","))]
+    except ValueError as error:
+        raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
+    x = scaling.of(dataset, trained.network.scaling, images=count, dtype="float32")(
+        dataset.train_images[: options.samples or count]
+    )
+    engine = backend.by_name(options.backend, threads=options.threads)
+    progress = Progress()
+    progress.start("images", len(x), 0)
+    choices = stability.study(
+        trained,
+        engine,
+        x,
+        sizes=sizes,
+        repeats=options.repeats,
+        expected=options.expect,
+        seed=options.seed,
+        advance=progress.reach,
+    )
+    progress.finish()
+    print(report.text_table(stability.table(choices)))
+    if options.json:
+        files.write_atomically(options.json, json.dumps(stability.as_json(choices), indent=1).encode())
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

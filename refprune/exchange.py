@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checkpoint, spec, weightfiles, zoo
+from .data import Dataset
 from .errors import DataError, InputError
 from .layers import Array
 from .layerspec import BatchNorm, Conv, Dense, Layer, Section
@@ -110,6 +111,16 @@ def find(source: str | os.PathLike[str]) -> Path:
             return path
     hint = "" if models else " (REFPRUNE_MODELS, the folder of others' models, is not set)"
     raise InputError(f"{source}: is neither here nor below REFPRUNE_MODELS{hint}")
+
+
+def check_images(network: Network, dataset: Dataset) -> None:
+    """InputError unless the data set's images and classes are what the network takes."""
+    shape = dataset.train_images.shape[1:]
+    if (shape, dataset.classes) != (network.input_shape, network.output_shape[0]):
+        raise InputError(
+            f"data set {dataset.name}: has images {shape} of {dataset.classes} classes; "
+            f"the network needs {network.input_shape} and {network.output_shape[0]}"
+        )
 
 
 def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
