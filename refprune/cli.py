@@ -112,10 +112,13 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command takes that reads a trained network."""
     parser.add_argument("checkpoint", help="folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)")
     parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
+    parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     parser.add_argument("--backend", choices=["numba", "oracle"], default="numba")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same"
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0)
 
 
@@ -242,12 +245,14 @@ def _score(options: argparse.Namespace) -> int:
     from . import backend, data, exchange, files, report, scaling, stability
     from .progress import Progress
 
-    trained = exchange.load(options.checkpoint, options.spec)
+    trained = exchange.load(options.checkpoint, options.spec, options.names)
     dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
     exchange.check_images(trained.network, dataset)
     count = len(dataset.train_labels)
     if not 0 <= options.samples <= count or options.repeats < 1:
-        raise InputError(f"--samples, --repeats: must be at most {count} and at least 1, got {options.samples}, {options.repeats}")
+        raise InputError(
+            f"--samples, --repeats: must be at most {count} and at least 1, got {options.samples}, {options.repeats}"
+        )
     try:
         sizes = [int(size) for size in filter(None, options.subsets.split(","))]
     except ValueError as error:

@@ -17,6 +17,7 @@ and as controls, which nobody should prune by: "uncentred", 1 − ‖RᵀR_l‖�
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,7 +125,7 @@ def representations(
         return Predictor(gated, backend, params, statistics, gates, start=start, stop=stop)
 
     edges = [0, *positions, head]
-    trunk = [predictor(on, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    trunk = [predictor(on, a, b) for a, b in itertools.pairwise(edges)]
     tails = {}
     for position in positions:
         gates = on.copy()

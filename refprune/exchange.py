@@ -78,11 +78,14 @@ class Trained(NamedTuple):
     data: str | None = None
 
 
-def load(source: str | os.PathLike[str], spec_name: str | None = None, *, dtype: str = "float32") -> Trained:
+def load(
+    source: str | os.PathLike[str], spec_name: str | None = None, names: str | None = None, *, dtype: str = "float32"
+) -> Trained:
     """The network in `source`: a folder with a checkpoint, or a file of weights with a spec.
 
     source: as given, or, where that does not exist, below the folder REFPRUNE_MODELS. spec_name: one of the zoo, with options
-    as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.to_json` wrote. InputError names what does not fit.
+    as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.to_json` wrote. names: a .json file, an object from the
+    file's names of layers to those of the spec. InputError names what does not fit.
     """
     path = find(source)
     if path.is_dir():
@@ -96,7 +99,9 @@ def load(source: str | os.PathLike[str], spec_name: str | None = None, *, dtype:
         raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
     arrays = weightfiles.read(path)
     try:
-        trained = from_arrays(arrays, network_for(spec_name, arrays))
+        arrays = _renamed(arrays, names) if names is not None else arrays
+        ordered = path.suffix not in weightfiles.WITHOUT_ORDER
+        trained = from_arrays(arrays, network_for(spec_name, arrays), ordered=ordered)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
@@ -121,6 +126,21 @@ def check_images(network: Network, dataset: Dataset) -> None:
             f"data set {dataset.name}: has images {shape} of {dataset.classes} classes; "
             f"the network needs {network.input_shape} and {network.output_shape[0]}"
         )
+
+
+def _renamed(arrays: Mapping[str, Array], names: str) -> Arrays:
+    try:
+        table = json.loads(Path(names).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{names}: no JSON file of names ({error})") from error
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise InputError(f"{names}: must be an object from the file's names of layers to the spec's")
+    modules = {name.rpartition(".")[0] for name in arrays}
+    strange = [name for name in table if name not in modules]
+    if strange:
+        raise InputError(f"{names}: {strange[0]} is no layer of the file; those are {', '.join(sorted(modules))}")
+    parts = ((name.rpartition("."), array) for name, array in arrays.items())
+    return {f"{table.get(module, module)}.{suffix}": array for (module, _, suffix), array in parts}
 
 
 def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
@@ -165,10 +185,12 @@ def blocks_per_stage(arrays: Mapping[str, Array]) -> list[int]:
     """How many blocks the names "stageS.blockB.…" count in each stage. DataError unless S and B run from 0 without a gap."""
     found = sorted({(int(m[1]), int(m[2])) for m in map(re.compile(r"stage(\d+)\.block(\d+)\.").match, arrays) if m})
     stages = [sum(stage == s for s, _ in found) for stage in range(found[-1][0] + 1)] if found else []
-    expected = [(s, b) for s, count in enumerate(stages) for b in range(count)]
+    expected = [(s, b) for s, count in enumerate(stages) for b in range(max(count, 1))]
     if not found or found != expected:
         missing = next(((s, b) for s, b in expected if (s, b) not in found), None)
-        what = "no array is called stage0.block0.…" if missing is None else "no array is called stage{}.block{}.…".format(*missing)
+        what = (
+            "no array is called stage0.block0.…" if missing is None else "no array is called stage{}.block{}.…".format(*missing)
+        )
         raise DataError(f"{what}; without such names, give the blocks, as in --spec 'resnet-cifar-keras:blocks=[9,9,9]'")
     return stages
 
@@ -177,14 +199,21 @@ def blocks_per_stage(arrays: Mapping[str, Array]) -> list[int]:
 # Arrays onto a spec
 
 
-def from_arrays(arrays: Mapping[str, Array], network: Network) -> Trained:
-    """The network with those arrays as parameters and running statistics. DataError names the first that does not fit."""
+def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool = True) -> Trained:
+    """The network with those arrays as parameters and running statistics. DataError names the first that does not fit.
+
+    ordered: may the order of the arrays be trusted, where their names are not the network's?
+    """
     layout = layout_of(arrays)
     modules = _modules(arrays, layout)
     layers = [layer for layer in _in_order(network) if _keys(layer)]
     by_name = any(layer.name in modules for layer in layers)
+    if not by_name and not ordered:
+        raise DataError(f"{next(iter(modules))}: is no layer of the spec, and such a file keeps no order: name them (--names)")
     found: Arrays = {}
-    for layer, name in zip(layers, [layer.name for layer in layers] if by_name else [*modules, *[""] * len(layers)], strict=False):
+    for layer, name in zip(
+        layers, [layer.name for layer in layers] if by_name else [*modules, *[""] * len(layers)], strict=False
+    ):
         theirs = modules.pop(name, {})
         for key in _keys(layer):
             ours = f"{layer.name}.{key}"
@@ -249,7 +278,9 @@ def _taken(
     array = theirs.pop(key)
     turned = array.transpose(axes) if axes is not None and len(shape) == array.ndim == len(axes) else array
     if turned.shape != shape:
-        wanted = tuple(shape[axes.index(i)] for i in range(len(shape))) if axes is not None and len(axes) == len(shape) else shape
+        wanted = (
+            tuple(shape[axes.index(i)] for i in range(len(shape))) if axes is not None and len(axes) == len(shape) else shape
+        )
         raise DataError(f"{module}.{key} has shape {array.shape}; the network needs {wanted} (as {ours})")
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise DataError(f"{module}.{key}: must be finite floating-point numbers, got {array.dtype} with other entries or type")

@@ -1,7 +1,7 @@
 """How pixels become what a network takes: x = (pixel − shift)·scale, by the convention that its spec names (`Network.scaling`).
 
-    "channel"      shift and 1/scale: mean and deviation of each channel over the training images
-    "pixel_mean"   shift: the mean training image, pixel by pixel; scale 1/255 (Keras' ResNet example)
+"channel"      shift and 1/scale: mean and deviation of each channel over the training images
+"pixel_mean"   shift: the mean training image, pixel by pixel; scale 1/255 (Keras' ResNet example)
 """
 
 from __future__ import annotations

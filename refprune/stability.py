@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from . import criteria
 from .backend import Backend
 from .criteria import Scores
@@ -47,14 +45,16 @@ def study(
     seed: int = 0,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Choice]:
-    """Measure → its choice. sizes: numbers of images drawn without replacement, `repeats` times each, the same for all measures.
+    """Measure → its choice. sizes: numbers of images drawn without replacement, `repeats` times each, the same for all.
 
     expected: the section that subsets are compared with; None: what CKA removes with all of x. InputError: no candidates, a
     size above n or below 2, an `expected` that is no candidate.
     """
     names = criteria.candidates(trained.network)
     if not names:
-        raise InputError("network: has no candidate for removal (K6: no section but the first two of a stage, or shapes change)")
+        raise InputError(
+            "network: has no candidate for removal (K6: no section but the first two of a stage, or shapes change)"
+        )
     if expected is not None and expected not in names:
         raise InputError(f"--expect: {expected!r} is no candidate; allowed are {', '.join(names)}")
     for size in sizes:
@@ -76,7 +76,9 @@ def study(
             for measure in MEASURES:
                 hits[measure][size] += criteria.ranked(scores(measure, rows))[0] == expected
     return {
-        measure: Choice(whole[measure], *criteria.ranked(whole[measure]), {size: hits[measure][size] / repeats for size in sizes})
+        measure: Choice(
+            whole[measure], *criteria.ranked(whole[measure]), {size: hits[measure][size] / repeats for size in sizes}
+        )
         for measure in MEASURES
     }
 

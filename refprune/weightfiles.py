@@ -130,7 +130,7 @@ class _StateDict(pickle.Unpickler):
 
 def _tensor(storage: Array, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Array:
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if min((offset, *shape, *stride)) < 0 or (math.prod(shape) and last >= len(storage)):
+    if min((offset, *shape, *stride)) < 0 or (0 not in shape and last >= len(storage)):
         raise pickle.UnpicklingError(f"a tensor of shape {shape}, stride {stride}, offset {offset} leaves its storage")
     strides = [s * storage.itemsize for s in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False).copy()
@@ -190,6 +190,9 @@ def _keras(content: bytes) -> Arrays:
 def _texts(names: Any) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
+
+#: Endings of files whose writers sort the arrays, by dtype and name.
+WITHOUT_ORDER = (".safetensors",)
 
 READERS: dict[str, Callable[[bytes], Arrays]] = {
     ".npz": _npz,
