@@ -82,6 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
     warmup.set_defaults(command=_warmup)
 
+    prune = commands.add_parser("prune", help="remove sections of a trained network by a criterion, fine-tune, repeat")
+    _network_arguments(prune, resumes=True)
+    prune.add_argument("--criterion", metavar="NAME", default="cka", help="cka, random, l1, activation, kl or rank")
+    prune.add_argument("--samples", metavar="N", type=int, default=10_000, help="training images to score with (0: all)")
+    prune.add_argument("--target-macs", metavar="SHARE", type=float, default=0.0, help="stop at this share of the MACs")
+    prune.add_argument("--least-accuracy", metavar="SHARE", type=float, default=0.0, help="stop below this test accuracy")
+    prune.add_argument("--finetune", metavar="EPOCHS", type=int, default=1, help="after every removal (default: 1)")
+    prune.add_argument("--filter-rounds", metavar="N", type=int, default=0, help="then remove 10 %% of the filters, N times")
+    prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
+    prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")
+    prune.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
+    prune.set_defaults(command=_prune)
+
     score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
     _network_arguments(score)
     score.add_argument("--samples", metavar="N", type=int, default=0, help="training images (default: all)")
@@ -108,9 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _network_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that reads a trained network."""
-    parser.add_argument("checkpoint", help="folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)")
+def _network_arguments(parser: argparse.ArgumentParser, *, resumes: bool = False) -> None:
+    """What every command takes that reads a trained network; resumes: whether it may do without one."""
+    nargs = "?" if resumes else None
+    parser.add_argument(
+        "checkpoint", nargs=nargs, help="folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)"
+    )
     parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
     parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
@@ -239,6 +255,41 @@ def _warmup(options: argparse.Namespace) -> int:
     problem = jit.store().problem
     print(f"machine code: {cache.location()}" + (f" (not kept: {problem})" if problem else ""))
     return 1 if problem else 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from . import config, exchange, iterative, pictures, report
+    from .progress import Progress
+
+    how: dict[str, Any] = {"data_directory": options.data_dir, "progress": Progress()}
+    if options.resume is not None:
+        if options.checkpoint is not None or options.set or options.out:
+            raise InputError("--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it")
+        directory = options.resume
+        summary = iterative.resume(directory, threads=options.threads, **how)
+    else:
+        if options.checkpoint is None:
+            raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
+        plan = iterative.Plan(
+            options.criterion,
+            options.samples,
+            options.target_macs,
+            options.least_accuracy,
+            options.finetune,
+            options.filter_rounds,
+        )
+        trained = exchange.load(options.checkpoint, options.spec, options.names)
+        training = {"backend": options.backend, "threads": options.threads or 0}
+        overrides = config.overridden({"training": training}, options.set)
+        settings = iterative.settings_for(options.data or trained.data or "cifar10", plan.finetune, options.seed, overrides)
+        directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
+        summary = iterative.run(trained, plan, settings, directory, **how)
+    table = iterative.table(summary)
+    print("\n" + report.text_table(table))
+    print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
+    page = pictures.pruning_page(directory, summary, table)
+    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    return 0
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -152,9 +152,14 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}") from error
     values.setdefault("name", Path(source).stem)
+    return from_dict(overridden(values, overrides), where=source)
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values`, changed in place by `a.b=value` overrides."""
     for override in overrides:
         _apply(values, override)
-    return from_dict(values, where=source)
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -30,7 +30,7 @@ from .cka import Similarity, cka
 from .errors import InputError
 from .inference import Predictor
 from .layers import Array
-from .layerspec import Dense, Section
+from .layerspec import Conv, Dense, Section, UnitGate
 from .network import Arrays, forward
 from .spec import Network
 from .streams import Streams
@@ -278,3 +278,33 @@ def ranked(scores: Scores) -> tuple[str, float]:
     """The section that goes, the first of the lowest, and the margin to the second (inf if it is the only one)."""
     order = sorted(scores.values())
     return min(scores, key=lambda name: scores[name]), order[1] - order[0] if len(order) > 1 else float("inf")
+
+
+def thinned(network: Network, params: Mapping[str, Array], share: float) -> Cut:
+    """Without that share of the filters of every section's first convolution: those of the smallest ℓ1 norm (K6).
+
+    Rounded down, but at least one; the last filter stays. Only paths of at least two convolutions or dense layers have filters
+    to lose: those of the last one are summands of the stream.
+    """
+    layers = tuple(_unit_gated(layer) if isinstance(layer, Section) else layer for layer in network.layers)
+    gated = dataclasses.replace(network, layers=layers)
+    keep = np.ones(gated.gate_count, dtype=bool)
+    for group in gated.gates:
+        if group.kind == "unit" and group.name.endswith(THINNING):
+            weight = params[f"{gated.unit_links[group.name].producer}.weight"]
+            norms = np.abs(weight).sum(axis=tuple(range(1, weight.ndim)), dtype=np.float64)
+            count = min(max(int(share * len(norms)), 1), len(norms) - 1)
+            keep[group.start + np.argsort(norms, kind="stable")[:count]] = False
+    return prune(gated, keep, fix=keep)
+
+
+THINNING = ".thinning"
+
+
+def _unit_gated(section: Section) -> Section:
+    """The section with a unit gate before its second affine layer, if there is one and no unit gate yet."""
+    affine = [i for i, layer in enumerate(section.path) if isinstance(layer, (Conv, Dense))]
+    if len(affine) < 2 or any(isinstance(layer, UnitGate) for layer in section.path):
+        return section
+    gate = UnitGate(name=f"{section.name}{THINNING}")
+    return dataclasses.replace(section, path=(*section.path[: affine[1]], gate, *section.path[affine[1] :]))

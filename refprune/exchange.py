@@ -91,10 +91,10 @@ def load(
     if path.is_dir():
         if spec_name is not None:
             raise InputError(f"--spec: {path} is a folder with a checkpoint, which holds its own spec")
-        state = checkpoint.load(path).state
+        state, run = checkpoint.load(path)
         if state.network.gate_count:
             raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
-        return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), _data_of(path))
+        return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
     if spec_name is None:
         raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
     arrays = weightfiles.read(path)

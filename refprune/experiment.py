@@ -100,11 +100,11 @@ def resume(
     setup = set_up(config.load(str(file)), data_directory, threads)
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
-    _compare_environment(directory / "environment.json", setup.environment, progress)
+    compare_environment(directory / "environment.json", setup.environment, progress)
     return _train_all(setup, directory, progress)
 
 
-def _compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
+def compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
     """Other data are refused; other versions or another machine are said, because the bits may then differ."""
     try:
         then = json.loads(path.read_text(encoding="utf-8"))

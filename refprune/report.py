@@ -96,19 +96,21 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+def figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """A matplotlib figure with one pair of axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    drawing = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = drawing.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    return figure, axes
+    return drawing, axes
 
 
-def _svg(figure: Any) -> str:
+def svg(drawing: Any) -> str:
+    """The figure as an <svg> element."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -117,7 +119,7 @@ def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     """θ of every gate over the steps; a cross where a gate is removed."""
     from matplotlib import colormaps
 
-    figure, axes = _figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
+    drawing, axes = figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
     steps = [line for line in metrics if line["event"] == "step"]
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in steps:
@@ -132,7 +134,7 @@ def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylim(-0.05, 1.05)
     if 0 < len(curves) <= 24:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _svg(figure)
+    return svg(drawing)
 
 
 def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -141,34 +143,41 @@ def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Test accuracy", "training MACs spent", "test accuracy")
+    drawing, axes = figure("Test accuracy", "training MACs spent", "test accuracy")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["macs"] for e in scored], [e["test_accuracy"] for e in scored], "o-", ms=3, label=name)
     axes.legend()
-    return _svg(figure)
+    return svg(drawing)
 
 
 def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = _figure("Cost of the network", "step", "MACs per image")
+    drawing, axes = figure("Cost of the network", "step", "MACs per image")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, label=name)
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _svg(figure)
+    return svg(drawing)
 
 
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    head, *body = rows(summary)
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
-    title = html.escape(f"{summary['name']}, data {summary['data']}, seed {summary['seed']}")
+    return page(
+        title, rows(summary), f"{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}{''.join(pictures)}"
+    )
+
+
+def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:
+    """A self-contained HTML page: the title, the table (its first row heads it), then `body`, which is HTML."""
+    head, *lines = table
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in lines)
+    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    title = html.escape(title)
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
-        f"<table><tr>{header}</tr>{cells}</table>{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}"
-        f"{''.join(pictures)}</html>\n"
+        f"<table><tr>{header}</tr>{cells}</table>{body}</html>\n"
     )
