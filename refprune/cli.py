@@ -1,4 +1,7 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`. What a user can mend is one sentence, exit code 2."""
+"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, and those of `commands`.
+
+What a user can mend is one sentence, exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from . import commands as trained
 from .errors import InputError
 
 
@@ -82,27 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
     warmup.set_defaults(command=_warmup)
 
-    prune = commands.add_parser("prune", help="remove sections of a trained network by a criterion, fine-tune, repeat")
-    _network_arguments(prune, resumes=True)
-    prune.add_argument("--criterion", metavar="NAME", default="cka", help="cka, random, l1, activation, kl or rank")
-    prune.add_argument("--samples", metavar="N", type=int, default=10_000, help="training images to score with (0: all)")
-    prune.add_argument("--target-macs", metavar="SHARE", type=float, default=0.0, help="stop at this share of the MACs")
-    prune.add_argument("--least-accuracy", metavar="SHARE", type=float, default=0.0, help="stop below this test accuracy")
-    prune.add_argument("--finetune", metavar="EPOCHS", type=int, default=1, help="after every removal (default: 1)")
-    prune.add_argument("--filter-rounds", metavar="N", type=int, default=0, help="then remove 10 %% of the filters, N times")
-    prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
-    prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")
-    prune.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
-    prune.set_defaults(command=_prune)
-
-    score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
-    _network_arguments(score)
-    score.add_argument("--samples", metavar="N", type=int, default=0, help="training images (default: all)")
-    score.add_argument("--subsets", metavar="N,…", default="", help="also choose from so many of them, --repeats times")
-    score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
-    score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
-    score.add_argument("--json", metavar="FILE", type=Path, help="write scores and shares")
-    score.set_defaults(command=_score)
+    trained.add(commands)
 
     bench = commands.add_parser("bench", help="time training, inference, convolutions and CKA; beside PyTorch if asked")
     bench.add_argument("names", nargs="*", metavar="NAME", help="network or group of cases (default: all)")
@@ -119,23 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--roofline", metavar="FILE", type=Path, help="convolutions against peak and memory, .png or .svg")
     bench.set_defaults(command=_bench)
     return parser
-
-
-def _network_arguments(parser: argparse.ArgumentParser, *, resumes: bool = False) -> None:
-    """What every command takes that reads a trained network; resumes: whether it may do without one."""
-    nargs = "?" if resumes else None
-    parser.add_argument(
-        "checkpoint", nargs=nargs, help="folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)"
-    )
-    parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
-    parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
-    parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
-    parser.add_argument("--backend", choices=["numba", "oracle"], default="numba")
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -255,80 +222,6 @@ def _warmup(options: argparse.Namespace) -> int:
     problem = jit.store().problem
     print(f"machine code: {cache.location()}" + (f" (not kept: {problem})" if problem else ""))
     return 1 if problem else 0
-
-
-def _prune(options: argparse.Namespace) -> int:
-    from . import config, exchange, iterative, pictures, report
-    from .progress import Progress
-
-    how: dict[str, Any] = {"data_directory": options.data_dir, "progress": Progress()}
-    if options.resume is not None:
-        if options.checkpoint is not None or options.set or options.out:
-            raise InputError("--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it")
-        directory = options.resume
-        summary = iterative.resume(directory, threads=options.threads, **how)
-    else:
-        if options.checkpoint is None:
-            raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
-        plan = iterative.Plan(
-            options.criterion,
-            options.samples,
-            options.target_macs,
-            options.least_accuracy,
-            options.finetune,
-            options.filter_rounds,
-        )
-        trained = exchange.load(options.checkpoint, options.spec, options.names)
-        training = {"backend": options.backend, "threads": options.threads or 0}
-        overrides = config.overridden({"training": training}, options.set)
-        settings = iterative.settings_for(options.data or trained.data or "cifar10", plan.finetune, options.seed, overrides)
-        directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
-        summary = iterative.run(trained, plan, settings, directory, **how)
-    table = iterative.table(summary)
-    print("\n" + report.text_table(table))
-    print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
-    page = pictures.pruning_page(directory, summary, table)
-    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
-    return 0
-
-
-def _score(options: argparse.Namespace) -> int:
-    from . import backend, data, exchange, files, report, scaling, stability
-    from .progress import Progress
-
-    trained = exchange.load(options.checkpoint, options.spec, options.names)
-    dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
-    exchange.check_images(trained.network, dataset)
-    count = len(dataset.train_labels)
-    if not 0 <= options.samples <= count or options.repeats < 1:
-        raise InputError(
-            f"--samples, --repeats: must be at most {count} and at least 1, got {options.samples}, {options.repeats}"
-        )
-    try:
-        sizes = [int(size) for size in filter(None, options.subsets.split(","))]
-    except ValueError as error:
-        raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
-    x = scaling.of(dataset, trained.network.scaling, images=count, dtype="float32")(
-        dataset.train_images[: options.samples or count]
-    )
-    engine = backend.by_name(options.backend, threads=options.threads)
-    progress = Progress()
-    progress.start("images", len(x), 0)
-    choices = stability.study(
-        trained,
-        engine,
-        x,
-        sizes=sizes,
-        repeats=options.repeats,
-        expected=options.expect,
-        seed=options.seed,
-        advance=progress.reach,
-    )
-    progress.finish()
-    print(report.text_table(stability.table(choices)))
-    if options.json:
-        files.write_atomically(options.json, json.dumps(stability.as_json(choices), indent=1).encode())
-    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -337,4 +337,29 @@ def table(summary: Record) -> list[tuple[str, ...]]:
         costs = (f"{record[key]:,} ({record[key] / start[key]:.0%})" for key in ("macs_per_image", "parameters"))
         after = f"{100 * record['test_accuracy']:.2f} %"
         rows.append((str(record["round"]), record["removed"] or "", score, margin, before, after, *costs))
+    return rows
+
+
+def finished(directories: Sequence[Path]) -> dict[str, Record]:
+    """Folder's name → summary of a finished run. InputError names the folder that holds none."""
+    runs = {}
+    for directory in directories:
+        try:
+            runs[directory.name] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{directory}: no finished pruning run ({error})") from error
+    return runs
+
+
+def side_by_side(runs: Mapping[str, Record]) -> list[tuple[str, ...]]:
+    """A row a round, a pair of columns a run: share of the MACs, accuracy after fine-tuning (before)."""
+    rows: list[tuple[str, ...]] = [("round", *(cell for name in runs for cell in ("MACs", name)))]
+    for number in range(max(len(run["rounds"]) for run in runs.values())):
+        cells = [str(number)]
+        for rounds in (run["rounds"] for run in runs.values()):
+            record = rounds[number] if number < len(rounds) else None
+            before = f" ({100 * record['accuracy_before_finetuning']:.2f})" if record and number else ""
+            share = f"{record['macs_per_image'] / rounds[0]['macs_per_image']:.1%}" if record else ""
+            cells += [share, f"{100 * record['test_accuracy']:.2f} %{before}" if record else ""]
+        rows.append(tuple(cells))
     return rows

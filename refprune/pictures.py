@@ -12,12 +12,19 @@ from .errors import InputError
 from .files import write_atomically
 from .layers import Array
 from .report import HINT, figure, page, svg
+from .robustness import Row
+
+
+def check(path: Path) -> None:
+    """InputError if there is no matplotlib, or the name does not end in .png or .svg: before anything is computed."""
+    require_matplotlib()
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"{path}: the name of a picture ends in .png or .svg")
 
 
 def save(path: Path, drawing: Any) -> None:
     """Write a figure; the ending says how (.png, .svg)."""
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path}: the name of a picture ends in .png or .svg")
+    check(path)
     try:
         drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
     except OSError as error:
@@ -91,4 +98,27 @@ def similarity_matrix(names: Sequence[str], values: Array, title: str) -> Any:
     axes.set_xticks(ticks, names[::step], rotation=90, fontsize=6)
     axes.set_yticks(ticks, names[::step], fontsize=6)
     axes.grid(visible=False)
+    return drawing
+
+
+def robustness(results: Mapping[str, Sequence[Row]]) -> Any:
+    """Accuracy against ε, and the mean over corruptions against severity; a line a network."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9.6, 3.6), layout="constrained")
+    left, right = drawing.subplots(1, 2, sharey=True)
+    left.set(title="FGSM", xlabel="255 ε", ylabel="accuracy (%)")
+    right.set(title="corruptions, mean", xlabel="severity")
+    for name, rows in results.items():
+        clean = (0.0, 100 * rows[0].accuracy)
+        attacks = [(255 * row.strength, 100 * row.accuracy) for row in rows if row.what == "fgsm"]
+        severe: dict[float, list[float]] = {}
+        for row in rows:
+            if row.what not in ("clean", "fgsm"):
+                severe.setdefault(row.strength, []).append(100 * row.accuracy)
+        means = [(severity, float(np.mean(found))) for severity, found in severe.items()]
+        for axes, points in ((left, attacks), (right, means)):
+            axes.plot(*zip(clean, *points, strict=True), "o-", ms=3, label=name)
+            axes.grid(alpha=0.3)
+    left.legend()
     return drawing

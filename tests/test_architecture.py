@@ -46,6 +46,8 @@ ORDER = [
     "weightfiles",
     "exchange",
     "criteria",
+    "features",
+    "robustness",
     "stability",
     "progress",
     "experiment",
@@ -55,6 +57,7 @@ ORDER = [
     "pictures",
     "conformance",
     "bench",
+    "commands",
     "cli",
 ]
 #: Files that may import a framework; everybody else imports them inside functions only.
