@@ -1,4 +1,7 @@
-"""The command line: `refprune run`, `data`, `zoo`, `warmup`, `bench`, `audit`. What users can mend is one sentence, code 2."""
+"""The command line: `refprune run`, `sweep`, `data`, `zoo`, `warmup`, `bench`, `audit`, and those of `commands`.
+
+What a user can mend is one sentence, exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from . import commands as trained
 from .errors import InputError
 
 
@@ -89,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--threads", metavar="N", type=int, help="as for `run`")
     warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
     warmup.set_defaults(command=_warmup)
+
+    trained.add(commands)
 
     bench = commands.add_parser("bench", help="time training, inference, convolutions and CKA; beside PyTorch if asked")
     bench.add_argument("names", nargs="*", metavar="NAME", help="network or group of cases (default: all)")

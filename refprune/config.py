@@ -174,9 +174,14 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
     found.setdefault("name", Path(source).stem)
     for path, value in (values or {}).items():
         _assign(found, path, value, f"{source}: {path}")
+    return from_dict(overridden(found, overrides), where=source)
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values`, changed in place by `a.b=value` overrides."""
     for override in overrides:
-        _assign(found, *_parse(override), f"--set {override}")
-    return from_dict(found, where=source)
+        _assign(values, *_parse(override), f"--set {override}")
+    return values
 
 
 def _parse(override: str) -> tuple[str, Any]:

@@ -67,7 +67,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
-    images, test = train.prepare(dataset, settings)
+    images, test = train.prepare(dataset, settings, network.scaling)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads
@@ -120,11 +120,11 @@ def resume(
     setup = set_up(config.load(str(file)), data_directory, threads)
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
-    _compare_environment(directory / "environment.json", setup.environment, progress)
+    compare_environment(directory / "environment.json", setup.environment, progress)
     return _train_all(setup, directory, progress)
 
 
-def _compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
+def compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
     """Other data are refused; other versions or another machine are said, because the bits may then differ."""
     try:
         then = json.loads(path.read_text(encoding="utf-8"))

@@ -127,9 +127,15 @@ def _scaled(affine: Affine, factor: Array) -> Affine:
     return affine._replace(scale=scale, shift=None if affine.shift is None else affine.shift * factor)
 
 
-def rewrite(network: Network, params: Mapping[str, Array], statistics: Mapping[str, Array], gates: Array) -> Program:
-    """The network in eval mode as a program; all arrays must fit it."""
-    return _Rewrite(params, statistics, gates).chain(network.eval_operations)
+def rewrite(
+    network: Network,
+    params: Mapping[str, Array],
+    statistics: Mapping[str, Array],
+    gates: Array,
+    elements: slice = slice(None),
+) -> Program:
+    """The network, or those `elements` of its chain, in eval mode as a program; all arrays must fit it."""
+    return _Rewrite(params, statistics, gates).chain(network.eval_operations[elements])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -209,7 +215,8 @@ class Predictor:
     """x ↦ logits of a network in eval mode: what `forward(network, backend, params, x, gates, statistics=...).output` gives,
     within rounding, by as few calls as possible.
 
-    gates: (G,), None for all ones, fractional for the mean evaluation. Checks and constants are worked out here, once, so that
+    gates: (G,), None for all ones, fractional for the mean evaluation. start, stop: only the chain elements start … stop−1, of
+    the input of the first to the output of the last. Checks and constants are worked out here, once, so that
     the arrays must not be changed while the predictor is in use. InputError where shapes do not fit the network. It keeps no
     state between calls: several threads may use it.
     """
@@ -221,15 +228,20 @@ class Predictor:
         params: Mapping[str, Array],
         statistics: Mapping[str, Array] | None = None,
         gates: Array | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
     ) -> None:
         gates, statistics = checked_gates(network, gates), statistics or {}
         check_arrays("params", network.parameter_shapes, params)
         check_arrays("statistics", network.statistics_shapes, statistics)
         self.network = network
-        self.program = rewrite(network, params, statistics, gates)
+        inside = 0 <= start < len(network.layers)
+        self.input_shape = network.input_shapes[network.layers[start].name] if inside else network.output_shape
+        self.program = rewrite(network, params, statistics, gates, slice(start, stop))
         self._run = _bound(self.program, backend)
 
     def __call__(self, x: Array) -> Array:
-        """x: N×input_shape, N ≥ 1 → logits N×K."""
-        check_input(self.network.input_shape, x)
+        """x: N×input_shape, N ≥ 1 → logits N×K, or what the last element gives."""
+        check_input(self.input_shape, x)
         return self._run(x)

@@ -29,6 +29,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
+    def reach(self, done: int) -> None:
+        """So many steps are done."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
     def line(self, text: str) -> None:
         """Something worth a line."""
         if self._bar is not None:

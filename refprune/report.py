@@ -86,8 +86,7 @@ def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
     metrics = {name: read_metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
     pictures = [_theta_picture(next(iter(metrics.values()))), _accuracy_picture(metrics), _macs_picture(metrics)]
     path = directory / "report.html"
-    title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
-    write_atomically(path, page(title, rows(summary), decision_lines(summary), pictures).encode())
+    write_atomically(path, _page(summary, pictures).encode())
     return path
 
 
@@ -99,32 +98,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def figure_of(title: str, x: str, y: str) -> tuple[Any, Any]:
-    """(figure, axes) in the style of the reports."""
+def figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """A matplotlib figure with one pair of axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    drawing = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = drawing.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    return figure, axes
+    return drawing, axes
 
 
-def svg(figure: Any) -> str:
-    """The figure as an element of an HTML page."""
+def svg(drawing: Any) -> str:
+    """The figure as an <svg> element."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
 def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     """θ of every gate over the steps; a cross where a gate is removed."""
-    figure, axes = figure_of("θ over time", "step", "θ (layer gates; mean of unit gates)")
+    drawing, axes = figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
     draw_theta(axes, metrics)
     if 0 < len(axes.lines) <= 48:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return svg(figure)
+    return svg(drawing)
 
 
 def draw_theta(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -151,34 +150,41 @@ def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = figure_of("Test accuracy", "training MACs spent", "test accuracy")
+    drawing, axes = figure("Test accuracy", "training MACs spent", "test accuracy")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["macs"] for e in scored], [e["test_accuracy"] for e in scored], "o-", ms=3, label=name)
     axes.legend()
-    return svg(figure)
+    return svg(drawing)
 
 
 def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    figure, axes = figure_of("Cost of the network", "step", "MACs per image")
+    drawing, axes = figure("Cost of the network", "step", "MACs per image")
     for name, lines in metrics.items():
         scored = _scored(lines)
         axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, label=name)
     axes.set_ylim(bottom=0)
     axes.legend()
-    return svg(figure)
+    return svg(drawing)
 
 
-def page(title: str, table: Sequence[Sequence[str]], notes: Sequence[str], pictures: Sequence[str]) -> str:
-    """A self-contained HTML page: the table (its first row the titles), notes as a list, pictures as SVG elements."""
-    head, *body = table
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
+    return page(
+        title, rows(summary), f"{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}{''.join(pictures)}"
+    )
+
+
+def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:
+    """A self-contained HTML page: the title, the table (its first row heads it), then `body`, which is HTML."""
+    head, *lines = table
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in lines)
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in notes)
+    title = html.escape(title)
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
-    title = html.escape(title)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
-        f"<table><tr>{header}</tr>{cells}</table>{'<ul>' + items + '</ul>' if items else ''}{''.join(pictures)}</html>\n"
+        f"<table><tr>{header}</tr>{cells}</table>{body}</html>\n"
     )

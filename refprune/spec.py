@@ -36,6 +36,7 @@ from .layerspec import (
 )
 from .links import UnitLinks, unit_links
 from .operations import Operations, operations_of
+from .scaling import SCALINGS
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,17 @@ class GateGroup:
 class Network:
     """A chain of layers and sections with a loss; checked as a whole when it is made (SpecError).
 
-    input_shape: (n,) or (C, H, W), without the batch axis.
+    input_shape: (n,) or (C, H, W), without the batch axis. scaling: how pixels become inputs, a convention of
+    `refprune.scaling`.
     """
 
     input_shape: Shape
     layers: tuple[Layer, ...]
     loss: Loss = Loss()
+    scaling: str = "channel"
 
     def __post_init__(self) -> None:
+        choose("scaling", self.scaling, SCALINGS)
         if not isinstance(self.layers, tuple) or not all(isinstance(layer, Layer) for layer in self.layers):
             raise SpecError(f"layers: expected a tuple of layers, got {self.layers!r}")
         if not isinstance(self.loss, Loss):

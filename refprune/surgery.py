@@ -75,7 +75,7 @@ def prune(network: Network, keep: Array, *, fix: Array | None = None, empty: str
     for layer in network.layers:
         layers += _rebuild(network, layer, removed, keep, fix, channels, nonnegative_input=_is_nonnegative(layers))
     sizes = {name: len(index) for name, index in rows.items()}
-    smaller = Network(network.input_shape, tuple(_resize(layer, sizes) for layer in layers), network.loss)
+    smaller = dataclasses.replace(network, layers=tuple(_resize(layer, sizes) for layer in layers))
 
     left = {group.name for group in smaller.gates}
     positions = [np.arange(g.start, g.stop)[keep[g.slice]] for g in network.gates if g.name in left]

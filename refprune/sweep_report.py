@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,7 @@ def accuracy_picture(page: Mapping[str, Any]) -> Any:
     """Test accuracy against MACs: every run a point, settings by colour, training runs by marker."""
     from matplotlib import colormaps
 
-    figure, axes = report.figure_of("Accuracy and cost, every run a point", "MACs per image", "test accuracy, %")
+    drawing, axes = report.figure("Accuracy and cost, every run a point", "MACs per image", "test accuracy, %")
     markers = dict(zip(("pruned", "unpruned", "from-scratch", "trained"), "os^D", strict=True))
     colours = colormaps["tab20" if len(page["results"]) > 10 else "tab10"]
     for i, result in enumerate(page["results"]):
@@ -85,7 +86,7 @@ def accuracy_picture(page: Mapping[str, Any]) -> Any:
             axes.plot(values["macs_per_image"], accuracy, markers[name], **style)
     if len(axes.lines) <= 24:
         axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+    return drawing
 
 
 def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
@@ -95,20 +96,20 @@ def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
     shown = [(r["label"], _metrics(directory, r["label"], r["seeds"][0])) for r in page["results"] if r["seeds"]]
     columns = min(3, max(1, len(shown)))
     lines = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained")
-    for axes, (label, metrics) in zip(figure.subplots(lines, columns, squeeze=False).flat, shown, strict=False):
+    drawing = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained")
+    for axes, (label, metrics) in zip(drawing.subplots(lines, columns, squeeze=False).flat, shown, strict=False):
         report.draw_theta(axes, metrics)
         axes.set_title(label, fontsize=7)
         axes.set(xlabel="step", ylabel="θ")
         axes.grid(alpha=0.3)
-    return figure
+    return drawing
 
 
 def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:
     """When gates were removed, in epochs: one line a setting, one mark a removal, all seeds together."""
-    figure, axes = report.figure_of("Time of each removal, all seeds", "epoch", "")
+    drawing, axes = report.figure("Time of each removal, all seeds", "epoch", "")
     labels = [result["label"] for result in page["results"]]
-    figure.set_size_inches(7.2, 1.2 + 0.35 * len(labels))
+    drawing.set_size_inches(7.2, 1.2 + 0.35 * len(labels))
     for i, result in enumerate(page["results"]):
         for seed in result["seeds"]:
             metrics = _metrics(directory, result["label"], seed)
@@ -118,7 +119,7 @@ def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:
             axes.plot(times, [i] * len(times), "|", ms=12, alpha=0.5, color="C0")
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set_xlim(left=0)
-    return figure
+    return drawing
 
 
 def _metrics(directory: Path, label: str, seed: int) -> list[dict[str, Any]]:
@@ -147,7 +148,8 @@ def write_html(directory: Path) -> Path | None:
     for name, content in drawn.items():
         write_atomically(directory / f"{name}.svg", content.encode())
     failed = [f"failed: {f['label']}, seed {f['seed']}: {f['problem']}" for f in page["failed"]]
-    content = report.page(f"{page['name']}, from {page['experiment']}", rows(page), failed, list(drawn.values()))
+    notes = f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in failed)}</ul>" if failed else ""
+    content = report.page(f"{page['name']}, from {page['experiment']}", rows(page), notes + "".join(drawn.values()))
     path = directory / "report.html"
     write_atomically(path, content.encode())
     return path

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import pruning
+from . import scaling as scalings
 from .augment import draw_crops
 from .backend import Backend
 from .blocks import blocks
@@ -84,10 +85,10 @@ class Images(NamedTuple):
     labels: Array
 
 
-def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
-    """Training and test images as (pixel/255 − mean)/deviation, mean and deviation per channel over the training images.
+def prepare(dataset: Dataset, config: Config, scaling: str = "channel") -> tuple[Images, Images]:
+    """Training and test images as the network takes them; `scaling` is its convention (`refprune.scaling`).
 
-    With `data.holdout` the held-out training images stand for the test images.
+    With `data.holdout` the held-out training images, which the scaling does not see, stand for the test images.
     """
     data = config.data
     limit = data.train_limit or len(dataset.train_labels)
@@ -96,24 +97,13 @@ def prepare(dataset: Dataset, config: Config) -> tuple[Images, Images]:
     if data.holdout >= limit:
         raise InputError(f"data.holdout: {data.holdout} leaves none of the {limit} training images")
     kept = limit - data.holdout
-    train, labels = dataset.train_images[:kept], dataset.train_labels[:kept]
-    test, test_labels = dataset.test_images, dataset.test_labels
+    if kept < config.training.batch_size:
+        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
+    scale = scalings.of(dataset, scaling, images=kept, dtype=config.training.dtype)
+    train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
     if data.holdout:
-        test, test_labels = dataset.train_images[kept:limit], dataset.train_labels[kept:limit]
-    if len(train) < config.training.batch_size:
-        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {len(train)} training images")
-    dtype = config.training.dtype
-    pixels = np.moveaxis(train, 1, 0).reshape(train.shape[1], -1)
-    mean = np.array([channel.mean(dtype=np.float64) for channel in pixels])
-    deviation = np.array([channel.std(dtype=np.float64) for channel in pixels])
-    scale = (1.0 / np.where(deviation > 0, deviation, 1.0)).astype(dtype)[:, None, None]
-    shift = mean.astype(dtype)[:, None, None]
-
-    def standardise(images: Array) -> Array:
-        standard: Array = (images.astype(dtype) - shift) * scale
-        return standard
-
-    return Images(standardise(train), labels), Images(standardise(test), test_labels)
+        return train, Images(scale(dataset.train_images[kept:limit]), dataset.train_labels[kept:limit])
+    return train, Images(scale(dataset.test_images), dataset.test_labels)
 
 
 # --------------------------------------------------------------------------------------------------------------------

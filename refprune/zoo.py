@@ -138,6 +138,42 @@ def resnet_cifar(depth: int, width: int = 16, shortcut: str = "A", gates: bool =
     return Network((3, 32, 32), (*stem, *stages, GlobalAveragePool(), Dense(10)))
 
 
+def resnet_cifar_keras(blocks: tuple[int, ...] = (9, 9, 9), width: int = 16, gates: bool = False) -> Network:
+    """ResNet for CIFAR with the conventions of Keras' example, in which the networks of the CKA pruning paper were trained.
+
+    blocks: in each stage; the default is a ResNet-56. Every convolution has a bias; batch-norm eps 1e-3, momentum 0.99 of the
+    running average, whose variance is unbiased (TensorFlow's fused kernel); "same" padding at stride 2 adds nothing before and
+    one row and column after the image; the shortcut of a stage's first block is a 1×1 convolution without batch-norm; inputs
+    are pixels/255 minus the mean training image. Layers are named as in those files: "stage1.block0.conv2.bn".
+    """
+    _check_size(width=width)
+    if not blocks or min(blocks) < 1:
+        raise InputError(f"network.blocks: every stage needs at least one block, got {list(blocks)}")
+
+    def norm(name: str) -> BatchNorm:
+        return BatchNorm(eps=1e-3, momentum=0.99, momentum_of="running", name=f"{name}.bn")
+
+    def block(stage: int, number: int) -> Section:
+        name, channels = f"stage{stage}.block{number}", width * 2**stage
+        halves = stage > 0 and number == 0
+        first = Conv(
+            channels,
+            (3, 3),
+            (2, 2) if halves else (1, 1),
+            ((0, 1), (0, 1)) if halves else _same(3),
+            name=f"{name}.conv1",
+        )
+        second = Conv(channels, (3, 3), padding=_same(3), name=f"{name}.conv2")
+        path = (first, norm(first.name), Activation("relu"), second, norm(second.name))
+        around = (Conv(channels, (1, 1), (2, 2), name=f"{name}.shortcut"),) if halves else ()
+        return Section(path, around, gate=gates, post="relu", name=name)
+
+    stem = (Conv(width, (3, 3), padding=_same(3), name="stem"), norm("stem"), Activation("relu"))
+    sections = (block(stage, number) for stage, count in enumerate(blocks) for number in range(count))
+    layers = (*stem, *sections, GlobalAveragePool(), Dense(10, name="head"))
+    return Network((3, 32, 32), layers, scaling="pixel_mean")
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet5,
@@ -145,6 +181,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "residual-mlp-bn": residual_mlp_bn,
     "residual-lenet": residual_lenet,
     "vgg-16": vgg16,
+    "resnet-cifar-keras": resnet_cifar_keras,
 } | {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
 
 
@@ -156,10 +193,11 @@ def build(name: str, options: Mapping[str, Any]) -> Network:
     for key, value in options.items():
         if key not in known:
             raise InputError(f"network.{key}: {name} has no such option; allowed are {', '.join(known) or 'none'}")
-        if type(value) is not type(known[key].default):
-            expected = type(known[key].default).__name__
-            raise InputError(f"network.{key}: expected {expected}, got {value!r}")
-    return NETWORKS[name](**options)
+        default = known[key].default
+        wanted = list if isinstance(default, tuple) else type(default)  # TOML and JSON have lists
+        if type(value) is not wanted or (wanted is list and not all(type(entry) is type(default[0]) for entry in value)):
+            raise InputError(f"network.{key}: expected {wanted.__name__}, got {value!r}")
+    return NETWORKS[name](**{key: tuple(value) if type(value) is list else value for key, value in options.items()})
 
 
 def experiments() -> list[str]:

@@ -27,7 +27,7 @@ class Mistake:
 
     name: str
     target: str
-    wrong: Callable[[Function], Function]
+    wrong: Callable[[Any], Any]
     claims: tuple[str, ...]
 
 

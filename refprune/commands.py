@@ -1,0 +1,251 @@
+"""The commands for trained networks: `refprune prune`, `evaluate`, `similarity`, `score`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add their parsers to argparse's `commands`."""
+    prune = commands.add_parser("prune", help="remove sections of a trained network by a criterion, fine-tune, repeat")
+    _network_arguments(prune, "?")
+    prune.add_argument("--criterion", metavar="NAME", default="cka", help="cka, random, l1, activation, kl or rank")
+    prune.add_argument("--samples", metavar="N", type=int, default=10_000, help="training images to score with (0: all)")
+    prune.add_argument("--target-macs", metavar="SHARE", type=float, default=0.0, help="stop at this share of the MACs")
+    prune.add_argument("--least-accuracy", metavar="SHARE", type=float, default=0.0, help="stop below this test accuracy")
+    prune.add_argument("--finetune", metavar="EPOCHS", type=int, default=1, help="after every removal (default: 1)")
+    prune.add_argument("--filter-rounds", metavar="N", type=int, default=0, help="then remove 10 %% of the filters, N times")
+    prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
+    prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")
+    prune.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
+    prune.add_argument("--compare", metavar="DIR", type=Path, nargs="+", help="only show these pruning runs side by side")
+    prune.add_argument("--picture", metavar="FILE", type=Path, help="with --compare: accuracy against MACs, .png or .svg")
+    prune.set_defaults(command=_prune)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of trained networks: clean, adversarial (FGSM), corrupted images")
+    _network_arguments(evaluate, "+")
+    evaluate.add_argument("--clean", action="store_true", help="clean images only (they come beside the others anyway)")
+    evaluate.add_argument("--fgsm", metavar="ε,…", default="", help="as in 1/255,2/255,4/255,8/255")
+    evaluate.add_argument("--corruptions", metavar="NAME,…", nargs="?", const="all", default="", help="default: all of them")
+    evaluate.add_argument("--images", metavar="N", type=int, default=0, help="the first so many test images (default: all)")
+    evaluate.add_argument("--json", metavar="FILE", type=Path, help="write all accuracies")
+    evaluate.add_argument("--picture", metavar="FILE", type=Path, help="accuracy against severity, .png or .svg")
+    evaluate.set_defaults(command=_evaluate)
+
+    similarity = commands.add_parser("similarity", help="CKA between all pairs of layers of a trained network")
+    _network_arguments(similarity)
+    similarity.add_argument(
+        "--points", metavar="NAME,…", default="chain", help="chain (default: chain elements), all, or names"
+    )
+    similarity.add_argument("--samples", metavar="N", type=int, default=1000, help="training images (default: 1000; 0: all)")
+    similarity.add_argument("--batch-size", metavar="N", type=int, default=250, help="images of a mini-batch (default: 250)")
+    similarity.add_argument("--kernel", choices=["linear", "rbf"], default="linear")
+    similarity.add_argument("--json", metavar="FILE", type=Path, help="write names, values and statuses")
+    similarity.add_argument("--picture", metavar="FILE", type=Path, help="the matrix, .png or .svg")
+    similarity.set_defaults(command=_similarity)
+
+    score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
+    _network_arguments(score)
+    score.add_argument("--samples", metavar="N", type=int, default=0, help="training images (default: all)")
+    score.add_argument("--subsets", metavar="N,…", default="", help="also choose from so many of them, --repeats times")
+    score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
+    score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
+    score.add_argument("--json", metavar="FILE", type=Path, help="write scores and shares")
+    score.set_defaults(command=_score)
+
+
+def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """What every command takes that reads a trained network."""
+    what = "folder with a checkpoint, or a file of weights (also below $REFPRUNE_MODELS)"
+    parser.add_argument("checkpoint", nargs=nargs, help=what)
+    parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
+    parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
+    parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
+    parser.add_argument("--backend", choices=["numba", "oracle"], default="numba")
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0)
+
+
+def _trained(options: argparse.Namespace, source: str) -> tuple[Any, Any, Any]:
+    """The network in `source`, its data set, and how that becomes inputs."""
+    from . import data, exchange, scaling
+
+    trained = exchange.load(source, options.spec, options.names)
+    dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
+    exchange.check_images(trained.network, dataset)
+    return trained, dataset, scaling.of(dataset, trained.network.scaling, images=len(dataset.train_labels), dtype="float32")
+
+
+def _count(option: str, wanted: int, there: int) -> int:
+    """How many images an option asks for; 0: all."""
+    if not 0 <= wanted <= there:
+        raise InputError(f"{option}: must lie in 1 … {there} images (0: all), got {wanted}")
+    return wanted or there
+
+
+def _check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
+    """Before anything is computed: can the files be written?"""
+    from . import pictures
+
+    for path in filter(None, (*paths, picture)):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+    if picture is not None:
+        pictures.check(picture)
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from . import config, exchange, iterative, pictures, report
+    from .progress import Progress
+
+    if options.compare:
+        return _compare(options)
+    how: dict[str, Any] = {"data_directory": options.data_dir, "progress": Progress()}
+    if options.resume is not None:
+        if options.checkpoint is not None or options.set or options.out:
+            raise InputError("--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it")
+        directory = options.resume
+        summary = iterative.resume(directory, threads=options.threads, **how)
+    else:
+        if options.checkpoint is None:
+            raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
+        plan = iterative.Plan(
+            options.criterion,
+            options.samples,
+            options.target_macs,
+            options.least_accuracy,
+            options.finetune,
+            options.filter_rounds,
+        )
+        trained = exchange.load(options.checkpoint, options.spec, options.names)
+        training = {"backend": options.backend, "threads": options.threads or 0}
+        overrides = config.overridden({"training": training}, options.set)
+        settings = iterative.settings_for(options.data or trained.data or "cifar10", plan.finetune, options.seed, overrides)
+        directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
+        summary = iterative.run(trained, plan, settings, directory, **how)
+    table = iterative.table(summary)
+    print("\n" + report.text_table(table))
+    print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
+    page = pictures.pruning_page(directory, summary, table)
+    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from . import iterative, pictures, report
+
+    _check_outputs(picture=options.picture)
+    runs = iterative.finished(options.compare)
+    print(report.text_table(iterative.side_by_side(runs)))
+    if options.picture:
+        pictures.save(options.picture, pictures.accuracy_against_macs(runs))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fractions import Fraction
+
+    from . import backend, files, pictures, report, robustness
+
+    try:
+        eps = [float(Fraction(value)) for value in filter(None, options.fgsm.split(","))]
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"--fgsm: expected numbers or fractions, as in 1/255,0.01, got {options.fgsm!r}") from error
+    kinds = list(robustness.CORRUPTIONS) if options.corruptions == "all" else list(filter(None, options.corruptions.split(",")))
+    _check_outputs(options.json, picture=options.picture)
+    engine = backend.by_name(options.backend, threads=options.threads)
+    results: dict[str, list[robustness.Row]] = {}
+    for source in options.checkpoint:
+        trained, dataset, scaling = _trained(options, source)
+        count = _count("--images", options.images, len(dataset.test_labels))
+        test = dataset.test_images[:count], dataset.test_labels[:count]
+        found: list[robustness.Row] = []
+        how: dict[str, Any] = {} if options.clean else {"eps": eps, "corruptions": kinds}
+        for row in robustness.evaluate(trained, engine, scaling, *test, seed=options.seed, **how):
+            found.append(row)
+            if sys.stderr.isatty():
+                print(f"{source}: {row.what} {row.strength:g}: {100 * row.accuracy:.2f} %", file=sys.stderr)
+        name = Path(source).stem
+        results[source if name in results else name] = found
+    print(report.text_table(robustness.table(results)))
+    if options.json:
+        plain = {name: [row._asdict() for row in found] for name, found in results.items()}
+        files.write_atomically(options.json, json.dumps(plain, indent=1).encode())
+    if options.picture:
+        pictures.save(options.picture, pictures.robustness(results))
+    return 0
+
+
+def _similarity(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from . import backend, features, files, pictures
+    from .progress import Progress
+
+    _check_outputs(options.json, picture=options.picture)
+    trained, dataset, scaling = _trained(options, options.checkpoint)
+    network, engine = trained.network, backend.by_name(options.backend, threads=options.threads)
+    named = {"chain": [layer.name for layer in network.layers], "all": features.points(network)}
+    points = features.checked_points(network, named.get(options.points, options.points.split(",")))
+    x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
+    progress = Progress()
+    progress.start("images", len(x), 0)
+    found = features.similarities(
+        network,
+        engine,
+        trained.params,
+        trained.statistics,
+        x,
+        points,
+        kernel=options.kernel,
+        batch_size=options.batch_size,
+        advance=progress.reach,
+    )
+    progress.finish()
+    for i, name in enumerate(points):
+        similarity = found.pair(i, min(i + 1, len(points) - 1))
+        value = similarity.status if similarity.value is None else f"{similarity.value:.4f}"
+        print(f"{name:32} {value} to {points[i + 1]}" if i + 1 < len(points) else name)
+    if options.json:
+        values = [[value if np.isfinite(value) else None for value in row] for row in found.values.tolist()]
+        content = {"points": points, "cka": values, "status": found.status.tolist()}
+        files.write_atomically(options.json, json.dumps(content, indent=1).encode())
+    if options.picture:
+        title = f"CKA ({options.kernel}, unbiased, {len(x)} images)"
+        pictures.save(options.picture, pictures.similarity_matrix(points, found.values, title))
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from . import backend, files, report, stability
+    from .progress import Progress
+
+    if options.repeats < 1:
+        raise InputError(f"--repeats: must be at least 1, got {options.repeats}")
+    try:
+        sizes = [int(size) for size in filter(None, options.subsets.split(","))]
+    except ValueError as error:
+        raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
+    _check_outputs(options.json)
+    trained, dataset, scaling = _trained(options, options.checkpoint)
+    x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
+    engine = backend.by_name(options.backend, threads=options.threads)
+    progress = Progress()
+    progress.start("images", len(x), 0)
+    how: dict[str, Any] = {"sizes": sizes, "repeats": options.repeats, "expected": options.expect, "seed": options.seed}
+    choices = stability.study(trained, engine, x, **how, advance=progress.reach)
+    progress.finish()
+    print(report.text_table(stability.table(choices)))
+    if options.json:
+        files.write_atomically(options.json, json.dumps(stability.as_json(choices), indent=1).encode())
+    return 0

@@ -1,0 +1,287 @@
+"""Networks that others trained: the arrays of a file, under a spec that names their conventions; or a run's own checkpoint.
+
+A file's arrays are taken by name where it uses the spec's layer names, else in its own order, a layer after the other, in a
+section the path before the shortcut, as frameworks define them. What a `Layout` calls the arrays, and how it orders the axes
+of weights, is told by the last parts of their names. Every array must fit and none may be left over: the first that does not
+is named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checkpoint, spec, weightfiles, zoo
+from .data import Dataset
+from .errors import DataError, InputError
+from .layers import Array
+from .layerspec import BatchNorm, Conv, Dense, Layer, Section
+from .network import Arrays, check_arrays
+from .spec import Network
+
+#: A layer's arrays: those of `Layer.parameter_keys`, and for batch-norm its running statistics.
+STATISTICS = ("mean", "variance")
+
+
+class Layout(NamedTuple):
+    """A convention of files. keys: our name of an array → theirs, batch-norm's own first; axes: of a weight, in our order."""
+
+    norm: Mapping[str, tuple[str, ...]]
+    affine: Mapping[str, tuple[str, ...]]
+    axes: Mapping[type[Layer], tuple[int, ...]]
+    ignored: tuple[str, ...] = ()
+
+    def keys(self, layer: Layer) -> Mapping[str, tuple[str, ...]]:
+        return self.norm if isinstance(layer, BatchNorm) else self.affine
+
+    def knows(self, suffix: str) -> bool:
+        return suffix in self.ignored or any(suffix in names for m in (self.norm, self.affine) for names in m.values())
+
+
+LAYOUTS = {
+    "refprune": Layout(
+        {"gain": ("gain",), "bias": ("bias",), "mean": ("mean",), "variance": ("variance",)},
+        {"weight": ("weight",), "bias": ("bias",)},
+        {},
+    ),
+    "pytorch": Layout(
+        {"gain": ("weight",), "bias": ("bias",), "mean": ("running_mean",), "variance": ("running_var",)},
+        {"weight": ("weight",), "bias": ("bias",)},
+        {},
+        ("num_batches_tracked",),
+    ),
+    "keras": Layout(
+        {
+            "gain": ("gamma",),
+            "bias": ("beta",),
+            "mean": ("moving_mean", "mean"),
+            "variance": ("moving_variance", "var"),
+        },
+        {"weight": ("kernel",), "bias": ("bias",)},
+        {Conv: (3, 2, 0, 1), Dense: (1, 0)},  # HWIO → OIHW, input×units → units×input
+    ),
+}
+
+
+class Trained(NamedTuple):
+    """A network with weights. data: the set it is for, if the folder it comes from says so."""
+
+    network: Network
+    params: Arrays
+    statistics: Arrays
+    data: str | None = None
+
+
+def load(
+    source: str | os.PathLike[str], spec_name: str | None = None, names: str | None = None, *, dtype: str = "float32"
+) -> Trained:
+    """The network in `source`: a folder with a checkpoint, or a file of weights with a spec.
+
+    source: as given, or, where that does not exist, below the folder REFPRUNE_MODELS. spec_name: one of the zoo, with options
+    as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.to_json` wrote. names: a .json file, an object from the
+    file's names of layers to those of the spec. InputError names what does not fit.
+    """
+    path = find(source)
+    if path.is_dir():
+        if spec_name is not None:
+            raise InputError(f"--spec: {path} is a folder with a checkpoint, which holds its own spec")
+        state, run = checkpoint.load(path)
+        if state.network.gate_count:
+            raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
+        return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
+    if spec_name is None:
+        raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
+    arrays = weightfiles.read(path)
+    try:
+        arrays = _renamed(arrays, names) if names is not None else arrays
+        ordered = path.suffix not in weightfiles.WITHOUT_ORDER
+        trained = from_arrays(arrays, network_for(spec_name, arrays), ordered=ordered)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """`source`, or the file or folder of that name below REFPRUNE_MODELS."""
+    models = os.environ.get("REFPRUNE_MODELS")
+    candidates = [Path(source), *([Path(models) / source] if models else [])]
+    for path in candidates:
+        if path.exists():
+            return path
+    hint = "" if models else " (REFPRUNE_MODELS, the folder of others' models, is not set)"
+    raise InputError(f"{source}: is neither here nor below REFPRUNE_MODELS{hint}")
+
+
+def check_images(network: Network, dataset: Dataset) -> None:
+    """InputError unless the data set's images and classes are what the network takes."""
+    shape = dataset.train_images.shape[1:]
+    if (shape, dataset.classes) != (network.input_shape, network.output_shape[0]):
+        raise InputError(
+            f"data set {dataset.name}: has images {shape} of {dataset.classes} classes; "
+            f"the network needs {network.input_shape} and {network.output_shape[0]}"
+        )
+
+
+def _renamed(arrays: Mapping[str, Array], names: str) -> Arrays:
+    try:
+        table = json.loads(Path(names).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{names}: no JSON file of names ({error})") from error
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise InputError(f"{names}: must be an object from the file's names of layers to the spec's")
+    modules = {name.rpartition(".")[0] for name in arrays}
+    strange = [name for name in table if name not in modules]
+    if strange:
+        raise InputError(f"{names}: {strange[0]} is no layer of the file; those are {', '.join(sorted(modules))}")
+    parts = ((name.rpartition("."), array) for name, array in arrays.items())
+    return {f"{table.get(module, module)}.{suffix}": array for (module, _, suffix), array in parts}
+
+
+def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def _data_of(directory: Path) -> str | None:
+    """data.name of the nearest config.toml, in the folder or the one above."""
+    from . import config
+
+    for folder in (directory, directory.parent):
+        if (folder / "config.toml").is_file():
+            return config.load(str(folder / "config.toml")).data.name
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The spec of a file
+
+
+def network_for(spec_name: str, arrays: Mapping[str, Array]) -> Network:
+    """The network that `spec_name` says; resnet-cifar-keras takes its blocks per stage from the arrays' names, if not given."""
+    if spec_name.endswith(".json"):
+        try:
+            return spec.from_json(json.loads(Path(spec_name).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, InputError) else InputError(f"{spec_name}: no JSON spec ({error})") from error
+    name, _, text = spec_name.partition(":")
+    options: dict[str, Any] = {}
+    for entry in filter(None, text.split(";")):
+        key, _, value = entry.partition("=")
+        try:
+            options[key.strip()] = json.loads(value)
+        except ValueError as error:
+            raise InputError(f"--spec {spec_name}: expected NAME:key=value;…, values as JSON ({error})") from error
+    if name == "resnet-cifar-keras" and "blocks" not in options:
+        options["blocks"] = blocks_per_stage(arrays)
+    return zoo.build(name, options)
+
+
+def blocks_per_stage(arrays: Mapping[str, Array]) -> list[int]:
+    """How many blocks the names "stageS.blockB.…" count in each stage. DataError unless S and B run from 0 without a gap."""
+    found = sorted({(int(m[1]), int(m[2])) for m in map(re.compile(r"stage(\d+)\.block(\d+)\.").match, arrays) if m})
+    stages = [sum(stage == s for s, _ in found) for stage in range(found[-1][0] + 1)] if found else []
+    expected = [(s, b) for s, count in enumerate(stages) for b in range(max(count, 1))]
+    if not found or found != expected:
+        missing = next(((s, b) for s, b in expected if (s, b) not in found), None)
+        what = (
+            "no array is called stage0.block0.…" if missing is None else "no array is called stage{}.block{}.…".format(*missing)
+        )
+        raise DataError(f"{what}; without such names, give the blocks, as in --spec 'resnet-cifar-keras:blocks=[9,9,9]'")
+    return stages
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arrays onto a spec
+
+
+def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool = True) -> Trained:
+    """The network with those arrays as parameters and running statistics. DataError names the first that does not fit.
+
+    ordered: may the order of the arrays be trusted, where their names are not the network's?
+    """
+    layout = layout_of(arrays)
+    modules = _modules(arrays, layout)
+    layers = [layer for layer in _in_order(network) if _keys(layer)]
+    by_name = any(layer.name in modules for layer in layers)
+    if not by_name and not ordered:
+        raise DataError(f"{next(iter(modules))}: is no layer of the spec, and such a file keeps no order: name them (--names)")
+    found: Arrays = {}
+    for layer, name in zip(
+        layers, [layer.name for layer in layers] if by_name else [*modules, *[""] * len(layers)], strict=False
+    ):
+        theirs = modules.pop(name, {})
+        for key in _keys(layer):
+            ours = f"{layer.name}.{key}"
+            shape = {**network.parameter_shapes, **network.statistics_shapes}[ours]
+            found[ours] = _taken(theirs, name or layer.name, layout.keys(layer)[key], layout.axes.get(type(layer)), ours, shape)
+        if theirs:
+            raise DataError(f"{name}.{next(iter(theirs))} belongs to no array of layer {layer.name} ({type(layer).__name__})")
+    if modules:
+        name, left = next(iter(modules.items()))
+        raise DataError(f"{name}.{next(iter(left))} belongs to no layer of the network")
+    params = {name: found[name] for name in network.parameter_shapes}
+    statistics = {name: found[name] for name in network.statistics_shapes}
+    check_arrays("params", network.parameter_shapes, params)
+    return Trained(network, params, statistics)
+
+
+def layout_of(arrays: Mapping[str, Array]) -> Layout:
+    """The first layout that knows the last part of every name. DataError names the first array that none knows."""
+    for layout in LAYOUTS.values():
+        if all(layout.knows(name.rpartition(".")[2]) for name in arrays):
+            return layout
+    counts = {key: sum(layout.knows(name.rpartition(".")[2]) for name in arrays) for key, layout in LAYOUTS.items()}
+    best = max(counts, key=lambda key: counts[key])
+    strange = next(name for name in arrays if not LAYOUTS[best].knows(name.rpartition(".")[2]))
+    raise DataError(f"{strange}: is not what an array of a convolution, dense layer or batch-norm is called ({best})")
+
+
+def _modules(arrays: Mapping[str, Array], layout: Layout) -> dict[str, dict[str, Array]]:
+    """Module → last part of the name → array, in the file's order."""
+    modules: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix not in layout.ignored:
+            modules.setdefault(module, {})[suffix] = array
+    return modules
+
+
+def _in_order(network: Network) -> Iterator[Layer]:
+    for layer in network.layers:
+        yield layer
+        if isinstance(layer, Section):
+            yield from layer.path
+            yield from layer.shortcut
+
+
+def _keys(layer: Layer) -> tuple[str, ...]:
+    return layer.parameter_keys() + (STATISTICS if isinstance(layer, BatchNorm) else ())
+
+
+def _taken(
+    theirs: dict[str, Array],
+    module: str,
+    names: tuple[str, ...],
+    axes: tuple[int, ...] | None,
+    ours: str,
+    shape: tuple[int, ...],
+) -> Array:
+    """The array of a module under one of `names`, its axes in our order, out of `theirs`."""
+    key = next((name for name in names if name in theirs), None)
+    if key is None:
+        raise DataError(f"{module}.{names[0]} is missing; the network needs it as {ours} of shape {shape}")
+    array = theirs.pop(key)
+    turned = array.transpose(axes) if axes is not None and len(shape) == array.ndim == len(axes) else array
+    if turned.shape != shape:
+        wanted = (
+            tuple(shape[axes.index(i)] for i in range(len(shape))) if axes is not None and len(axes) == len(shape) else shape
+        )
+        raise DataError(f"{module}.{key} has shape {array.shape}; the network needs {wanted} (as {ours})")
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise DataError(f"{module}.{key}: must be finite floating-point numbers, got {array.dtype} with other entries or type")
+    return np.ascontiguousarray(turned)

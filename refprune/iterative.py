@@ -1,0 +1,366 @@
+"""Pruning a trained network section by section: score, remove, fine-tune, repeat (SPEC K6).
+
+A run directory holds plan.json, environment.json, rounds.json (what every round did), summary.json, report.html and a folder
+"round-NN" with a checkpoint for the network after each round, "round-00" being the start. "working" is the round under way,
+saved after every epoch, from where an interrupted run goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend, checkpoint, complexity, config, criteria, data, exchange, experiment, train
+from .config import Config
+from .criteria import CRITERIA, Subject
+from .errors import InputError
+from .exchange import Trained
+from .files import write_atomically
+from .layers import Array
+from .progress import Progress
+from .spec import Network
+from .streams import Streams
+from .train import Images, State
+
+Record = dict[str, Any]
+#: Share of a section's filters that one round of filter pruning takes (K6).
+FILTER_SHARE = 0.1
+#: Images of a batch in evaluation.
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Plan:
+    """criterion: one of CRITERIA. samples: training images to score with, the same in all rounds (0: all).
+
+    target_macs: stop once the MACs are at most this share of those at the start (0: when no candidate is left).
+    least_accuracy: stop once the accuracy after fine-tuning is below, on the test set, which such a stop therefore uses; the
+    network before that is the result. finetune: epochs after each removal. filter_rounds: rounds of ℓ1 filter pruning after the
+    last section, each with as many epochs.
+    """
+
+    criterion: str = "cka"
+    samples: int = 10_000
+    target_macs: float = 0.0
+    least_accuracy: float = 0.0
+    finetune: int = 1
+    filter_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise InputError(f"--criterion: {self.criterion!r} is not known; allowed are {', '.join(CRITERIA)}")
+        for name in ("samples", "finetune", "filter_rounds"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')}: must be at least 0, got {getattr(self, name)}")
+        for name in ("target_macs", "least_accuracy"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"--{name.replace('_', '-')}: is a share and must lie in [0, 1], got {getattr(self, name)}")
+
+
+def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
+    """Fine-tuning as a Config: the tables data, objective, optimiser and training count, defaults below, then `overrides`."""
+    tables: dict[str, Any] = {
+        "data": {"name": dataset} | ({"augmentation": "crop_flip"} if dataset == "cifar10" else {}),
+        "objective": {"weight_decay": 1e-4},
+        "optimiser": {"learning_rate": 0.01, "schedule": "one_cycle"},
+        "training": {"batch_size": 128},
+    }
+    for table, values in overrides.items():
+        if table not in tables or not isinstance(values, Mapping):
+            raise InputError(f"--set {table}: fine-tuning has the tables {', '.join(tables)}")
+        tables[table] |= values
+    tables["training"]["epochs"] = max(finetune, 1)
+    return config.from_dict({"name": "prune", "seed": seed, **tables}, where="fine-tuning")
+
+
+def run(
+    trained: Trained,
+    plan: Plan,
+    settings: Config,
+    directory: Path,
+    *,
+    data_directory: str | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """Prune `trained` in a new or empty `directory`; returns what summary.json holds.
+
+    InputError before anything is written: images that do not fit, no candidate, a target below what K6 allows.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
+    check(trained.network, plan)
+    job = _Job.make(plan, settings, directory, data_directory, progress or Progress(), trained.network)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
+    written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
+    write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
+    job.progress.line(f"run directory: {directory}")
+    job.begin(trained)
+    return job.go()
+
+
+def resume(
+    directory: Path, *, data_directory: str | None = None, threads: int | None = None, progress: Progress | None = None
+) -> Record:
+    """Go on with the run in `directory`, to the same bits as without the interruption."""
+    try:
+        written = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+        plan, settings = Plan(**written["plan"]), config.from_dict(written["settings"], where="plan.json")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory / 'plan.json'}: no pruning run to resume here ({error})") from error
+    if threads is not None:
+        settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, threads=threads))
+    network = checkpoint.load(directory / "round-00").state.network
+    job = _Job.make(plan, settings, directory, data_directory, progress or Progress(), network)
+    job.progress.line(f"run directory: {directory}")
+    experiment.compare_environment(directory / "environment.json", job.environment, job.progress)
+    return job.go()
+
+
+def check(network: Network, plan: Plan) -> None:
+    """InputError if there is nothing to remove, or the target cannot be reached: the message says the minimum."""
+    if not criteria.candidates(network):
+        raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
+    start, least = complexity.macs(network), criteria.fewest_macs(network)
+    if 0.0 < plan.target_macs * start < least:
+        raise InputError(
+            f"--target-macs: {plan.target_macs} of {start:,} MACs cannot be reached: two sections stay in every stage, "
+            f"so that the minimum is {least / start:.4f} ({least:,} MACs)"
+        )
+
+
+def _plain(settings: Config) -> Record:
+    """What of the settings a pruning run depends on."""
+    values = config.to_dict(settings)
+    return {key: values[key] for key in ("name", "seed", "data", "objective", "optimiser", "training")}
+
+
+@dataclass
+class _Job:
+    """A run under way. records: of the finished rounds, "round-00" first."""
+
+    plan: Plan
+    settings: Config
+    directory: Path
+    environment: dict[str, str]
+    images: Images
+    test: Images
+    engine: backend.Backend
+    progress: Progress
+    records: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def make(
+        cls, plan: Plan, settings: Config, directory: Path, folder: str | None, progress: Progress, network: Network
+    ) -> _Job:
+        dataset = data.load(settings.data.name, folder)
+        exchange.check_images(network, dataset)
+        if plan.samples > len(dataset.train_labels):
+            raise InputError(f"--samples: {plan.samples} exceeds the {len(dataset.train_labels)} training images")
+        images, test = train.prepare(dataset, settings, network.scaling)
+        engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+        return cls(plan, settings, directory, experiment.environment(dataset), images, test, engine, progress)
+
+    def begin(self, trained: Trained) -> None:
+        dtype = self.settings.training.dtype
+        params, statistics = ({n: a.astype(dtype) for n, a in g.items()} for g in (trained.params, trained.statistics))
+        none, no_counts = np.zeros(0), np.zeros(0, np.intp)
+        state = _fresh(State(trained.network, params, {}, statistics, none, no_counts, none, no_counts))
+        record = {"round": 0, "kind": "start", "data": self.settings.data.name, "removed": None, "seconds": 0.0}
+        self._save(0, state, record | self._measured(state))
+        self.records.clear()
+
+    def go(self) -> Record:
+        """From the last finished round to the end."""
+        state = self._last_finished()
+        while (kind := self._next(state.network)) is not None:
+            state = self._round(len(self.records), kind, state)
+        return self._summary(state.network)
+
+    def _last_finished(self) -> State:
+        number = 0
+        while (self.directory / f"round-{number:02d}" / checkpoint.NAME).exists():
+            state, record = checkpoint.load(self.directory / f"round-{number:02d}")
+            self.records.append(record)
+            number += 1
+        if not number:
+            raise InputError(f"{self.directory}: round-00 is missing; to begin again, use another folder")
+        return state
+
+    def _next(self, network: Network) -> str | None:
+        """What the next round removes: a "section", "filters", or nothing any more."""
+        filters = sum(record["kind"] == "filters" for record in self.records)
+        if self.records[-1]["test_accuracy"] < self.plan.least_accuracy:
+            return None
+        if not filters and criteria.candidates(network) and complexity.macs(network) > self._target:
+            return "section"
+        return "filters" if filters < self.plan.filter_rounds else None
+
+    @property
+    def _target(self) -> float:
+        return self.plan.target_macs * float(self.records[0]["macs_per_image"])
+
+    # One round ------------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int, kind: str, before: State) -> State:
+        working = self.directory / "working"
+        state, record = self._under_way(working, number) or self._remove(number, kind, before)
+        started, spent = time.monotonic(), record["seconds"]
+        for epoch in range(len(record["finetune"]), self.plan.finetune):
+            state, loss = self._epoch(number, epoch, state)
+            record["finetune"].append(loss)
+            record["seconds"] = spent + time.monotonic() - started
+            checkpoint.save(_made(working), state, record)
+        record |= self._measured(state) | {"seconds": spent + time.monotonic() - started}
+        self._save(number, state, record)
+        shutil.rmtree(working)
+        return state
+
+    def _under_way(self, working: Path, number: int) -> tuple[State, Record] | None:
+        if not (working / checkpoint.NAME).exists():
+            return None
+        state, record = checkpoint.load(working)
+        return (state, record) if record["round"] == number else None
+
+    def _remove(self, number: int, kind: str, before: State) -> tuple[State, Record]:
+        """Score, remove and measure, without fine-tuning yet."""
+        started = time.monotonic()
+        record: Record = {"round": number, "kind": kind, "data": self.settings.data.name, "finetune": []}
+        if kind == "section":
+            subject = Subject(
+                before.network, self.engine, before.params, before.statistics, self._samples, self.settings.seed, number
+            )
+            scores = CRITERIA[self.plan.criterion](subject)
+            name, margin = criteria.ranked(scores)
+            cut = criteria.without(before.network, [name])
+            record |= {"removed": name, "scores": scores, "margin": margin if np.isfinite(margin) else None}
+        else:
+            cut = criteria.thinned(before.network, before.params, FILTER_SHARE)
+            record |= {"removed": f"{FILTER_SHARE:.0%} of the filters", "scores": {}, "margin": None}
+        state = _fresh(train.cut_state(before, cut))
+        score = train.evaluate(state, self.test, self.engine, batch_size=BATCH)
+        record |= {"accuracy_before_finetuning": score.accuracy, "seconds": time.monotonic() - started}
+        self.progress.line(
+            f"round {number:2d}  removed {record['removed']}; test {100 * score.accuracy:6.2f} % before fine-tuning, "
+            f"{record['seconds']:.1f} s"
+        )
+        checkpoint.save(_made(self.directory / "working"), state, record)
+        return state, record
+
+    @cached_property
+    def _samples(self) -> Array:
+        count = len(self.images.labels)
+        chosen = np.sort(Streams(self.settings.seed).permutation("prune/samples", 0, count)[: self.plan.samples or count])
+        samples: Array = self.images.x[chosen]
+        return samples
+
+    def _epoch(self, number: int, epoch: int, state: State) -> tuple[State, float]:
+        """One epoch of fine-tuning; no two rounds share an order of the images. → the state, the mean training loss."""
+        position = (number - 1) * self.plan.finetune + epoch
+        samples, losses = len(self.images.labels), []
+        self.progress.start(f"round {number}", samples // self.settings.training.batch_size, 0)
+        try:
+            for x, labels in train.epoch_batches(self.images, self.settings, position, augment=self.engine):
+                state, metrics = train.step(state, x, labels, self.settings, self.engine, samples=samples)
+                losses.append(metrics.loss)
+                self.progress.advance()
+        finally:
+            self.progress.finish()
+        return state, float(np.mean(losses))
+
+    # What is kept ---------------------------------------------------------------------------------------------------
+
+    def _measured(self, state: State) -> Record:
+        score = train.evaluate(state, self.test, self.engine, batch_size=BATCH)
+        if not np.isfinite(score.loss):
+            raise train.NonFiniteLoss(f"the test loss is {score.loss}; {train.REMEDY}")
+        return {
+            "test_accuracy": score.accuracy,
+            "test_loss": score.loss,
+            "macs_per_image": complexity.macs(state.network),
+            "parameters": complexity.parameters(state.network),
+            "training_macs": state.macs,
+        }
+
+    def _save(self, number: int, state: State, record: Record) -> None:
+        checkpoint.save(_made(self.directory / f"round-{number:02d}"), dataclasses.replace(state, finished=True), record)
+        self.records.append(record)
+        write_atomically(self.directory / "rounds.json", json.dumps(self.records, indent=1).encode())
+        self.progress.line(
+            f"round {number:2d}  test {100 * record['test_accuracy']:6.2f} %  loss {record['test_loss']:.4f}  "
+            f"MACs {record['macs_per_image'] / self.records[0]['macs_per_image']:7.2%}  {record['seconds']:.1f} s"
+        )
+
+    def _summary(self, network: Network) -> Record:
+        last = self.records[-1]
+        fell = last["test_accuracy"] < self.plan.least_accuracy
+        if fell:
+            stopped = f"the accuracy fell below {self.plan.least_accuracy} in round {last['round']}"
+        elif complexity.macs(network) <= self._target:
+            stopped = "the target is reached"
+        else:
+            stopped = "no candidate is left: two sections stay in every stage"
+        result = self.records[max(len(self.records) - 2, 0)] if fell else last
+        summary = {"plan": dataclasses.asdict(self.plan), "data": self.settings.data.name, "seed": self.settings.seed}
+        summary |= {"stopped": stopped, "result": f"round-{result['round']:02d}", "rounds": self.records}
+        write_atomically(self.directory / "summary.json", json.dumps(summary, indent=1).encode())
+        return summary
+
+
+def _fresh(state: State) -> State:
+    """The state at the start of a fine-tuning: no momentum, step 0 of its schedule."""
+    velocity = {name: np.zeros_like(p) for name, p in state.params.items()}
+    return dataclasses.replace(state, velocity=velocity, step=0, finished=False)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def table(summary: Record) -> list[tuple[str, ...]]:
+    """A row a round: what went, its score, the margin to the second, accuracy before and after fine-tuning, size."""
+    start = summary["rounds"][0]
+    rows: list[tuple[str, ...]] = [("round", "removed", "score", "margin", "test before", "test after", "MACs", "parameters")]
+    for record in summary["rounds"]:
+        score = f"{record['scores'][record['removed']]:.5f}" if record.get("scores") else ""
+        margin = "" if record.get("margin") is None else f"{record['margin']:.5f}"
+        before = f"{100 * record['accuracy_before_finetuning']:.2f} %" if record["round"] else ""
+        costs = (f"{record[key]:,} ({record[key] / start[key]:.0%})" for key in ("macs_per_image", "parameters"))
+        after = f"{100 * record['test_accuracy']:.2f} %"
+        rows.append((str(record["round"]), record["removed"] or "", score, margin, before, after, *costs))
+    return rows
+
+
+def finished(directories: Sequence[Path]) -> dict[str, Record]:
+    """Folder's name → summary of a finished run. InputError names the folder that holds none."""
+    runs = {}
+    for directory in directories:
+        try:
+            runs[directory.name] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{directory}: no finished pruning run ({error})") from error
+    return runs
+
+
+def side_by_side(runs: Mapping[str, Record]) -> list[tuple[str, ...]]:
+    """A row a round, a pair of columns a run: share of the MACs, accuracy after fine-tuning (before)."""
+    rows: list[tuple[str, ...]] = [("round", *(cell for name in runs for cell in ("MACs", name)))]
+    for number in range(max(len(run["rounds"]) for run in runs.values())):
+        cells = [str(number)]
+        for rounds in (run["rounds"] for run in runs.values()):
+            record = rounds[number] if number < len(rounds) else None
+            before = f" ({100 * record['accuracy_before_finetuning']:.2f})" if record and number else ""
+            share = f"{record['macs_per_image'] / rounds[0]['macs_per_image']:.1%}" if record else ""
+            cells += [share, f"{100 * record['test_accuracy']:.2f} %{before}" if record else ""]
+        rows.append(tuple(cells))
+    return rows

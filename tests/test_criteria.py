@@ -1,0 +1,276 @@
+"""Candidates and scores (K6): against the compact network, zeroed batch-norms, loops and known cases."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy.special import rel_entr, softmax
+from tolerance import assert_close, gamma
+
+from refprune import cka, complexity, criteria, stability, zoo
+from refprune.backend import ORACLE, by_name
+from refprune.criteria import CRITERIA, Subject
+from refprune.errors import InputError
+from refprune.exchange import Trained
+from refprune.inference import Predictor
+from refprune.layerspec import Activation, Conv, Dense, Flatten, GlobalAveragePool, Section
+from refprune.network import forward, initial_statistics, initialise
+from refprune.objective import BatchLoss
+from refprune.rounding import UNIT, network_tolerance
+from refprune.spec import Network
+from refprune.streams import Streams
+
+U = UNIT["float64"]
+NETWORK = dataclasses.replace(zoo.resnet_cifar_keras((3, 4), width=2), input_shape=(3, 8, 8))
+STREAMS = Streams(0)
+PARAMS = {n: p + 0.2 * STREAMS.normal(n, 1, p.shape) for n, p in initialise(NETWORK, STREAMS).items()}
+STATISTICS = {n: np.abs(s + 0.2 * STREAMS.normal(n, 1, s.shape)) for n, s in initial_statistics(NETWORK).items()}
+X = STREAMS.normal("x", 0, (7, 3, 8, 8))
+NAMES = ["stage0.block1", "stage0.block2", "stage1.block1", "stage1.block2", "stage1.block3"]
+
+
+def subject(**changes):
+    return dataclasses.replace(Subject(NETWORK, ORACLE, PARAMS, STATISTICS, X), **changes)
+
+
+# Candidates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_k_blocks_lose_k_minus_2(depth, shortcut):
+    """K6, by removing the first candidate until there is none; never a stage's first, which would lose its shortcut."""
+    network, blocks = zoo.resnet_cifar(depth, shortcut=shortcut), (depth - 2) // 6
+    least = criteria.fewest_macs(network)
+    assert [len(stage) for stage in criteria.stages(network)] == [blocks] * 3
+    removed = 0
+    while names := criteria.candidates(network):
+        assert not {stage[0].name for stage in criteria.stages(network)} & set(names)
+        before = complexity.macs(network)
+        network = criteria.without(network, names[:1]).network
+        assert before - complexity.macs(network) == 4_718_592
+        removed += 1
+    assert removed == 3 * (blocks - 2)
+    assert [len(stage) for stage in criteria.stages(network)] == [2, 2, 2]
+    assert complexity.macs(network) == least
+
+
+def test_the_figures_of_k6():
+    network = zoo.resnet_cifar_keras()
+    assert (complexity.macs(network), criteria.fewest_macs(network)) == (125_747_840, 125_747_840 - 21 * 4_718_592)
+
+
+def test_the_dearest_candidates_count():
+    """Sections of different cost: the smallest network lacks the dearest ones."""
+
+    def section(width):
+        return Section((Dense(width), Activation("relu"), Dense(4)))
+
+    network = Network((4,), (*map(section, (1, 9, 2, 5)), Dense(3)))
+    assert criteria.fewest_macs(network) == sum(2 * 4 * width for width in (1, 2)) + 12
+
+
+def test_shapes_and_shortcuts_decide():
+    """A shortcut convolution in the middle of a stage is no candidate; without sections there is none."""
+    path = (Conv(2, (1, 1)),)
+    layers = (Section(path), Section(path, (Conv(2, (1, 1)),), name="keeps"), Section(path), GlobalAveragePool(), Dense(2))
+    assert criteria.candidates(Network((2, 3, 3), layers)) == ["section3"]
+    assert criteria.candidates(zoo.lenet5()) == []
+
+
+# Representations ------------------------------------------------------------------------------------------------------
+
+
+def feature_tolerance(network):
+    """E2 at the classifier's input: the network without its classifier."""
+    body = dataclasses.replace(network, layers=network.layers[:-1])
+    params, statistics = {n: PARAMS[n] for n in body.parameter_shapes}, {n: STATISTICS[n] for n in body.statistics_shapes}
+    loss = BatchLoss(body, ORACLE, params, X, np.zeros(len(X), int), statistics, train=False)
+    return network_tolerance(loss, np.ones(0), unit=U).output
+
+
+def test_representations_are_those_of_the_compact_networks():
+    """R and every R_l against a plain pass of the network without l, and of that with l's last γ and β zeroed (K6)."""
+    advanced = []
+    full, lacking = criteria.representations(
+        NETWORK, ORACLE, PARAMS, STATISTICS, X, NAMES, batch_size=3, advance=advanced.append
+    )
+    assert (list(lacking), advanced) == (NAMES, [3, 6, 7])
+
+    def features(network, params):
+        seen = {}
+        forward(network, ORACLE, params, X, statistics=STATISTICS, observe=seen.__setitem__)
+        return seen["globalaveragepool1"]
+
+    assert_close("R", full, features(NETWORK, PARAMS), feature_tolerance(NETWORK))
+    for name in NAMES:
+        cut = criteria.without(NETWORK, [name])
+        tolerance = feature_tolerance(cut.network)
+        assert_close(name, lacking[name], features(cut.network, cut.arrays(PARAMS)), tolerance)
+        zeroed = PARAMS | {
+            f"{name}.conv2.bn.{key}": np.zeros_like(PARAMS[f"{name}.conv2.bn.{key}"]) for key in ("gain", "bias")
+        }
+        assert_close(name, lacking[name], features(NETWORK, zeroed), tolerance)
+        assert np.abs(lacking[name] - full).max() > 1e6 * tolerance.max()
+
+
+def test_compiled_in_float32_chooses_the_same():
+    narrow = [{name: a.astype(np.float32) for name, a in group.items()} for group in (PARAMS, STATISTICS)]
+    fast = Subject(NETWORK, by_name("numba", threads=1), *narrow, X.astype(np.float32))
+    assert fast.representations[0].dtype == np.float32
+    for name in ("cka", "kl", "activation", "rank", "l1"):
+        assert criteria.ranked(CRITERIA[name](fast))[0] == criteria.ranked(CRITERIA[name](subject()))[0]
+
+
+def test_a_network_without_a_classifier():
+    with pytest.raises(InputError, match="its last layer must be dense"):
+        criteria.classifier(Network((3, 8, 8), (Flatten(),)))
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cka():
+    full, lacking = subject().representations
+    scores = CRITERIA["cka"](subject())
+    assert list(scores) == NAMES
+    for name, score in scores.items():
+        assert score == 1.0 - cka.cka(full, lacking[name], estimator="biased").value
+    unbiased = {n: 1.0 - cka.cka(full, f, estimator="unbiased").value for n, f in lacking.items()}
+    assert unbiased != scores
+
+
+def test_cka_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"no CKA exists \(no variation\)"):
+        criteria.cka_score(np.ones((5, 2)), np.ones((5, 2)), ORACLE)
+
+
+def test_controls_on_whole_numbers():
+    """Every product is exact; by the formulas in Python's integers."""
+    a, b = (np.random.default_rng(s).integers(-5, 9, (6, 3)) for s in (1, 2))
+
+    def square(x, y):
+        return sum(sum(int(x[k, i]) * int(y[k, j]) for k in range(6)) ** 2 for i in range(3) for j in range(3))
+
+    want = 1 - square(a, b) / math.sqrt(square(a, a) * square(b, b))
+    assert abs(criteria.uncentred_score(a, b) - want) <= gamma(40, U)
+    rest = sum(int(d) ** 2 for d in (a - b).ravel()) / sum(int(d) ** 2 for d in a.ravel())
+    assert abs(criteria.distance_score(a, b) - math.sqrt(rest)) <= gamma(40, U) * math.sqrt(rest)
+
+
+def test_controls_see_what_cka_does_not():
+    """A shift changes both; CKA none (K3)."""
+    a = np.random.default_rng(1).standard_normal((20, 3))
+    assert abs(criteria.cka_score(a, a + 5.0, ORACLE)) <= gamma(1000, U)
+    assert criteria.uncentred_score(a, a + 5.0) > 0.1
+    assert criteria.distance_score(a, a + 5.0) > 1
+
+
+def test_l1_is_the_mean_size_of_a_weight():
+    for name, score in CRITERIA["l1"](subject()).items():
+        weights = [abs(float(w)) for part in ("conv1", "conv2") for w in PARAMS[f"{name}.{part}.weight"].ravel()]
+        want = math.fsum(weights) / len(weights)
+        assert abs(score - want) <= gamma(len(weights), U) * want
+
+
+def paths():
+    """Candidate → what its path gives, from a plain pass."""
+    seen = {}
+    forward(NETWORK, ORACLE, PARAMS, X, statistics=STATISTICS, observe=seen.__setitem__)
+    return {name: seen[f"{name}.conv2.bn"] for name in NAMES}
+
+
+def test_activation_is_the_mean_size_of_what_a_section_adds():
+    """7 images in batches of 7 or, planted, of a size that leaves one out."""
+    scores = CRITERIA["activation"](subject())
+    for name, y in paths().items():
+        want = math.fsum(abs(float(v)) for v in y.ravel()) / y.size
+        assert abs(scores[name] - want) <= gamma(y.size + 100, U) * want
+    fewer = CRITERIA["activation"](subject(x=X[:6]))
+    assert fewer != scores
+
+
+def test_rank_of_maps_with_known_rank():
+    """Zero weights: what is added is the bias, rank 1; with bias 0 rank 0; random maps have full rank."""
+    changed = dict(PARAMS)
+    for name, bias in (("stage0.block1", 1.0), ("stage1.block2", 0.0)):
+        changed |= {f"{name}.conv2.bn.gain": 0.0 * PARAMS[f"{name}.conv2.bn.gain"]}
+        changed |= {f"{name}.conv2.bn.bias": 0.0 * PARAMS[f"{name}.conv2.bn.bias"] + bias}
+    scores = CRITERIA["rank"](subject(params=changed))
+    assert (scores["stage0.block1"], scores["stage1.block2"]) == (1 / 8, 0.0)
+    assert scores["stage0.block2"] > 0.5
+    flat = zoo.residual_mlp(sections=3, width=4)
+    params = initialise(flat, Streams(0))
+    with pytest.raises(InputError, match="'rank' needs feature maps"):
+        CRITERIA["rank"](Subject(flat, ORACLE, params, {}, np.ones((2, 1, 28, 28))))
+
+
+def test_kl_against_scipy():
+    """Σ p log(p/q) by scipy's rel_entr, from logits of compact networks."""
+    p = softmax(Predictor(NETWORK, ORACLE, PARAMS, STATISTICS)(X), axis=1)
+    for name, score in CRITERIA["kl"](subject()).items():
+        cut = criteria.without(NETWORK, [name])
+        q = softmax(Predictor(cut.network, ORACLE, cut.arrays(PARAMS), cut.arrays(STATISTICS))(X), axis=1)
+        terms = rel_entr(p, q)
+        want = terms.sum(axis=1).mean()
+        logits = feature_tolerance(NETWORK).max() * np.abs(PARAMS["head.weight"]).sum(axis=1).max()
+        assert abs(score - want) <= 4 * logits + gamma(1000, U) * np.abs(terms).sum(axis=1).mean()
+        assert score > 0
+        backwards = rel_entr(q, p).sum(axis=1).mean()
+        assert abs(score - backwards) > 1e-6 * score
+
+
+def test_random_depends_on_seed_and_round_only():
+    scores = CRITERIA["random"](subject())
+    assert scores == CRITERIA["random"](subject(x=X[:2]))
+    assert (
+        len({*scores.values(), *CRITERIA["random"](subject(round=1)).values(), *CRITERIA["random"](subject(seed=1)).values()})
+        == 15
+    )
+
+
+def test_ranked():
+    assert criteria.ranked({"a": 0.5, "b": 0.25, "c": 1.0}) == ("b", 0.25)
+    assert criteria.ranked({"a": 0.5, "b": 0.5}) == ("a", 0.0)
+    assert criteria.ranked({"a": 0.5}) == ("a", math.inf)
+
+
+# How clearly ----------------------------------------------------------------------------------------------------------
+
+TRAINED = Trained(NETWORK, PARAMS, STATISTICS)
+
+
+def test_the_study_of_choices():
+    choices = stability.study(TRAINED, ORACLE, X, sizes=(4, 7), repeats=5)
+    whole = CRITERIA["cka"](subject())
+    assert choices["cka"].scores == whole
+    assert choices["cka"][1:3] == criteria.ranked(whole)
+    assert choices["cka"].shares[7] == 1.0, "all images in another order choose the same"
+    full, lacking = subject().representations
+    rows = [Streams(0).permutation("stability/4", r, 7)[:4] for r in range(5)]
+    picks = [min(NAMES, key=lambda n: criteria.distance_score(full[r], lacking[n][r])) for r in rows]
+    other = stability.study(TRAINED, ORACLE, X, sizes=(4,), repeats=5, expected=picks[0])
+    assert other["distance"].shares == {4: picks.count(picks[0]) / 5}
+    table = stability.table(choices)
+    assert [row[0] for row in table[1:6]] == NAMES
+    assert sum(row[1].endswith("∗") for row in table) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": (8,)}, r"--subsets: must lie in 2 … 7 images, got 8"),
+        ({"sizes": (1,)}, r"--subsets: must lie in 2 … 7 images, got 1"),
+        ({"expected": "stage0.block0"}, "--expect: 'stage0.block0' is no candidate; allowed are stage0.block1,"),
+    ],
+)
+def test_studies_that_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        stability.study(TRAINED, ORACLE, X, **options)
+
+
+def test_a_study_needs_candidates():
+    small = zoo.resnet_cifar_keras((2, 2), width=1)
+    with pytest.raises(InputError, match="has no candidate"):
+        stability.study(Trained(small, {}, {}), ORACLE, X)

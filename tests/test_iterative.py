@@ -1,0 +1,258 @@
+"""Pruning by criterion from start to end: what every round does, when it stops, and that an interruption changes no bit."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from refprune import checkpoint, cli, complexity, criteria, data, digits, exchange, iterative, train, zoo
+from refprune.backend import ORACLE
+from refprune.criteria import Subject
+from refprune.errors import InputError
+from refprune.exchange import Trained
+from refprune.iterative import Plan
+from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
+from refprune.network import initial_statistics, initialise
+from refprune.progress import Progress
+from refprune.spec import Network
+from refprune.streams import Streams
+
+TINY = data.Dataset("synthetic-digits", *digits.generate(43, 20, 0), digits.CLASSES)
+QUIET = Progress(quiet=True)
+
+
+def same(kernel):
+    return ((kernel // 2,) * 2,) * 2
+
+
+def section(channels):
+    path = (Conv(channels, (3, 3), padding=same(3)), Activation("relu"), Conv(6, (3, 3), padding=same(3)))
+    return Section(path, gate=False, post="relu")
+
+
+LAYERS = (MaxPool((4, 4), (4, 4)), Conv(6, (1, 1)), *map(section, (5, 4, 3, 2)), GlobalAveragePool(), Dense(10))
+NETWORK = Network((1, 28, 28), LAYERS)
+TRAINED = Trained(NETWORK, initialise(NETWORK, Streams(0), dtype="float32"), {})
+SETTINGS = iterative.settings_for(
+    "synthetic-digits", 2, 3, {"training": {"backend": "oracle", "batch_size": 8}, "optimiser": {"learning_rate": 0.05}}
+)
+PLAN = Plan("cka", samples=20, finetune=2, filter_rounds=1)
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+
+
+def run(folder, plan=PLAN, settings=SETTINGS):
+    return iterative.run(TRAINED, plan, settings, folder, progress=QUIET)
+
+
+def timeless(value):
+    """Without the times, which no run repeats."""
+    if isinstance(value, dict):
+        return {key: timeless(v) for key, v in value.items() if key != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def arrays(folder):
+    state = checkpoint.load(folder).state
+    return {f"{g}/{n}": a for g in ("params", "velocity", "statistics") for n, a in getattr(state, g).items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        return folder, run(folder)
+
+
+def test_what_a_run_does(whole):
+    """Two of four sections go, by the criterion's lowest score on the network as it is then; at last a tenth of the filters."""
+    folder, summary = whole
+    start, *rounds = summary["rounds"]
+    assert [r["kind"] for r in summary["rounds"]] == ["start", "section", "section", "filters"]
+    assert start["macs_per_image"] == complexity.macs(NETWORK)
+    assert summary["stopped"].startswith("no candidate is left")
+    assert summary["result"] == "round-03"
+    images, test = train.prepare(TINY, SETTINGS)
+    chosen = np.sort(Streams(3).permutation("prune/samples", 0, 43)[:20])
+    for number, record in enumerate(rounds[:2]):
+        before = checkpoint.load(folder / f"round-{number:02d}").state
+        scores = criteria.CRITERIA["cka"](Subject(before.network, ORACLE, before.params, before.statistics, images.x[chosen]))
+        assert record["scores"] == scores
+        assert (record["removed"], record["margin"]) == criteria.ranked(scores)
+        cut = criteria.without(before.network, [record["removed"]])
+        after = checkpoint.load(folder / f"round-{number + 1:02d}").state
+        assert after.network == cut.network
+        unfinished = dataclasses.replace(before, network=cut.network, params=cut.arrays(before.params))
+        assert record["accuracy_before_finetuning"] == train.evaluate(unfinished, test, ORACLE).accuracy
+        assert record["test_accuracy"] == train.evaluate(after, test, ORACLE).accuracy
+        assert record["macs_per_image"] == complexity.macs(after.network)
+        assert record["parameters"] == complexity.parameters(after.network)
+        assert len(record["finetune"]) == 2
+        assert any((after.params[n] != cut.arrays(before.params)[n]).any() for n in after.params), "nothing was fine-tuned"
+    assert json.loads((folder / "rounds.json").read_text()) == summary["rounds"]
+
+
+def test_fine_tuning_is_training(whole):
+    """Round 2 again, by hand: fresh momentum and schedule, epochs 2 and 3 of the shuffles."""
+    folder, _ = whole
+    before = checkpoint.load(folder / "round-01").state
+    record = checkpoint.load(folder / "round-02").run
+    state = train.cut_state(before, criteria.without(before.network, [record["removed"]]))
+    state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
+    images, _ = train.prepare(TINY, SETTINGS)
+    for epoch in (2, 3):
+        for x, labels in train.epoch_batches(images, SETTINGS, epoch, augment=ORACLE):
+            state, _ = train.step(state, x, labels, SETTINGS, ORACLE, samples=43)
+    for name, array in arrays(folder / "round-02").items():
+        group, _, key = name.partition("/")
+        np.testing.assert_array_equal(array, getattr(state, group)[key])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("saves", range(1, 13))
+def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, saves):
+    """Stopped before the n-th checkpoint is on disk, or right after it; resumed, and stopped, and resumed again."""
+    folder, summary = whole
+    real, count = checkpoint.save, [0]
+
+    def save(*arguments):
+        count[0] += 1
+        if count[0] == saves and saves % 2:
+            raise Stop
+        real(*arguments)
+        if count[0] == saves:
+            raise Stop
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    mine = tmp_path / "run"
+    with pytest.raises(Stop):
+        run(mine)
+    if saves == 1:  # nothing had begun
+        with pytest.raises(InputError, match="no checkpoint can be read here"):
+            iterative.resume(mine, progress=QUIET)
+        return
+    count[0] = saves - 2 if saves > 3 else saves
+    again = None
+    try:
+        again = iterative.resume(mine, progress=QUIET)
+    except Stop:
+        again = iterative.resume(mine, progress=QUIET)
+    assert timeless(again) == timeless(summary)
+    for number in range(4):
+        theirs, ours = arrays(folder / f"round-{number:02d}"), arrays(mine / f"round-{number:02d}")
+        assert list(ours) == list(theirs)
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_a_finished_run_resumes_to_its_summary(whole):
+    folder, summary = whole
+    assert iterative.resume(folder, progress=QUIET) == summary
+
+
+def test_stops_at_the_target(tmp_path):
+    plan = dataclasses.replace(PLAN, criterion="random", target_macs=0.9, finetune=0, filter_rounds=0)
+    summary = run(tmp_path / "run", plan)
+    assert summary["stopped"] == "the target is reached"
+    shares = [r["macs_per_image"] / complexity.macs(NETWORK) for r in summary["rounds"]]
+    assert len(shares) == 2
+    assert shares[1] <= 0.9
+    before, after = (arrays(tmp_path / "run" / f"round-{n:02d}") for n in (0, 1))
+    assert all((after[name] == before[name]).all() for name in after), "without fine-tuning the weights stay"
+
+
+def test_stops_below_the_least_accuracy(tmp_path, monkeypatch):
+    """The network before that is the result."""
+    accuracies = iter([0.9, 0.85, 0.84, 0.8, 0.79])
+    monkeypatch.setattr(train, "evaluate", lambda *a, **k: train.Score(1.0, next(accuracies)))
+    summary = run(tmp_path / "run", dataclasses.replace(PLAN, least_accuracy=0.82, finetune=0))
+    assert [r["test_accuracy"] for r in summary["rounds"]] == [0.9, 0.84, 0.79]
+    assert summary["stopped"] == "the accuracy fell below 0.82 in round 2"
+    assert summary["result"] == "round-01"
+
+
+def test_filters_with_the_smallest_norm_go():
+    cut = criteria.thinned(NETWORK, TRAINED.params, 0.5)
+    for name, width in (("section1", 5), ("section2", 4), ("section3", 3), ("section4", 2)):
+        weight = TRAINED.params[f"{name}.conv1.weight"]
+        norms = [float(np.abs(filter_).astype(np.float64).sum()) for filter_ in weight]
+        stays = sorted(sorted(range(width), key=lambda i: norms[i])[width // 2 :])
+        np.testing.assert_array_equal(cut.arrays(TRAINED.params)[f"{name}.conv1.weight"], weight[stays])
+        columns = TRAINED.params[f"{name}.conv2.weight"][:, stays]
+        np.testing.assert_array_equal(cut.arrays(TRAINED.params)[f"{name}.conv2.weight"], columns)
+    assert cut.network.gate_count == 0
+    thin = criteria.thinned(cut.network, cut.arrays(TRAINED.params), 0.01).network
+    assert [s.path[0].channels for s in criteria.stages(thin)[0]] == [2, 1, 1, 1], "at least one goes, the last one stays"
+
+
+REFUSED = {
+    "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
+    "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
+    "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
+    "minimum": (
+        lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(target_macs=0.2)),
+        r"0.2 of 125,747,840 MACs cannot be reached: .* the minimum is 0.2120 \(26,657,408 MACs\)",
+    ),
+    "no candidates": (lambda: iterative.check(zoo.lenet5(), Plan()), "no section can be removed"),
+    "table": (lambda: iterative.settings_for("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data, "),
+    "key": (lambda: iterative.settings_for("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_plans_that_are_refused(case):
+    make, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_nothing_is_written_for_a_run_that_cannot_be(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="--samples: 44 exceeds the 43 training images"):
+        run(folder, Plan(samples=44))
+    small = zoo.resnet_cifar_keras((3,), width=1)
+    with pytest.raises(InputError, match=r"has images \(1, 28, 28\)"):
+        iterative.run(Trained(small, {}, {}), Plan(samples=4), SETTINGS, folder, progress=QUIET)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "x").touch()
+    with pytest.raises(InputError, match="not an empty folder"):
+        run(folder)
+    with pytest.raises(InputError, match="no pruning run to resume here"):
+        iterative.resume(folder)
+
+
+def test_the_command(tmp_path, capsys):
+    """From a file of weights to table and report; the result is a checkpoint that other commands take; then resumed."""
+    np.savez(tmp_path / "a.npz", **TRAINED.params)
+    (tmp_path / "spec.json").write_text(json.dumps(iterative.checkpoint.spec.to_json(NETWORK)))
+    given = ["prune", tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--samples", 20]
+    given += ["--criterion", "l1", "--backend", "oracle", "--set", "training.batch_size=8", "--out", tmp_path / "run"]
+    assert cli.main([str(a) for a in given]) == 0
+    text = capsys.readouterr().out
+    assert "stopped: no candidate is left" in text
+    assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 2
+    assert exchange.load(tmp_path / "run" / "round-02").data == "synthetic-digits"
+    assert cli.main(["prune", "--resume", str(tmp_path / "run")]) == 0
+    again = capsys.readouterr().out
+    assert text[text.index("test before") :] == again[again.index("test before") :]
+    assert cli.main(["prune"]) == 2
+    assert cli.main(["prune", "x", "--resume", "y"]) == 2
+
+
+def test_batch_norm_statistics_go_on(tmp_path):
+    """A network with batch-norm: what fine-tuning updates comes through removal and checkpoints."""
+    small = dataclasses.replace(zoo.resnet_cifar_keras((3,), width=1), input_shape=(1, 28, 28))
+    statistics = initial_statistics(small, dtype="float32")
+    trained = Trained(small, initialise(small, Streams(1), dtype="float32"), statistics)
+    iterative.run(trained, dataclasses.replace(PLAN, finetune=1, filter_rounds=0), SETTINGS, tmp_path / "run", progress=QUIET)
+    after = checkpoint.load(tmp_path / "run" / "round-01").state.statistics
+    assert 0 < len(after) < len(statistics)
+    assert all((after[name] != statistics[name]).any() for name in after)
