@@ -183,7 +183,7 @@ def test_an_executor_that_takes_no_more_jobs(tmp_path):
 
 
 def test_an_interrupt_leaves_no_job_waiting(tmp_path):
-    """Ctrl-C after the first of three runs, on an executor of the caller's : the third never begins."""
+    """Ctrl-C after the first of three runs, on an executor of the caller's: the third never begins."""
     begun = []
 
     class Pool(concurrent.futures.ThreadPoolExecutor):
