@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refprune: not enough memory ({error})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("refprune: interrupted; a run goes on with --resume DIR", file=sys.stderr)
+        print("refprune: interrupted; a run goes on with --resume DIR, a sweep with the same command", file=sys.stderr)
         return 130
     return code
 

@@ -60,8 +60,8 @@ class Gates:
     """θ: where it starts, how it moves, when a gate is removed.
 
     initial: θ₀. learning_rate: η_θ, times the schedule's factor. estimator: one of O5; samples: K of reinforce.
-    paired_epochs: so many epochs at the end the estimator is `paired`, one partial pass a gate that is left: the bias of
-    `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at ξ = 1.
+    paired_epochs: from so many epochs before the end of training.epochs on the estimator is `paired`, one partial pass a gate
+    that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
     θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or

@@ -25,7 +25,7 @@ from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
-from .files import write_atomically
+from .files import locked, write_atomically
 from .layers import Array
 from .layerspec import Section
 from .objective import BatchLoss
@@ -90,11 +90,21 @@ def protected(network: Network, groups: tuple[str, ...]) -> Network:
     return prune(network, np.ones(network.gate_count, dtype=bool), fix=fix).network
 
 
-def run(settings: Config, directory: Path, *, data_directory: str | None = None, progress: Progress | None = None) -> Summary:
-    """Run the experiment in a new or empty `directory`; returns what summary.json holds."""
+def run(
+    settings: Config,
+    directory: Path,
+    *,
+    data_directory: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Run the experiment in a new or empty `directory`; returns what summary.json holds.
+
+    threads: instead of training.threads.
+    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
-    setup = set_up(settings, data_directory)
+    setup = set_up(settings, data_directory, threads)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.toml").touch(exist_ok=False)  # of two runs that start at once, one is refused
@@ -104,7 +114,8 @@ def run(settings: Config, directory: Path, *, data_directory: str | None = None,
     write_atomically(directory / "config.toml", config.to_toml(settings).encode())
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
-    return _train_all(setup, directory, progress)
+    with locked(directory / "config.toml"):
+        return _train_all(setup, directory, progress)
 
 
 def resume(
@@ -121,7 +132,8 @@ def resume(
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
     compare_environment(directory / "environment.json", setup.environment, progress)
-    return _train_all(setup, directory, progress)
+    with locked(file):
+        return _train_all(setup, directory, progress)
 
 
 def compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError
@@ -35,3 +37,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         sync(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process holds this file's lock inside the block; the lock goes with its process. InputError if one does.
+
+    Windows has no such locks: there nothing is checked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{path.parent}: another process is at work here ({error})") from error
+        yield

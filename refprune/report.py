@@ -16,8 +16,16 @@ HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table at the end of a run: quantity, then one column a training run."""
+    """The table at the end of a run: quantity, then one column a training run; shares are of the first one's network."""
     runs = summary["runs"]
+    whole = next(iter(runs.values()))
+
+    def share(run: Mapping[str, Any], key: str) -> str:
+        return f"{run[key]:,} ({run[key] / whole[key + '_at_start']:.0%})"
+
+    def training(run: Mapping[str, Any]) -> str:
+        per_step = whole["training_macs_unpruned"] / whole["steps"]
+        return f"{run['training_macs']:.2e} ({run['training_macs'] / (per_step * run['steps']):.0%})"
 
     def row(title: str, value: Any) -> tuple[str, ...]:
         return title, *(value(run) for run in runs.values())
@@ -27,10 +35,10 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         row("test accuracy", lambda r: f"{100 * r['test_accuracy']:.2f} %"),
         row("test loss (nats)", lambda r: f"{r['test_loss']:.4f}"),
         row("J on the training images", lambda r: f"{r['objective']:.4f}"),
-        row("sections kept", lambda r: f"{r['sections']} of {r['sections_at_start']}"),
-        row("parameters", lambda r: _share(r, "parameters")),
-        row("MACs per image", lambda r: _share(r, "macs_per_image")),
-        row("training MACs", lambda r: f"{r['training_macs']:.2e} ({r['training_macs'] / r['training_macs_unpruned']:.0%})"),
+        row("sections kept", lambda r: f"{r['sections']} of {whole['sections_at_start']}"),
+        row("parameters", lambda r: share(r, "parameters")),
+        row("MACs per image", lambda r: share(r, "macs_per_image")),
+        row("training MACs", training),
         row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
         row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
         row("gates decided only at the end", lambda r: str(len(r["decisions"]))),
@@ -41,10 +49,6 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def holds(summary: Mapping[str, Any]) -> bool:
     """Was every compact network the masked one, as far as it was compared?"""
     return all((run["masked_compact_error"] or 0.0) <= 1.0 for run in summary["runs"].values())
-
-
-def _share(run: Mapping[str, Any], key: str) -> str:
-    return f"{run[key]:,} ({run[key] / run[key + '_at_start']:.0%})"
 
 
 def _equivalence(run: Mapping[str, Any]) -> str:

@@ -22,12 +22,16 @@ sweep's. `run` skips what is finished, resumes what was interrupted, repeats wha
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
@@ -68,7 +72,7 @@ class Job:
     label: str
     seed: int
     directory: str
-    settings: str
+    configuration: str
     data_directory: str | None
     threads: int
 
@@ -102,7 +106,7 @@ def load(path: Path) -> Sweep:
     if source.endswith(".toml"):
         source = str(path.parent / source)
     base = _flat(values.get("set", {}), f"{path}: set")
-    settings = []
+    settings: list[Setting] = []
     for label, changes in _combinations(values, path):
         chosen = base | changes
         try:
@@ -110,8 +114,10 @@ def load(path: Path) -> Sweep:
         except InputError as error:
             raise InputError(f"{path}: {label}: {error}") from error
         settings.append(Setting(label, chosen, configs))
-    if len({setting.label for setting in settings}) < len(settings):
-        raise InputError(f"{path}: two variants have the same name")
+    folders = [_folder(setting.label).casefold() for setting in settings]
+    for folder, setting in zip(folders, settings, strict=True):
+        if folders.count(folder) > 1 or not re.search(r"\w", folder):
+            raise InputError(f"{path}: {setting.label!r} is no name of its own for a setting (its folder would be {folder!r})")
     return Sweep(name, source, tuple(seeds), tuple(settings))
 
 
@@ -121,17 +127,33 @@ def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise InputError(f"{path}: grid.{key} must be a list of values, got {choices!r}")
+    entries = values.get("variants", [{}])
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: variants must be tables, got {entries!r}")
     variants: list[tuple[str, dict[str, Any]]] = []
-    for entry in values.get("variants", [{}]):
+    for entry in entries:
         if not isinstance(entry, dict) or (entry and not isinstance(entry.get("name"), str)):
             raise InputError(f"{path}: each of the variants needs a name, got {entry!r}")
         variants.append((entry.get("name", ""), _flat({k: v for k, v in entry.items() if k != "name"}, f"{path}: variants")))
+    _check_keys(path, _flat(values.get("set", {}), f"{path}: set"), grid, [changes for _, changes in variants])
+    last = [key.rpartition(".")[2] for key in grid]
+    titles = {key: short if last.count(short) == 1 else key for key, short in zip(grid, last, strict=True)}
     found = []
     for (name, changes), choice in itertools.product(variants, itertools.product(*grid.values())):
         at = dict(zip(grid, choice, strict=True))
-        words = [name, *(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in at.items())]
+        words = [name, *(f"{titles[key]} {_short(value)}" for key, value in at.items())]
         found.append((", ".join(filter(None, words)) or "as it is", changes | at))
     return found
+
+
+def _check_keys(path: Path, base: Mapping[str, Any], grid: Mapping[str, Any], variants: Sequence[Mapping[str, Any]]) -> None:
+    """Nothing is set twice, and the seed by `seeds` alone."""
+    for changes in variants:
+        twice = sorted((set(base) & set(grid)) | (set(changes) & (set(base) | set(grid))))
+        if twice:
+            raise InputError(f"{path}: {twice[0]} is set in more than one of set, grid and variants")
+    if any("seed" in keys for keys in (base, grid, *variants)):
+        raise InputError(f"{path}: seed is set by seeds = [...]")
 
 
 def _short(value: Any) -> str:
@@ -154,18 +176,44 @@ def _flat(table: Any, where: str, prefix: str = "") -> dict[str, Any]:
 
 def jobs(sweep: Sweep, directory: Path, *, data_directory: str | None = None, threads: int = 1) -> list[Job]:
     """Every run of the sweep, all settings of the first seed before the second, so that a stopped sweep shows all settings."""
+    data = None if data_directory is None else str(Path(data_directory).absolute())
     found = []
     for i, seed in enumerate(sweep.seeds):
         for setting in sweep.settings:
-            folder = run_directory(directory, setting.label, seed)
-            text = config.to_toml(setting.configs[i])
-            found.append(Job(setting.label, seed, str(folder.absolute()), text, data_directory, threads))
+            folder = run_directory(directory, setting.label, seed).absolute()
+            found.append(Job(setting.label, seed, str(folder), config.to_toml(setting.configs[i]), data, threads))
     return found
 
 
 def run_directory(directory: Path, label: str, seed: int) -> Path:
     """Where in the sweep's directory the run of a setting stands."""
-    return directory / re.sub(r"[^\w.+-]+", "-", label) / f"seed-{seed}"
+    return directory / _folder(label) / f"seed-{seed}"
+
+
+def _folder(label: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", label)
+
+
+class Children:
+    """The processes of one sweep in this process; after `end` none is left and none begins."""
+
+    def __init__(self) -> None:
+        self.lock, self.ended = threading.Lock(), False
+        self.processes: set[subprocess.Popen[bytes]] = set()
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        with self.lock:
+            if self.ended:
+                raise InputError("the sweep was stopped")
+            process = subprocess.Popen(command, **options)
+            self.processes.add(process)
+        return process
+
+    def end(self) -> None:
+        with self.lock:
+            self.ended = True
+            for process in self.processes:
+                process.terminate()
 
 
 def run(
@@ -178,37 +226,55 @@ def run(
     data_directory: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Do what is left of the sweep in `directory`, write its sweep.json, and return every run's outcome.
+    """Do what is left of the sweep in `directory` and return every run's outcome; sweep.json is renewed after every run.
 
-    executor: where `execute` is called, which starts a process; default: `workers` threads here. threads: of each run.
+    executor: where `execute` is called, which starts a process; default: `workers` threads here. A worker of a process pool
+    that dies takes the pool, and with it all runs that have not ended, which the next call repeats. threads: of each run.
     InputError if a directory holds a run of another configuration.
     """
     todo = jobs(sweep, directory, data_directory=data_directory, threads=threads)
-    finished = {job.directory: summary for job in todo if (summary := _finished(job)) is not None}
-    outcomes = [Outcome(job, finished[job.directory]) for job in todo if job.directory in finished]
-    say(f"{sweep.name}: {len(todo)} runs, {len(outcomes)} of them done; in {directory}")
+    outcomes = {job: None if (summary := _finished(job)) is None else Outcome(job, summary) for job in todo}
+    done = sum(outcome is not None for outcome in outcomes.values())
+    say(f"{sweep.name}: {len(todo)} runs, {done} of them done; in {directory}")
+    children = Children()
     pool = executor or ThreadPoolExecutor(workers)
+    call: Callable[[Job], Outcome] = execute if executor else functools.partial(execute, children=children)
+    futures: dict[Future[Outcome], Job] = {}
     try:
-        futures: dict[Future[Outcome], Job] = {pool.submit(execute, job): job for job in todo if job.directory not in finished}
+        for job in (job for job, outcome in outcomes.items() if outcome is None):
+            futures[_submitted(pool, call, job)] = job
         for future in as_completed(futures):
-            try:
-                outcome = future.result()
-            except Exception as error:  # the executor itself failed: a worker died, the cluster went away
-                outcome = Outcome(futures[future], None, f"{type(error).__name__}: {error}")
-            outcomes.append(outcome)
-            say(f"[{len(outcomes)}/{len(todo)}] {_line(outcome)}")
+            error = future.exception()
+            outcome = Outcome(futures[future], None, f"{type(error).__name__}: {error}") if error else future.result()
+            outcomes[outcome.job] = outcome
+            done += 1
+            say(f"[{done}/{len(todo)}] {_line(outcome)}")
+            _write(sweep, directory, [found for found in outcomes.values() if found is not None])
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        children.end()
+        raise
     finally:
         if executor is None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(_running):
-                process.terminate()
-    order = {job.directory: i for i, job in enumerate(todo)}
-    outcomes.sort(key=lambda outcome: order[outcome.job.directory])
-    _write(sweep, directory, outcomes)
-    return outcomes
+            pool.shutdown(cancel_futures=True)
+    ended = [outcome for outcome in outcomes.values() if outcome is not None]
+    _write(sweep, directory, ended)
+    return ended
+
+
+def _submitted(pool: Executor, call: Callable[[Job], Outcome], job: Job) -> Future[Outcome]:
+    """The job's future; one that holds the error if the executor takes no more jobs."""
+    try:
+        return pool.submit(call, job)
+    except Exception as error:  # whatever an executor may raise: the runs that it has taken go on
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _line(outcome: Outcome) -> str:
+    """What is said when a run has ended."""
     head = f"{outcome.job.label}, seed {outcome.job.seed}: "
     if outcome.summary is None:
         return head + f"failed: {outcome.problem}"
@@ -223,7 +289,8 @@ def _finished(job: Job) -> dict[str, Any] | None:
     """The summary of a run that has been done."""
     folder = Path(job.directory)
     there = folder / "config.toml"
-    if there.exists() and there.read_text(encoding="utf-8") not in (job.settings, ""):
+    begun = there.exists() and there.stat().st_size > 0
+    if begun and config.load(str(there)) != config.from_dict(tomllib.loads(job.configuration)):
         raise InputError(f"{folder}: holds a run of another configuration; give the sweep another folder (--out)")
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -232,54 +299,60 @@ def _finished(job: Job) -> dict[str, Any] | None:
     return summary
 
 
-#: Processes of this process's jobs, so that an interrupted sweep can end them.
-_running: set[subprocess.Popen[str]] = set()
-
 THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def execute(job: Job) -> Outcome:
-    """Run, or resume, one job in a process of its own; its output goes to log.txt beside the run directory."""
+def execute(job: Job, children: Children | None = None) -> Outcome:
+    """Run, or resume, one job in a process of its own, which ends when this one does. Its output is added to seed-N.log."""
     folder = Path(job.directory)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.toml").exists() and not (folder / "config.toml").read_text(encoding="utf-8"):
-        (folder / "config.toml").unlink()  # ended between making the folder and writing into it
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(job.threads)) | {"PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "refprune.sweep"]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
-    _running.add(process)
-    try:
-        output, _ = process.communicate(json.dumps(job.__dict__))
-    finally:
-        _running.discard(process)
-    folder.with_name(f"{folder.name}.log").write_text(output, encoding="utf-8")
-    if process.returncode:
-        lines = output.strip().splitlines() or ["no message"]
-        return Outcome(job, None, f"exit code {process.returncode}: {lines[-1]}")
-    return Outcome(job, _finished(job))
+    here = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
+    log = folder.with_name(f"{folder.name}.log")
+    with open(log, "ab") as output:
+        process = (children or Children()).start(
+            [sys.executable, "-P", "-m", "refprune.sweep"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        with process, contextlib.suppress(BrokenPipeError):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
+            process.stdin.flush()
+            process.wait()
+    summary = _finished(job) if process.returncode == 0 else None
+    if summary is not None:
+        return Outcome(job, summary)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
+    code = process.returncode
+    how = f"ended by signal {-code}" if code < 0 else f"exit code {code}" if code else "ended without summary.json"
+    return Outcome(job, None, f"{how}: {lines[-1]}")
 
 
 def _main(job: Job) -> int:
     """In the job's own process."""
     folder = Path(job.directory)
     try:
-        if (folder / "config.toml").exists():
-            experiment.resume(folder, data_directory=job.data_directory)
+        if (folder / "config.toml").exists() and (folder / "config.toml").stat().st_size:
+            experiment.resume(folder, data_directory=job.data_directory, threads=job.threads)
         else:
-            settings = config.from_dict(tomllib.loads(job.settings))
-            experiment.run(settings, folder, data_directory=job.data_directory)
+            for name in ("config.toml", "config.toml.part", "environment.json", "environment.json.part"):
+                (folder / name).unlink(missing_ok=True)  # of a run that ended while it made its folder
+            settings = config.from_dict(tomllib.loads(job.configuration))
+            experiment.run(settings, folder, data_directory=job.data_directory, threads=job.threads)
     except InputError as error:
         print(f"refprune: {error}", flush=True)
         return 2
     return 0
+
+
+def _end_with_parent() -> None:
+    """Whatever ends the process that holds the other end of standard input ends this one."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -292,11 +365,13 @@ QUANTITIES = (
 )
 
 
-def quantities(run: Mapping[str, Any]) -> dict[str, float]:
-    """The QUANTITIES of one training run's part of a summary; training_macs_share is of the unpruned network's steps."""
+def quantities(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, float]:
+    """The QUANTITIES of one training run's part of a summary; shares are of the network that `whole` began with."""
+    training = whole["training_macs_unpruned"] / whole["steps"] * run["steps"]
     derived = {
-        "training_macs_share": run["training_macs"] / run["training_macs_unpruned"],
-        "macs_share": run["macs_per_image"] / run["macs_per_image_at_start"],
+        "training_macs_share": run["training_macs"] / training,
+        "macs_share": run["macs_per_image"] / whole["macs_per_image_at_start"],
+        "sections_at_start": whole["sections_at_start"],
         "undecided": len(run["decisions"]),
     }
     return {key: float(derived[key] if key in derived else run[key]) for key in QUANTITIES}
@@ -310,8 +385,10 @@ def _write(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
         names = list(dict.fromkeys(name for o in mine if o.summary for name in o.summary["runs"]))
         runs: dict[str, dict[str, list[float]]] = {name: {key: [] for key in QUANTITIES} for name in names}
         for outcome in mine:
-            for name, found in (outcome.summary or {})["runs"].items():
-                for key, value in quantities(found).items():
+            found = (outcome.summary or {})["runs"]
+            whole = next(iter(found.values()))
+            for name, part in found.items():
+                for key, value in quantities(part, whole).items():
                     runs[name][key].append(value)
         results.append({"label": setting.label, "set": setting.values, "seeds": [o.job.seed for o in mine], "runs": runs})
     failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.summary is None]
@@ -321,4 +398,6 @@ def _write(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Job(**json.loads(sys.stdin.read()))))
+    asked = Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(_main(asked))

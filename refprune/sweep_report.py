@@ -62,12 +62,6 @@ def text(directory: Path) -> str:
     return "\n".join([report.text_table(rows(page)), *failed])
 
 
-def markdown(page: Mapping[str, Any]) -> str:
-    """The table for a Markdown file."""
-    head, *body = rows(page)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Pictures
 

@@ -165,7 +165,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     """
     gates, training = config.gates, config.training
     steps_per_epoch = samples // training.batch_size
-    last = state.step >= (training.epochs - gates.paired_epochs) * steps_per_epoch
+    last = gates.paired_epochs > 0.0 and state.step >= (training.epochs - gates.paired_epochs) * steps_per_epoch
     name = "paired" if last else gates.estimator
     kind = ESTIMATORS[name]
     beta, decay = penalties(config, samples)

@@ -293,7 +293,7 @@ def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
 
     monkeypatch.setattr(settle, "settle", interrupt)
     code, _, err = command("run", *SET, "--out", "r")
-    assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR\n")
+    assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR, a sweep with the same command\n")
     monkeypatch.setattr(settle, "settle", original)
     code, out, err = command("run", "--resume", "r")
     assert (code, err) == (0, "")

@@ -4,12 +4,14 @@ import concurrent.futures
 import json
 import multiprocessing
 import shutil
+import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
-from refprune import cli, sweep, sweep_report
+from refprune import cli, files, report, sweep, sweep_report
 from refprune.errors import InputError
 
 TINY = """
@@ -77,10 +79,21 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         ("experiment = 'quickstart'\n[grid]\ngates.initial = 0.5", "grid.gates.initial must be a list"),
         ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.5, 2.0]", "initial 2.0: .*must lie in"),
         ("experiment = 'quickstart'\n[[variants]]\ngates.initial = 0.5", "needs a name"),
-        ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\n[[variants]]\nname = 'a'", "same name"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\n[[variants]]\nname = 'a'", "no name of its own"),
         ("experiment = 'quickstart'\nset = 3", "set must be a table"),
         ("experiment = 'quickstart'\n[set]\ngates.nonsense = 3", "unknown key gates.nonsense"),
         ("experiment = ", "cannot be read"),
+        ("experiment = 'quickstart'\nvariants = 3", "variants must be tables"),
+        ("experiment = 'quickstart'\nvariants = []", "variants must be tables"),
+        ("experiment = 'quickstart'\n[grid]\nseed = [0, 1]", "seed is set by seeds"),
+        ("experiment = 'quickstart'\n[set]\nseed = 3", "seed is set by seeds"),
+        ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.1, 0.1]", "no name of its own"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = '..'", "no name of its own"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'a b'\n[[variants]]\nname = 'A-b'", "no name of its own"),
+        (
+            "experiment = 'quickstart'\n[grid]\ngates.initial = [0.5]\n[[variants]]\nname = 'p'\ngates.initial = 0.6",
+            "gates.initial is set in more than one",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, message):
@@ -160,9 +173,104 @@ def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):
     assert outcome.problem == "RuntimeError: the worker has gone"
 
 
+def test_an_executor_that_takes_no_more_jobs(tmp_path):
+    class Full(concurrent.futures.Executor):
+        def submit(self, function, *arguments):
+            raise RuntimeError("closed")
+
+    outcomes = sweep.run(plan(tmp_path), tmp_path / "out", executor=Full(), say=quiet)
+    assert [outcome.problem for outcome in outcomes] == ["RuntimeError: closed"] * 2
+
+
+def test_an_interrupt_leaves_no_job_waiting(tmp_path):
+    """Ctrl-C after the first of three runs, on an executor of the caller's: the third never begins."""
+    begun = []
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def submit(self, function, job):
+            begun.append(super().submit(function, job))
+            return begun[-1]
+
+    def say(text):
+        if text.startswith("[1/3]"):
+            raise KeyboardInterrupt
+
+    with Pool(1) as pool, pytest.raises(KeyboardInterrupt):
+        sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "out", executor=pool, say=say)
+    assert [future.cancelled() for future in begun][::2] == [False, True]
+    assert not (tmp_path / "out" / "as-it-is" / "seed-2").exists()
+
+
+KILLED = """
+import pathlib, sys
+from refprune import sweep
+sweep.run(sweep.load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_same_bits(tmp_path):
+    text = TINY.replace("[0, 1]", "[0]").replace("epochs = 2", "epochs = 40")
+    plan(tmp_path, text)
+    out, folder = tmp_path / "out", tmp_path / "out" / "as-it-is" / "seed-0"
+    parent = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "tiny.toml"), str(out)], stdout=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while not (folder / "pruned" / "metrics.jsonl").exists() or not (folder / "pruned" / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    size = -1
+    while size != (size := (folder / "pruned" / "metrics.jsonl").stat().st_size):  # until nobody writes any more
+        assert time.monotonic() < limit
+        time.sleep(1.0)
+    assert not (folder / "summary.json").exists()
+    (again,) = sweep.run(sweep.load(tmp_path / "tiny.toml"), out, say=quiet)
+    (fresh,) = sweep.run(sweep.load(tmp_path / "tiny.toml"), tmp_path / "fresh", say=quiet)
+    for name in ("test_loss", "objective", "training_macs"):
+        assert again.summary["runs"]["pruned"][name] == fresh.summary["runs"]["pruned"][name]
+
+
+def test_two_processes_never_write_one_run(tmp_path):
+    found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
+    (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+    folder = tmp_path / "out" / "as-it-is" / "seed-0"
+    (folder / "summary.json").unlink()
+    with files.locked(folder / "config.toml"):
+        (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+    assert "another process is at work here" in outcome.problem
+
+
+def test_a_run_that_ended_while_it_made_its_folder_is_begun_again(tmp_path):
+    folder = tmp_path / "out" / "as-it-is" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").touch()
+    (folder / "environment.json.part").write_text("{")
+    (outcome,) = sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "out", say=quiet)
+    assert outcome.summary is not None
+
+
+def test_shares_are_of_the_network_that_was_pruned(tmp_path):
+    """The network that is left, trained from scratch, costs what it costs, not 100 % of itself."""
+    text = TINY + 'from_scratch = true\ngates.protect = ["section1"]\nobjective.penalty = 1.0\n'
+    found = plan(tmp_path, text)
+    outcomes = sweep.run(found, tmp_path / "out", workers=2, say=quiet)
+    runs = sweep_report.read(tmp_path / "out")["results"][0]["runs"]
+    assert runs["from-scratch"]["macs_share"] == runs["pruned"]["macs_share"]
+    assert runs["from-scratch"]["macs_share"][0] < 1.0
+    assert runs["from-scratch"]["sections_at_start"] == [2.0, 2.0]
+    summary = outcomes[0].summary
+    left, whole = summary["runs"]["from-scratch"], summary["runs"]["pruned"]
+    share = left["training_macs"] / whole["training_macs_unpruned"]
+    assert runs["from-scratch"]["training_macs_share"][0] == pytest.approx(share, rel=1e-12)
+    cells = {row[0]: row[1:] for row in report.rows(summary)}
+    assert cells["sections kept"] == ("1 of 2", "1 of 2")
+    assert cells["MACs per image"][0] == cells["MACs per image"][1]
+    assert cells["training MACs"][1].endswith(f"({share:.0%})")
+
+
 def test_threads_are_set_before_the_process_begins(tmp_path, monkeypatch):
     spy = tmp_path / "python"
-    spy.write_text("#!/bin/sh\ncat > /dev/null\necho $NUMBA_NUM_THREADS $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS\nexit 3\n")
+    spy.write_text("#!/bin/sh\nread job\necho $NUMBA_NUM_THREADS $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS\nexit 3\n")
     spy.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(spy))
     (outcome, _) = sweep.run(plan(tmp_path), tmp_path / "out", threads=3, say=quiet)

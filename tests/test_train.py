@@ -293,6 +293,22 @@ def test_the_last_epochs_are_paired():
         state = following["mixed"]
 
 
+def test_past_the_epochs_the_estimator_stays():
+    """Where training goes on for undecided gates, `paired` takes over only if paired_epochs says so."""
+    gates = {"estimator": "taylor", "learning_rate": 0.1, "undecided": "continue", "max_epochs": 9}
+    rules, network = settings(gates=gates), mlp()
+    data = images(network)
+    state = dataclasses.replace(start(network, rules), step=8)
+    ((x, labels),) = batches(data, rules, 1)
+    past, _ = train.step(state, x, labels, rules, ORACLE, samples=32)
+    longer = dataclasses.replace(rules, training=dataclasses.replace(rules.training, epochs=100))
+    within, _ = train.step(state, x, labels, longer, ORACLE, samples=32)
+    paired, _ = train.step(state, x, labels, settings(gates=gates | {"estimator": "paired"}), ORACLE, samples=32)
+    assert past.macs == within.macs < paired.macs
+    np.testing.assert_array_equal(past.theta, within.theta)
+    assert (past.theta != paired.theta).any()
+
+
 ENDS = {"constant": (1.0, 1.0), "cosine": (1.0, 0.0), "one_cycle": (0.0, 0.0), "warmup_stable_decay": (0.0, 0.0)}
 KINKS = {"one_cycle": [0.3], "warmup_stable_decay": [0.1, 0.8]}
 STEEPEST = {"constant": 0.0, "cosine": math.pi / 2, "one_cycle": 1 / 0.3, "warmup_stable_decay": 10.0}
