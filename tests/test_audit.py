@@ -173,5 +173,5 @@ def test_a_missing_extra_is_one_sentence_and_never_a_pass(monkeypatch, capsys, p
 def test_formulas_become_mathml():
     assert mathml("a_1^2") == mathml("{a_1}^2")
     text = mathml("\\frac{a+1}{2} log x")
-    assert "<mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in text
+    assert "<mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><mn>2</mn></mfrac>" in text
     assert '<mi mathvariant="normal">log</mi>' in text

@@ -281,7 +281,7 @@ def test_the_roofline(tmp_path):
     [
         (
             ["resnet-21"],
-            "bench: 'resnet-21' is not known; known are lenet-300-100, lenet-5, resnet-20, vgg-16, gates, cka, conv",
+            "bench: 'resnet-21' is not known; known are lenet-300-100, lenet-5, resnet-20, vgg-16, gates, cka, prior, conv",
         ),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
         (["--repeats", "-1"], "--repeats: must be at least 1, got -1"),

@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return self.deviation <= self.bound
+        return bool(self.deviation <= self.bound)
 
 
 def exact(violations: float, detail: str = "") -> Finding:
@@ -67,7 +67,8 @@ def exact(violations: float, detail: str = "") -> Finding:
 def close(got: Any, want: Any, size: Any, roundings: float, detail: str = "") -> Finding:
     """The largest |got − want| in units of eps·size; `roundings` of them are allowed (size: of the largest summand)."""
     got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
-    error = np.abs(got - want) / (EPS * np.maximum(np.abs(size), float(np.finfo(np.float64).tiny)))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got - want) / (EPS * np.maximum(np.abs(size), float(np.finfo(np.float64).tiny)))
     worst = np.where(got == want, 0.0, np.where(np.isnan(error), np.inf, error))
     return Finding(float(worst.max(initial=0.0)), roundings, "error", detail or "in units of eps·size")
 
@@ -177,7 +178,8 @@ def resolve(code: str) -> Any:
 
 def location(code: str) -> str:
     """file:line of "module:name", relative to the package's folder."""
-    found = inspect.unwrap(resolve(code))
+    found = resolve(code)
+    found = inspect.unwrap(getattr(found, "func", found))  # of a cached property
     file = Path(inspect.getsourcefile(found) or "").resolve()
     package = Path(__file__).resolve().parents[1]
     return f"refprune/{file.relative_to(package).as_posix()}:{inspect.getsourcelines(found)[1]}"

@@ -25,7 +25,7 @@ def _row(tokens: list[str], end: str | None = None) -> str:
         elif not token.isspace():
             tokens.insert(0, token)
             parts.append(_atom(tokens))
-    return f"<mrow>{''.join(parts)}</mrow>"
+    return parts[0] if len(parts) == 1 else f"<mrow>{''.join(parts)}</mrow>"
 
 
 def _script(token: str) -> str:
