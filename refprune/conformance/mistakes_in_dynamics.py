@@ -32,6 +32,11 @@ def _other_way(f: Function) -> Function:
     return wrong
 
 
+def _property(value: Function) -> Any:
+    """A property of another value."""
+    return lambda _: property(value)
+
+
 def _with_gates(**changes: Any) -> Any:
     """`attracted` with other rules."""
 
@@ -50,13 +55,13 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake(
         "saddle at λ = 1",
         "dynamics:Comparison.saddle",
-        lambda _: property(lambda c: (c.beta / c.kappa, c.beta / c.kappa**2)),
+        _property(lambda c: (c.beta / c.kappa, c.beta / c.kappa**2)),
         ("D3", "D5"),
     ),
     Mistake(
         "eigenvalues of λ = 0",
         "dynamics:Comparison.eigenvalues",
-        lambda _: property(lambda c: (c.kappa * c.ratio**0.5, -c.kappa * c.ratio**0.5)),
+        _property(lambda c: (c.kappa * c.ratio**0.5, -c.kappa * c.ratio**0.5)),
         ("D3",),
     ),
     Mistake("κ too small", "dynamics:in_domain", options(kappa=lambda kappa: 0.7 * kappa), ("D4", "D5", "D6")),
