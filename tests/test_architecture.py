@@ -28,6 +28,7 @@ ORDER = [
     "operations",
     "spec",
     "complexity",
+    "penalty",
     "kernels",
     "backend",
     "network",
