@@ -19,12 +19,14 @@ from . import __version__, spec
 from .errors import InputError, SpecError
 from .files import write_atomically
 from .layers import Array
+from .penalty import Reference
 from .train import State
 
 FORMAT = "refprune-checkpoint-1"
 NAME = "checkpoint.json"
 GROUPS = ("params", "velocity", "statistics")
 HEADER_FIELDS = {"arrays": str, "sha256": str, "step": int, "macs": int, "finished": bool, "network": dict, "run": dict}
+HEADER_FIELDS |= {"start": list}
 
 
 class Checkpoint(NamedTuple):
@@ -52,6 +54,7 @@ def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
         "step": state.step,
         "macs": state.macs,
         "finished": state.finished,
+        "start": list(state.start),
         "network": spec.to_json(state.network),
         "run": dict(run),
     }
@@ -91,7 +94,7 @@ def load(directory: Path) -> Checkpoint:
         raise InputError(f"{npz}: {strange[0]} is none of the arrays of a checkpoint")
     if header.pop("digest", None) != _digest(header):
         raise InputError(f"{path}: its own digest differs; it was edited or damaged")
-    counters = header["step"], header["macs"], header["finished"]
+    counters = header["step"], header["macs"], header["finished"], Reference(*header["start"])
     return Checkpoint(State(network, params, velocity, statistics, arrays["theta"], arrays["number"], *counters), header["run"])
 
 

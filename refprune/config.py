@@ -39,13 +39,20 @@ class Data:
 
 @dataclass(frozen=True)
 class Objective:
-    """J = C + ½λ‖W‖² + Σ β θ (O1).
+    """J = C + ½λ‖W‖² + Σ β θ + ν R_ρ(θ) (O1, C4).
 
-    scaling "per_sample": penalty is β and weight_decay is λ of O1; "per_data_set": penalty is −log γ and weight_decay the λ of
-    P4, both divided by the number N of training images. decay: which arrays λ acts on, "all" (PyTorch) or "weights".
+    scaling "per_sample": penalty is β, weight_decay is λ of O1 and nu is ν; "per_data_set": penalty is −log γ and weight_decay
+    the λ of P4, and these two and nu are divided by the number N of training images. decay: which arrays λ acts on, "all"
+    (PyTorch) or "weights".
+    nu ≥ 0: accuracy (0) against the size of the network, R being the share of it that is expected to be left. alpha in
+    [0, 1]: what size means, parameters (0) against MACs (1). balance ρ in [0, 1]: unit gates (0) against layer gates (1);
+    ½ is the true expected size. At 0 and 1, without penalty, the gates that nothing presses on are fixed to 1.
     """
 
     penalty: float = 0.0
+    nu: float = 0.0
+    alpha: float = 0.5
+    balance: float = 0.5
     weight_decay: float = 0.0
     scaling: str = "per_sample"
     decay: str = "all"
@@ -55,11 +62,15 @@ class Objective:
 class Gates:
     """θ: where it starts, how it moves, when a gate is removed.
 
-    initial: θ₀. learning_rate: η_θ, times the schedule's factor. estimator: one of O5; samples: K of reinforce.
+    initial: θ₀. learning_rate: η_θ, times the schedule's factor. unit_learning_rate: with u > 0 a unit gate has
+    η_θ = u·n, n being the units that its group has left, so that groups of any size move alike: one of n units costs about an
+    n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; samples: K of
+    reinforce.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
     θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
-    "continue" training, to at most max_epochs.
+    "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
+    decided all at once by the rule "first_order" (`settle.decide`).
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
@@ -67,12 +78,15 @@ class Gates:
 
     initial: float = 0.5
     learning_rate: float = 0.05
+    unit_learning_rate: float = 0.0
+    removal_every: int = 1
     estimator: str = "taylor"
     samples: int = 1
     warmup_epochs: float = 0.0
     threshold: float = 0.0
     floor: float = 0.0
     undecided: str = "compare"
+    compare_at_most: int = 32
     max_epochs: int = 0
     empty: str = "close"
     evaluation: str = "mode"
@@ -251,8 +265,14 @@ def _check_values(config: Config, where: str) -> None:
         "data.padding": (config.data.padding, 0, math.inf),
         "objective.penalty": (objective.penalty, 0.0, math.inf),
         "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),
+        "objective.nu": (objective.nu, 0.0, math.inf),
+        "objective.alpha": (objective.alpha, 0.0, 1.0),
+        "objective.balance": (objective.balance, 0.0, 1.0),
         "gates.initial": (gates.initial, 0.0, 1.0),
         "gates.learning_rate": (gates.learning_rate, 0.0, math.inf),
+        "gates.unit_learning_rate": (gates.unit_learning_rate, 0.0, math.inf),
+        "gates.removal_every": (gates.removal_every, 1, math.inf),
+        "gates.compare_at_most": (gates.compare_at_most, 0, math.inf),
         "gates.samples": (gates.samples, 1, math.inf),
         "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
         "gates.threshold": (gates.threshold, 0.0, 0.5),

@@ -33,7 +33,8 @@ from .spec import Network
 from .surgery import Cut
 from .train import Images, NonFiniteLoss, Score, State
 
-EQUIVALENCE_IMAGES = 16
+#: Masked and compact networks are compared on so many images, and fewer where that would take too many MACs.
+EQUIVALENCE_IMAGES, EQUIVALENCE_MACS = 16, 60_000_000
 
 
 Summary = dict[str, Any]
@@ -59,6 +60,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
     dataset = data.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
+    network = train.pressed(network, settings)
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
     images, test = train.prepare(dataset, settings)
@@ -233,9 +235,10 @@ class TrainingRun:
                 state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
             )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
-            keep = train.threshold_rule(state.network, state.theta, self.settings.gates.threshold)
-            if not keep.all():
-                state = self._remove(state, keep)
+            if state.step % self.settings.gates.removal_every == 0:
+                keep = train.threshold_rule(state.network, state.theta, self.settings.gates.threshold)
+                if not keep.all():
+                    state = self._remove(state, keep)
             if state.step % training.log_every == 0:
                 line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
                 self._write(line | {"macs": state.macs, "theta": _theta_by_name(state)})
@@ -292,6 +295,9 @@ class TrainingRun:
         ratio = masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
+        row["spared"] = list(pruned.spared)
+        for gate in pruned.spared:
+            self.progress.line(f"{self.name:9} step {pruned.step}: {gate} would have lost its last unit; one is kept")
         self.log["removals"].append(row)
         self._write({"event": "removal"} | row)
 
@@ -364,12 +370,11 @@ def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) ->
     on = on.copy()
     for name in cut.closed_for_emptiness:
         on[slices[name]] = 0.0
-    x = images.x[:EQUIVALENCE_IMAGES].astype(np.float64)
-    labels = images.labels[:EQUIVALENCE_IMAGES]
+    count = min(max(EQUIVALENCE_MACS // max(complexity.macs(state.network), 1), 1), EQUIVALENCE_IMAGES)
+    x, labels = images.x[:count].astype(np.float64), images.labels[:count]
     wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]
     masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)
     compact = BatchLoss(cut.network, ORACLE, cut.arrays(wide[0]), x, labels, cut.arrays(wide[1]), train=False)
     difference = masked.evaluate(on, run_closed=True).tape.output - compact.evaluate(on[cut.gates]).tape.output
-    tolerance = rounding.network_tolerance(masked, on, unit=rounding.UNIT["float64"])
-    worst = np.max(np.abs(difference) / tolerance.output)
+    worst = np.max(np.abs(difference) / rounding.output_tolerance(masked, on, unit=rounding.UNIT["float64"]))
     return float(worst)

@@ -14,6 +14,7 @@ from refprune import checkpoint, spec, train
 from refprune.errors import InputError
 from refprune.layerspec import Activation, BatchNorm, Dense, Section, UnitGate
 from refprune.network import initial_statistics, initialise
+from refprune.penalty import reference
 from refprune.spec import Network
 from refprune.streams import Streams
 
@@ -34,7 +35,9 @@ def state(seed=0, dtype="float64", step=7, made=None):
     statistics = {n: s + streams.uniform(n, 0, s.shape).astype(dtype) for n, s in initial_statistics(made, dtype=dtype).items()}
     theta = streams.uniform("theta", 0, (made.gate_count,))
     number = np.arange(3, 3 + made.gate_count)
-    return train.State(made, params, velocity, statistics, theta, number, step, macs=2**63 + 1, finished=step > 100)
+    return train.State(
+        made, params, velocity, statistics, theta, number, step, macs=2**63 + 1, finished=step > 100, start=reference(made)
+    )
 
 
 RUN = {"config": "abc", "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "none": None, "naïve ≡": [True, "\N{PARTY POPPER}"]}
@@ -52,7 +55,7 @@ def assert_same(got, want):
             assert mine[name].tobytes() == array.tobytes(), name
     assert got.theta.tobytes() == want.theta.tobytes()
     np.testing.assert_array_equal(got.number, want.number)
-    assert (got.step, got.macs, got.finished) == (want.step, want.macs, want.finished)
+    assert (got.step, got.macs, got.finished, got.start) == (want.step, want.macs, want.finished, want.start)
 
 
 def files(folder):
