@@ -71,6 +71,8 @@ class Gates:
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
     "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
     decided all at once by the rule "first_order" (`settle.decide`).
+    magnitude: the baseline without θ (which stays at 1, as initial must be): at the end of magnitude_epoch epochs this share
+    of every group's units goes, those of smallest ℓ1 norm, and what is left is fine-tuned (`magnitude.keep_largest`).
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
@@ -88,6 +90,8 @@ class Gates:
     undecided: str = "compare"
     compare_at_most: int = 32
     max_epochs: int = 0
+    magnitude: float = 0.0
+    magnitude_epoch: int = 1
     empty: str = "close"
     evaluation: str = "mode"
 
@@ -273,6 +277,8 @@ def _check_values(config: Config, where: str) -> None:
         "gates.unit_learning_rate": (gates.unit_learning_rate, 0.0, math.inf),
         "gates.removal_every": (gates.removal_every, 1, math.inf),
         "gates.compare_at_most": (gates.compare_at_most, 0, math.inf),
+        "gates.magnitude": (gates.magnitude, 0.0, 1.0),
+        "gates.magnitude_epoch": (gates.magnitude_epoch, 1, math.inf),
         "gates.samples": (gates.samples, 1, math.inf),
         "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
         "gates.threshold": (gates.threshold, 0.0, 0.5),
@@ -292,6 +298,10 @@ def _check_values(config: Config, where: str) -> None:
             raise InputError(f"{where}: {key} = {number} must lie in [{low}, {high}]")
     if ESTIMATORS[gates.estimator].needs_interior and gates.floor == 0.0:
         raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
+    if gates.magnitude > 0.0 and (gates.initial < 1.0 or gates.floor > 0.0 or gates.magnitude_epoch >= training.epochs):
+        raise InputError(
+            f"{where}: gates.magnitude needs gates.initial = 1, gates.floor = 0 and gates.magnitude_epoch < training.epochs"
+        )
     if gates.floor > gates.threshold:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
     if gates.warmup_epochs >= training.epochs:

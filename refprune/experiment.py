@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, data, rounding, settle, spec, train, zoo
+from . import backend, checkpoint, complexity, config, data, magnitude, rounding, settle, spec, train, zoo
 from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
@@ -229,6 +229,9 @@ class TrainingRun:
         """From where the state stands to the end of its epoch."""
         training = self.settings.training
         epoch, first = divmod(state.step, self.steps_per_epoch)
+        gates = self.settings.gates
+        if gates.magnitude > 0.0 and state.network.gate_count and (epoch, first) == (gates.magnitude_epoch, 0):
+            state = self._remove(state, magnitude.keep_largest(state.network, state.params, gates.magnitude))
         for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
             state, metrics = train.step(

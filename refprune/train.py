@@ -199,7 +199,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     steps_per_epoch = samples // training.batch_size
     _, decay = penalties(config, samples)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
-    learns_theta = state.theta.size > 0 and state.step >= gates.warmup_epochs * steps_per_epoch
+    learns_theta = state.theta.size > 0 and gates.magnitude == 0.0 and state.step >= gates.warmup_epochs * steps_per_epoch
 
     uniform = _gate_uniforms(state, config.seed, gates.samples)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)

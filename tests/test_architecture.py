@@ -15,6 +15,7 @@ ORDER = [
     "errors",
     "files",
     "digits",
+    "folder",
     "data",
     "fetch",
     "flattening",
@@ -38,6 +39,7 @@ ORDER = [
     "estimators",
     "inference",
     "surgery",
+    "magnitude",
     "zoo",
     "config",
     "train",
@@ -48,11 +50,17 @@ ORDER = [
     "warmup",
     "report",
     "conformance",
+    "exchange",
     "bench",
     "cli",
 ]
 #: Files that may import a framework; everybody else imports them inside functions only.
-ADAPTERS = {"conformance/torch_adapter.py", "bench/torch_side.py"}
+ADAPTERS = {
+    "conformance/torch_adapter.py",
+    "bench/torch_side.py",
+    "exchange/onnx_file.py",
+    "exchange/torch_file.py",
+}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "onnx", "onnxruntime", "h5py", "keras"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -294,6 +294,8 @@ RANGES = {
     "objective.balance": (0, 1),
     "gates.initial": (0, 1),
     "gates.learning_rate": (0, INF),
+    "gates.magnitude": (0, 1),
+    "gates.magnitude_epoch": (1, INF),
     "gates.samples": (1, INF),
     "gates.unit_learning_rate": (0, INF),
     "gates.removal_every": (1, INF),
