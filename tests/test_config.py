@@ -332,7 +332,7 @@ def test_ranges(key, bounds):
     needed = {
         "floor": 0.0,
         "threshold": 0.5,
-        "initial": 0.9 if key != "gates.floor" else 1.0,
+        "initial": 1.0 if key in ("gates.floor", "gates.magnitude") else 0.9,
         "estimator": "reinforce" if key == "gates.samples" else "taylor",
     }
     inside = ([] if key == "gates.initial" else [low]) + ([] if high == INF or key == "optimiser.momentum" else [high])

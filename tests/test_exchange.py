@@ -38,7 +38,10 @@ def trained(network, seed=0):
     streams = Streams(seed)
     params = initialise(smaller, streams, dtype="float32")
     params = {n: (p + 0.1 * streams.normal(f"off/{n}", 0, p.shape)).astype(np.float32) for n, p in params.items()}
-    statistics = {n: (0.5 + streams.uniform(n, 0, s)).astype(np.float32) for n, s in smaller.statistics_shapes.items()}
+    statistics = {
+        n: (0.5 + streams.uniform(n, 0, s) if n.endswith("variance") else 0.3 * streams.normal(n, 0, s)).astype(np.float32)
+        for n, s in smaller.statistics_shapes.items()
+    }
     return Trained(smaller, params, statistics)
 
 
