@@ -19,6 +19,7 @@ from . import __version__, spec
 from .errors import InputError, SpecError
 from .files import write_atomically
 from .layers import Array
+from .penalty import Reference
 from .train import State
 
 FORMAT = "refprune-checkpoint-2"
@@ -26,6 +27,7 @@ NAME = "checkpoint.json"
 GROUPS = ("params", "velocity", "statistics")
 PER_GATE = ("theta", "number", "slope", "seen")
 HEADER_FIELDS = {"arrays": str, "sha256": str, "step": int, "macs": int, "finished": bool, "network": dict, "run": dict}
+HEADER_FIELDS |= {"start": list}
 
 
 class Checkpoint(NamedTuple):
@@ -53,6 +55,7 @@ def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
         "step": state.step,
         "macs": state.macs,
         "finished": state.finished,
+        "start": list(state.start),
         "network": spec.to_json(state.network),
         "run": dict(run),
     }
@@ -92,8 +95,8 @@ def load(directory: Path) -> Checkpoint:
         raise InputError(f"{npz}: {strange[0]} is none of the arrays of a checkpoint")
     if header.pop("digest", None) != _digest(header):
         raise InputError(f"{path}: its own digest differs; it was edited or damaged")
-    counters = {"step": header["step"], "macs": header["macs"], "finished": header["finished"]}
-    state = State(network, params, velocity, statistics, **{name: arrays[name] for name in PER_GATE}, **counters)
+    rest = {name: arrays[name] for name in PER_GATE} | {name: header[name] for name in ("step", "macs", "finished")}
+    state = State(network, params, velocity, statistics, **rest, start=Reference(*header["start"]))
     return Checkpoint(state, header["run"])
 
 

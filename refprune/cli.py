@@ -88,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument("name", nargs="?")
     zoo.set_defaults(command=_zoo)
 
+    export = commands.add_parser("export", help="write the network of a finished run for others; it is checked after writing")
+    export.add_argument("directory", metavar="RUN", type=Path, help="run directory")
+    export.add_argument("--of", metavar="NAME", default="pruned", help="which of its networks (default: pruned)")
+    export.add_argument("--npz", metavar="FILE", type=Path, help="arrays and spec, no pickle")
+    export.add_argument("--onnx", metavar="FILE", type=Path, help="extra `exchange`")
+    export.add_argument("--torch", metavar="FILE", type=Path, help="state dict, and beside it a .py that builds its module")
+    export.set_defaults(command=_export)
+
     warmup = commands.add_parser("warmup", help="compile now what a run would compile at its start, and keep it on disk")
     warmup.add_argument("names", nargs="*", metavar="NAME", help="experiment, network or .toml file (default: quickstart)")
     warmup.add_argument("--threads", metavar="N", type=int, help="as for `run`")
@@ -227,6 +235,26 @@ def _zoo(options: argparse.Namespace) -> int:
     print("networks:     " + ", ".join(zoo.NETWORKS))
     print("experiments:  " + ", ".join(zoo.experiments()))
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from . import export
+
+    if not (options.npz or options.onnx or options.torch):
+        raise InputError("export: give at least one of --npz, --onnx, --torch")
+    trained = export.of_run(options.directory, options.of)
+    holds = True
+    if options.npz:
+        export.write_npz(options.npz, trained)
+        print(f"{options.npz}: spec and {len(trained.params) + len(trained.statistics)} arrays")
+    for path, kind in ((options.onnx, "onnx"), (options.torch, "torch")):
+        if path is None:
+            continue
+        check = export.write_checked(path, trained, kind)
+        holds = holds and check.error <= 1.0
+        verdict = "equal" if check.error <= 1.0 else "DIFFERENT"
+        print(f"{path}: {verdict} on {check.images} random inputs, largest difference/tolerance {check.error:.2g}")
+    return 0 if holds else 1
 
 
 def _warmup(options: argparse.Namespace) -> int:

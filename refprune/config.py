@@ -43,13 +43,20 @@ class Data:
 
 @dataclass(frozen=True)
 class Objective:
-    """J = C + ½λ‖W‖² + Σ β θ (O1).
+    """J = C + ½λ‖W‖² + Σ β θ + ν R_ρ(θ) (O1, C4).
 
-    scaling "per_sample": penalty is β and weight_decay is λ of O1; "per_data_set": penalty is −log γ and weight_decay the λ of
-    P4, both divided by the number N of training images. decay: which arrays λ acts on, "all" (PyTorch) or "weights".
+    scaling "per_sample": penalty is β, weight_decay is λ of O1 and nu is ν; "per_data_set": penalty is −log γ and weight_decay
+    the λ of P4, and these two and nu are divided by the number N of training images. decay: which arrays λ acts on, "all"
+    (PyTorch) or "weights".
+    nu ≥ 0: accuracy (0) against the size of the network, R being the share of it that is expected to be left. alpha in
+    [0, 1]: what size means, parameters (0) against MACs (1). balance ρ in [0, 1]: unit gates (0) against layer gates (1);
+    ½ is the true expected size. At 0 and 1, without penalty, the gates that nothing presses on are fixed to 1.
     """
 
     penalty: float = 0.0
+    nu: float = 0.0
+    alpha: float = 0.5
+    balance: float = 0.5
     weight_decay: float = 0.0
     scaling: str = "per_sample"
     decay: str = "all"
@@ -59,13 +66,19 @@ class Objective:
 class Gates:
     """θ: where it starts, how it moves, when a gate is removed.
 
-    initial: θ₀. learning_rate: η_θ, times the schedule's factor. estimator: one of O5; samples: K of reinforce.
-    paired_epochs: from so many epochs before the end of training.epochs on the estimator is `paired`, one partial pass a gate
-    that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at ξ = 1.
+    initial: θ₀. learning_rate: η_θ, times the schedule's factor. unit_learning_rate: with u > 0 a unit gate has
+    η_θ = u·n, n being the units that its group has left, so that groups of any size move alike: one of n units costs about an
+    n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; samples: K of
+    reinforce. paired_epochs: from so many epochs before the end of training.epochs on the estimator is `paired`, one partial
+    pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at
+    ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
     θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
-    "continue" training, to at most max_epochs.
+    "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
+    decided all at once by the rule "first_order" (`settle.decide`).
+    magnitude: the baseline without θ (which stays at 1, as initial must be): at the end of magnitude_epoch epochs this share
+    of every group's units goes, those of smallest ℓ1 norm, and what is left is fine-tuned (`magnitude.keep_largest`).
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
     0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
@@ -77,6 +90,8 @@ class Gates:
 
     initial: float = 0.5
     learning_rate: float = 0.05
+    unit_learning_rate: float = 0.0
+    removal_every: int = 1
     estimator: str = "taylor"
     samples: int = 1
     paired_epochs: float = 0.0
@@ -84,7 +99,10 @@ class Gates:
     threshold: float = 0.0
     floor: float = 0.0
     undecided: str = "compare"
+    compare_at_most: int = 32
     max_epochs: int = 0
+    magnitude: float = 0.0
+    magnitude_epoch: int = 1
     empty: str = "close"
     evaluation: str = "mode"
     protect: tuple[str, ...] = ()
@@ -286,8 +304,16 @@ def _check_values(config: Config, where: str) -> None:
         "data.padding": (config.data.padding, 0, math.inf),
         "objective.penalty": (objective.penalty, 0.0, math.inf),
         "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),
+        "objective.nu": (objective.nu, 0.0, math.inf),
+        "objective.alpha": (objective.alpha, 0.0, 1.0),
+        "objective.balance": (objective.balance, 0.0, 1.0),
         "gates.initial": (gates.initial, 0.0, 1.0),
         "gates.learning_rate": (gates.learning_rate, 0.0, math.inf),
+        "gates.unit_learning_rate": (gates.unit_learning_rate, 0.0, math.inf),
+        "gates.removal_every": (gates.removal_every, 1, math.inf),
+        "gates.compare_at_most": (gates.compare_at_most, 0, math.inf),
+        "gates.magnitude": (gates.magnitude, 0.0, 1.0),
+        "gates.magnitude_epoch": (gates.magnitude_epoch, 1, math.inf),
         "gates.samples": (gates.samples, 1, math.inf),
         "gates.paired_epochs": (gates.paired_epochs, 0.0, math.inf),
         "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
@@ -310,6 +336,10 @@ def _check_values(config: Config, where: str) -> None:
             raise InputError(f"{where}: {key} = {number} must lie in [{low}, {high}]")
     if ESTIMATORS[gates.estimator].needs_interior and gates.floor == 0.0:
         raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
+    if gates.magnitude > 0.0 and (gates.initial < 1.0 or gates.floor > 0.0 or gates.magnitude_epoch >= training.epochs):
+        raise InputError(
+            f"{where}: gates.magnitude needs gates.initial = 1, gates.floor = 0 and gates.magnitude_epoch < training.epochs"
+        )
     if gates.floor > gates.threshold:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
     if gates.warmup_epochs >= training.epochs:
@@ -321,6 +351,8 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
+    if gates.rule != "threshold" and objective.nu > 0.0:
+        raise InputError(f"{where}: gates.rule {gates.rule!r} is for one β of all gates; objective.nu must be 0 (D6, C5)")
     if gates.rule != "threshold" and 0.0 in (gates.learning_rate, optimiser.learning_rate):
         raise InputError(f"{where}: gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from . import digits
+from . import digits, folder
 from .errors import DataError, InputError
 from .files import user_cache
 
@@ -332,11 +332,15 @@ def _load_idx(name: str, root: Path) -> Dataset:
 def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
     """The set `name`, one of NAMES; `directory` as in `data_directory`. `synthetic-digits` needs no files.
 
-    Raises InputError for an unknown name, DataError if files are missing or not what their names say.
+    "folder:PATH" or "folder:PATH@SIZE" is a tree of images as ImageNet's (`folder.read`), PATH being absolute or in the
+    folder of the data sets, SIZE the images' side (224). Raises InputError for an unknown name, DataError if files are
+    missing or not what their names say.
     """
     if name == "synthetic-digits":
         return Dataset(name, *digits.generate(SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED), digits.CLASSES)
     root = data_directory(directory)
+    if name.startswith("folder:"):
+        return _load_folder(name, root)
     if name in ("mnist", "fashion-mnist"):
         return _load_idx(name, root)
     if name == "cifar10":
@@ -344,4 +348,14 @@ def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
             if (root / folder).is_dir():
                 return read_cifar10(root / folder)
         raise _missing(name, root, "cifar-10-batches-py/ (or cifar-10-batches-bin/)")
-    raise InputError(f"data set {name!r} is unknown; allowed are {', '.join(NAMES)}")
+    raise InputError(f"data set {name!r} is unknown; allowed are {', '.join(NAMES)}, folder:PATH@SIZE")
+
+
+def _load_folder(name: str, root: Path) -> Dataset:
+    path, at, size = name.removeprefix("folder:").rpartition("@")
+    if not at:
+        path, size = size, "224"
+    if not path or not size.isdecimal():
+        raise InputError(f"data set {name!r}: expected folder:PATH or folder:PATH@SIZE")
+    found = folder.read(root / path, int(size))
+    return Dataset(name, *found[:4], classes=len(found.classes))

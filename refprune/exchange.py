@@ -19,7 +19,7 @@ import numpy as np
 
 from . import checkpoint, spec, weightfiles, zoo
 from .data import Dataset
-from .errors import DataError, InputError
+from .errors import DataError, InputError, SpecError
 from .layers import Array
 from .layerspec import BatchNorm, Conv, Dense, Layer, Section
 from .network import Arrays, check_arrays
@@ -69,6 +69,10 @@ LAYOUTS = {
 }
 
 
+#: Of .npz files that hold their spec.
+NPZ_FORMAT = "refprune-weights-1"
+
+
 class Trained(NamedTuple):
     """A network with weights. data: the set it is for, if the folder it comes from says so."""
 
@@ -95,6 +99,9 @@ def load(
         if state.network.gate_count:
             raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
         return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
+    if spec_name is None and path.suffix == ".npz":
+        trained = read_npz(path)
+        return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
     if spec_name is None:
         raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
     arrays = weightfiles.read(path)
@@ -105,6 +112,23 @@ def load(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+
+
+def read_npz(path: Path) -> Trained:
+    """What `export.write_npz` wrote. InputError names the file and what is wrong."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(str(arrays.pop("spec")))
+        network = spec.from_json(header["network"])
+    except (OSError, ValueError, KeyError, TypeError, SpecError) as error:
+        raise InputError(f"{path}: no weights of refprune ({type(error).__name__}: {error})") from error
+    if header.get("format") != NPZ_FORMAT:
+        raise InputError(f"{path}: expected format {NPZ_FORMAT!r}, found {header.get('format')!r}")
+    check_arrays(f"{path}: params", network.parameter_shapes, arrays)
+    check_arrays(f"{path}: statistics", network.statistics_shapes, arrays)
+    params = {name: arrays[name] for name in network.parameter_shapes}
+    return Trained(network, params, {name: arrays[name] for name in network.statistics_shapes})
 
 
 def find(source: str | os.PathLike[str]) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, data, rounding, settle, spec, train, zoo
+from . import backend, checkpoint, complexity, config, data, magnitude, rounding, settle, spec, train, zoo
 from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
@@ -29,12 +29,14 @@ from .files import locked, write_atomically
 from .layers import Array
 from .layerspec import Section
 from .objective import BatchLoss
+from .penalty import reference, share
 from .progress import Progress
 from .spec import Network
 from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State
 
-EQUIVALENCE_IMAGES = 16
+#: Masked and compact networks are compared on so many images, and fewer where that would take too many MACs.
+EQUIVALENCE_IMAGES, EQUIVALENCE_MACS = 16, 60_000_000
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
 SCRATCH_SEED = 1_000_000
@@ -47,7 +49,7 @@ Summary = dict[str, Any]
 class Setup:
     """What a configuration and a data set make: the networks to train, by name, prepared images, the backend.
 
-    gates: the network's number of gates. environment: versions, machine and digest of the data, on which the bits of the
+    whole: the network with all its gates. environment: versions, machine and digest of the data, on which the bits of the
     results depend.
     """
 
@@ -55,7 +57,7 @@ class Setup:
     data: str
     environment: dict[str, str]
     networks: dict[str, Network]
-    gates: int
+    whole: Network
     images: Images
     test: Images
     engine: Backend
@@ -65,6 +67,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
     dataset = data.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
+    network = train.pressed(network, settings)
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
     images, test = train.prepare(dataset, settings, network.scaling)
@@ -75,7 +78,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
     if settings.unpruned and network.gate_count:
         networks["unpruned"] = train.ungated(network)
-    return Setup(settings, dataset.name, environment(dataset), networks, network.gate_count, images, test, engine)
+    return Setup(settings, dataset.name, environment(dataset), networks, network, images, test, engine)
 
 
 def protected(network: Network, groups: tuple[str, ...]) -> Network:
@@ -156,7 +159,7 @@ def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
     runs: Summary = {}
     epochs = setup.settings.training.epochs
     for name, start in setup.networks.items():
-        runs[name] = TrainingRun(name, setup, start, setup.gates, epochs, directory / name, progress).go()
+        runs[name] = TrainingRun(name, setup, start, setup.whole.gate_count, epochs, directory / name, progress).go()
         epochs = runs[name]["epochs"]
     if setup.settings.from_scratch and "pruned" in runs:
         name, left = "from-scratch", checkpoint.load(directory / "pruned").state.network
@@ -266,15 +269,19 @@ class TrainingRun:
         """From where the state stands to the end of its epoch."""
         training = self.settings.training
         epoch, first = divmod(state.step, self.steps_per_epoch)
+        gates = self.settings.gates
+        if gates.magnitude > 0.0 and state.network.gate_count and (epoch, first) == (gates.magnitude_epoch, 0):
+            state = self._remove(state, magnitude.keep_largest(state.network, state.params, gates.magnitude))
         for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
             state, metrics = train.step(
                 state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
             )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
-            keep = train.keep(state, self.settings, samples=len(self.setup.images.labels))
-            if not keep.all():
-                state = self._remove(state, keep)
+            if state.step % self.settings.gates.removal_every == 0:
+                keep = train.keep(state, self.settings, samples=len(self.setup.images.labels))
+                if not keep.all():
+                    state = self._remove(state, keep)
             if state.step % training.log_every == 0:
                 line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
                 self._write(line | {"macs": state.macs, "theta": _theta_by_name(state)})
@@ -319,21 +326,24 @@ class TrainingRun:
         self._record_removal(state, end.cut, end.pruned, end.keep)
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
         score = self._evaluate(end.state, self.setup.test)
-        self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state)}
+        left = prune(state.network, end.keep, empty=self.settings.gates.empty).network.gate_count
+        on = self.gates - self.network.gate_count + left
+        self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state, on)}
         line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
         self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])
         self._save(end.state)
         return end.state
 
-    def _objective(self, final: State) -> Summary:
-        """C and J on the training images in eval mode, at the gates that are left (O1, O9)."""
+    def _objective(self, final: State, on: int) -> Summary:
+        """C and J on the training images in eval mode, with `on` gates at 1 and all others at 0 (O1, O9, C4)."""
         images, decay = self.setup.images, self.settings.objective.decay
-        beta, strength = train.penalties(self.settings, len(images.labels))
+        _, strength = train.penalties(self.settings, len(images.labels))
+        pull = train.penalty_of(final, self.settings, len(images.labels))
         loss = self._evaluate(final, images).loss
-        on = self.gates - sum(sum(row["removed"].values()) for row in self.log["removals"])
         decayed = [w for name, w in final.params.items() if decay == "all" or name.endswith(".weight")]
         norm = sum(float(np.square(w, dtype=np.float64).sum()) for w in decayed)
-        return {"train_loss": loss, "gates_on": on, "objective": loss + 0.5 * strength * norm + beta * on}
+        size = pull.beta * on + pull.nu * share(final.network, reference(self.setup.whole), pull.alpha)
+        return {"train_loss": loss, "gates_on": on, "objective": loss + 0.5 * strength * norm + size}
 
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:
@@ -341,6 +351,9 @@ class TrainingRun:
         ratio = masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
+        row["spared"] = list(pruned.spared)
+        for gate in pruned.spared:
+            self.progress.line(f"{self.name:9} step {pruned.step}: {gate} would have lost its last unit; one is kept")
         self.log["removals"].append(row)
         self._write({"event": "removal"} | row)
 
@@ -413,12 +426,11 @@ def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) ->
     on = on.copy()
     for name in cut.closed_for_emptiness:
         on[slices[name]] = 0.0
-    x = images.x[:EQUIVALENCE_IMAGES].astype(np.float64)
-    labels = images.labels[:EQUIVALENCE_IMAGES]
+    count = min(max(EQUIVALENCE_MACS // max(complexity.macs(state.network), 1), 1), EQUIVALENCE_IMAGES)
+    x, labels = images.x[:count].astype(np.float64), images.labels[:count]
     wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]
     masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)
     compact = BatchLoss(cut.network, ORACLE, cut.arrays(wide[0]), x, labels, cut.arrays(wide[1]), train=False)
     difference = masked.evaluate(on, run_closed=True).tape.output - compact.evaluate(on[cut.gates]).tape.output
-    tolerance = rounding.network_tolerance(masked, on, unit=rounding.UNIT["float64"])
-    worst = np.max(np.abs(difference) / tolerance.output)
+    worst = np.max(np.abs(difference) / rounding.output_tolerance(masked, on, unit=rounding.UNIT["float64"]))
     return float(worst)

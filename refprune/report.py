@@ -69,15 +69,27 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def decision_lines(summary: Mapping[str, Any]) -> list[str]:
-    """One line for every gate that training left undecided (O9): no silent rounding."""
-    return [
+    """One line for every gate that training left undecided (O9), one a group for those decided by first order."""
+    lines = [
         f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; "
         + f"training loss + β: on {d['objective_on']:.4f}, off "
         + ("not possible (the layer's last unit)" if d["objective_off"] is None else f"{d['objective_off']:.4f}")
         + (": kept" if d["on"] else ": removed")
         for name, run in summary["runs"].items()
         for d in run["decisions"]
+        if d["rule"] == "compared"
     ]
+    for name, run in summary["runs"].items():
+        groups: dict[str, list[bool]] = {}
+        for d in run["decisions"]:
+            if d["rule"] == "first_order":
+                groups.setdefault(d["gate"], []).append(d["on"])
+        lines += [
+            f"{name}: {len(kept)} units of {gate} were undecided at the end; by the first-order change of the training loss "
+            f"against their share of the cost {sum(kept)} are kept"
+            for gate, kept in groups.items()
+        ]
+    return lines
 
 
 def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:

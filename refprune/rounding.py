@@ -162,6 +162,21 @@ def network_tolerance(
     return Tolerance(found["loss"], found["output"], params, found["gates"], found["input"], kinks)
 
 
+def output_tolerance(loss: BatchLoss, gates: Array, *, unit: float, runs: int = 8, seed: int = 0) -> Array:
+    """The entry `output` of `network_tolerance`, from forward passes alone: a tenth of the time and of the memory."""
+    exact = dataclasses.replace(loss, backend=ORACLE)
+    base = exact.evaluate(gates).tape
+    square, reached = np.zeros_like(base.output), np.zeros(base.output.shape, dtype=bool)
+    for run in range(runs):
+        backend = noisy(ORACLE, unit=INJECTED, rng=np.random.default_rng([seed, run]))
+        output = dataclasses.replace(exact, backend=backend).evaluate(gates, branches=base.branches).tape.output
+        square += np.square(output - base.output)
+        reached |= output != base.output
+    scale = NETWORK_FACTOR * unit / INJECTED
+    tolerance: Array = scale * _smoothed(square / runs, reached, runs) + smallest_normal(unit)
+    return tolerance
+
+
 class LayerTolerance(NamedTuple):
     """For one result of a function: within `noise` a correct implementation stays (E2); beyond `certain` it is wrong (E1).
 

@@ -26,11 +26,16 @@ from .estimators import ESTIMATORS, sample
 from .flattening import beta_from_log_gamma
 from .inference import Predictor
 from .layers import Array
+from .layerspec import UnitGate
 from .network import Arrays, initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
+from .penalty import Penalty, Reference, reference
 from .spec import Loss, Network
 from .streams import Streams
 from .surgery import Cut, prune
+
+#: No shares can be counted of this; ν > 0 refuses it.
+NO_REFERENCE = Reference(0, 0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class State:
     theta: (G,) float64. number: (G,) each gate's number in its group when training began, which removals do not change.
     slope, seen: (G,) what is known of κ, as in `pruning.observe`; zeros under the rule `threshold`, which does not ask.
     step: updates done. macs: multiply-accumulates spent on training so far, every pass counted. finished: all gates are
-    decided and the run is over.
+    decided and the run is over. start: cost of the network with which training began, what ν counts shares of (C2).
     """
 
     network: Network
@@ -54,14 +59,19 @@ class State:
     step: int = 0
     macs: int = 0
     finished: bool = False
+    start: Reference = NO_REFERENCE
 
 
 class Pruned(NamedTuple):
-    """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units."""
+    """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units.
+
+    spared: gates of plain layers that would have lost all their units, of which the one with the largest θ was kept.
+    """
 
     step: int
     removed: dict[str, int]
     closed_for_emptiness: tuple[str, ...]
+    spared: tuple[str, ...]
 
 
 class StepMetrics(NamedTuple):
@@ -116,6 +126,20 @@ def ungated(network: Network) -> Network:
     return prune(network, on, fix=on).network
 
 
+def pressed(network: Network, config: Config) -> Network:
+    """The network without the gates that nothing presses on: with β = 0, ρ = 1 leaves the unit gates alone, ρ = 0 the layer
+    gates; they are fixed to 1 (C3: layers only, units only)."""
+    objective = config.objective
+    alone = {1.0: "layer", 0.0: "unit"}.get(objective.balance)
+    if alone is None or objective.penalty > 0.0 or objective.nu == 0.0:
+        return network
+    on = np.ones(network.gate_count, dtype=bool)
+    fix = np.zeros_like(on)
+    for group in network.gates:
+        fix[group.slice] = group.kind != alone
+    return prune(network, on, fix=fix).network
+
+
 def init(config: Config, network: Network) -> State:
     """The state before the first step.
 
@@ -131,7 +155,8 @@ def init(config: Config, network: Network) -> State:
     theta = _project(np.full(network.gate_count, config.gates.initial), config)
     number = np.array([i for group in network.gates for i in range(group.stop - group.start)], dtype=np.intp)
     evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp)
-    return State(network, params, velocity, initial_statistics(network, dtype=dtype), theta, number, *evidence)
+    statistics = initial_statistics(network, dtype=dtype)
+    return State(network, params, velocity, statistics, theta, number, *evidence, start=reference(network))
 
 
 def penalties(config: Config, samples: int) -> tuple[float, float]:
@@ -140,6 +165,23 @@ def penalties(config: Config, samples: int) -> tuple[float, float]:
     if config.objective.scaling == "per_sample":
         return penalty, decay
     return beta_from_log_gamma(-penalty, samples), decay / samples
+
+
+def penalty_of(state: State, config: Config, samples: int) -> Penalty:
+    """What presses on θ, per sample: Σ β θ + ν R_ρ(θ) of the network that is left (O1, C4)."""
+    beta, _ = penalties(config, samples)
+    objective = config.objective
+    nu = objective.nu / (1 if objective.scaling == "per_sample" else samples)
+    return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance)
+
+
+def gate_rates(network: Network, config: Config) -> Array:
+    """(G,) η_θ of every gate, without the schedule's factor."""
+    rates = np.full(network.gate_count, config.gates.learning_rate)
+    for group in network.gates:
+        if group.kind == "unit" and config.gates.unit_learning_rate > 0.0:
+            rates[group.slice] = config.gates.unit_learning_rate * (group.stop - group.start)
+    return rates
 
 
 def schedule_factor(kind: str, progress: float) -> float:
@@ -161,14 +203,14 @@ def schedule_factor(kind: str, progress: float) -> float:
 def step(state: State, x: Array, labels: Array, config: Config, backend: Backend, *, samples: int) -> tuple[State, StepMetrics]:
     """One step of projected SGD on a mini-batch (O6); `samples` is N, the number of training images.
 
-    W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β), δ, 1−δ).
+    W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β_g(θ)), δ, 1−δ), β_g the slope of the penalty (C5).
     """
     gates, training = config.gates, config.training
     steps_per_epoch = samples // training.batch_size
     last = gates.paired_epochs > 0.0 and state.step >= (training.epochs - gates.paired_epochs) * steps_per_epoch
     name = "paired" if last else gates.estimator
     kind = ESTIMATORS[name]
-    beta, decay = penalties(config, samples)
+    _, decay = penalties(config, samples)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
     learns_theta = _learns_theta(state, config, samples)
 
@@ -194,7 +236,8 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
         if wrong.size:
             group = next(g.name for g in state.network.gates if g.start <= wrong[0] < g.stop)
             raise NonFiniteLoss(f"step {state.step}: the {name} estimate for gate {group} is not finite")
-        theta = _project(theta - gates.learning_rate * factor * (estimate.gradient + beta), config)
+        ascent = estimate.gradient + penalty_of(state, config, samples).gradient(theta)
+        theta = _project(theta - gate_rates(state.network, config) * factor * ascent, config)
         macs += estimate.macs
     del base  # the update needs none of the arrays that the pass has saved
     params, velocity = _momentum_step(state, gradients.params, config, backend, config.optimiser.learning_rate * factor, decay)
@@ -213,7 +256,8 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
 
 
 def _learns_theta(state: State, config: Config, samples: int) -> bool:
-    return state.theta.size > 0 and state.step >= config.gates.warmup_epochs * (samples // config.training.batch_size)
+    warm = state.step >= config.gates.warmup_epochs * (samples // config.training.batch_size)
+    return warm and state.theta.size > 0 and config.gates.magnitude == 0.0
 
 
 def _gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:
@@ -294,7 +338,9 @@ def remove(state: State, keep: Array, config: Config, *, fix: Array | None = Non
     """Remove the gates where `keep` is False, for good, and fix those where `fix` is True to 1."""
     removed = {g.name: int((~keep[g.slice]).sum()) for g in state.network.gates if not keep[g.slice].all()}
     cut = prune(state.network, keep, fix=fix, empty=config.gates.empty)
-    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness)
+    plain = [g for g in state.network.gates if g.name in removed and isinstance(state.network.layers[g.position], UnitGate)]
+    spared = tuple(g.name for g in plain if (state.theta[g.slice] <= config.gates.threshold).all())
+    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness, spared)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from .layerspec import (
     MaxPool,
     Section,
     SubsamplePad,
+    UnitGate,
 )
 from .spec import Network
 
@@ -36,6 +37,10 @@ def _conv_pool(channels: int, *, padded: bool) -> tuple[Layer, ...]:
     return Conv(channels, (5, 5), padding=padding), Activation("relu"), MaxPool((2, 2), (2, 2))
 
 
+def _gate(units: bool) -> tuple[Layer, ...]:
+    return (UnitGate(),) if units else ()
+
+
 def _check_size(*, width: int, sections: int = 0) -> None:
     for name, number, least in (("sections", sections, 0), ("width", width, 1)):
         if number < least:
@@ -48,10 +53,11 @@ def lenet_300_100() -> Network:
     return Network((1, 28, 28), (Flatten(), *hidden, Dense(10)))
 
 
-def lenet5() -> Network:
-    """LeNet-5 with 20-50-500-10 units: 431,080 parameters, 2,293,000 MACs (N6)."""
-    convolutions = (*_conv_pool(20, padded=False), *_conv_pool(50, padded=False))
-    return Network((1, 28, 28), (*convolutions, Flatten(), Dense(500), Activation("relu"), Dense(10)))
+def lenet5(units: bool = False) -> Network:
+    """LeNet-5 with 20-50-500-10 units: 431,080 parameters, 2,293,000 MACs (N6). units: whether hidden units have gates."""
+    gate = _gate(units)
+    convolutions = (*_conv_pool(20, padded=False), *gate, *_conv_pool(50, padded=False), *gate)
+    return Network((1, 28, 28), (*convolutions, Flatten(), Dense(500), Activation("relu"), *gate, Dense(10)))
 
 
 def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") -> Network:
@@ -98,35 +104,72 @@ def _conv_norm(channels: int, kernel: int, stride: int = 1) -> tuple[Layer, ...]
     return Conv(channels, (kernel, kernel), (stride, stride), _same(kernel), bias=False), BatchNorm()
 
 
-def vgg16(width: int = 64) -> Network:
+def vgg16(width: int = 64, units: bool = False) -> Network:
     """VGG-16 for CIFAR: 13 convolutions with batch-norm, 5 pools, one dense layer: 14,724,042 parameters, 313,201,664 MACs.
 
-    width: channels of the first convolutions; they double after each of the first three pools.
+    width: channels of the first convolutions; they double after each of the first three pools. units: whether the filters
+    have gates, 4,224 of them.
     """
     _check_size(width=width)
     layers: list[Layer] = []
-    for convolutions, factor in ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)):
-        layers += (*_conv_norm(factor * width, 3), Activation("relu")) * convolutions
+    for convolutions, factor in _VGG_STAGES:
+        layers += (*_conv_norm(factor * width, 3), Activation("relu"), *_gate(units)) * convolutions
         layers.append(MaxPool((2, 2), (2, 2)))
     return Network((3, 32, 32), (*layers, Flatten(), Dense(10)))
 
 
-def resnet_cifar(depth: int, width: int = 16, shortcut: str = "A", gates: bool = False) -> Network:
+#: (convolutions, how many times the first width) of VGG-16's five stages.
+_VGG_STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+
+
+def vgg16_residual(width: int = 64, shortcut: str = "A", gates: bool = True, units: bool = True) -> Network:
+    """VGG-16 for CIFAR with a residual path around each of the 13 convolutions, N1 with K = 1.
+
+    h ← s(h) + ξ·u⊙relu(norm(conv(h))). Where the width changes s is option "A" (zero channels around: half of them, rounded
+    down, before) or "B" (1×1 convolution and batch-norm), else the identity. gates: layer gates ξ; units: gates u of the
+    filters: a closed one is a missing summand, the stream keeps its width.
+    """
+    _check_size(width=width)
+    _check_shortcut(shortcut)
+    if shortcut == "A" and width < 3:
+        raise InputError(f"network.width: option A pads the image's 3 channels, so must be at least 3, got {width}")
+    layers: list[Layer] = []
+    before = 3
+    for convolutions, factor in _VGG_STAGES:
+        for _ in range(convolutions):
+            after = factor * width
+            around: tuple[Layer, ...] = ()
+            if after != before:
+                new = after - before
+                around = (SubsamplePad((1, 1), new // 2, new - new // 2),) if shortcut == "A" else _conv_norm(after, 1)
+            path = (*_conv_norm(after, 3), Activation("relu"), *_gate(units))
+            layers.append(Section(path, around, gate=gates))
+            before = after
+        layers.append(MaxPool((2, 2), (2, 2)))
+    return Network((3, 32, 32), (*layers, Flatten(), Dense(10)))
+
+
+def _check_shortcut(shortcut: str) -> None:
+    if shortcut not in ("A", "B"):
+        raise InputError(f"network.shortcut: {shortcut!r} is not known; allowed are 'A', 'B'")
+
+
+def resnet_cifar(depth: int, width: int = 16, shortcut: str = "A", gates: bool = False, units: bool = False) -> Network:
     """ResNet for CIFAR (He et al. 2016, section 4.2): a convolution, three stages of (depth − 2)/6 basic blocks, a dense layer.
 
     Stages have `width` channels at 32×32, 2·width at 16×16, 4·width at 8×8; a block is h ← relu(s(h) + ξ·path(h)). The first
     block of the second and third stage halves the image, with shortcut "A" (every second pixel, zero channels around: half of
-    them, rounded down, before) or "B" (1×1 convolution and batch-norm). gates: whether the blocks have layer gates ξ.
+    them, rounded down, before) or "B" (1×1 convolution and batch-norm). gates: whether the blocks have layer gates ξ; units:
+    whether the filters of their first convolutions have unit gates.
     """
     _check_size(width=width)
     if depth < 8 or (depth - 2) % 6:
         raise InputError(f"depth: must be 6·n + 2 for n blocks in each stage, got {depth}")
-    if shortcut not in ("A", "B"):
-        raise InputError(f"network.shortcut: {shortcut!r} is not known; allowed are 'A', 'B'")
+    _check_shortcut(shortcut)
 
     def block(channels: int, *, first: bool) -> Section:
         changes = first and channels > width
-        path = (*_conv_norm(channels, 3, 2 if changes else 1), Activation("relu"), *_conv_norm(channels, 3))
+        path = (*_conv_norm(channels, 3, 2 if changes else 1), Activation("relu"), *_gate(units), *_conv_norm(channels, 3))
         new = channels // 2
         option_a: tuple[Layer, ...] = (SubsamplePad((2, 2), new // 2, new - new // 2),)
         option_b = _conv_norm(channels, 1, 2)
@@ -174,6 +217,52 @@ def resnet_cifar_keras(blocks: tuple[int, ...] = (9, 9, 9), width: int = 16, gat
     return Network((3, 32, 32), layers, scaling="pixel_mean")
 
 
+#: Blocks in the four stages of a ResNet in ImageNet shape, and whether they are bottlenecks.
+_IMAGENET = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
+
+
+def resnet_imagenet(
+    depth: int,
+    width: int = 64,
+    classes: int = 1000,
+    size: int = 224,
+    stride_in: str = "3x3",
+    gates: bool = False,
+    units: bool = False,
+) -> Network:
+    """ResNet-18/34/50 in ImageNet shape (He et al. 2016): 7×7/2 stem, 3×3/2 max pool, four stages, option-B shortcuts.
+
+    ResNet-50 at size 224: 25,557,032 parameters; 4,089,184,256 MACs with the stride of a bottleneck in its 3×3 convolution,
+    3,857,973,248 with stride_in "1x1", in the first 1×1 (N6). gates, units: layer gates of the blocks, gates of their inner
+    filters.
+    """
+    _check_size(width=width)
+    if classes < 1 or size < 1:
+        raise InputError(f"network.classes, network.size: must be at least 1, got {classes}, {size}")
+    if stride_in not in ("3x3", "1x1"):
+        raise InputError(f"network.stride_in: {stride_in!r} is not known; allowed are '3x3', '1x1'")
+    blocks, bottleneck = _IMAGENET[depth]
+    layers: list[Layer] = [Conv(width, (7, 7), (2, 2), _same(7), bias=False), BatchNorm(), Activation("relu")]
+    layers.append(MaxPool((3, 3), (2, 2), _same(3)))
+    before = width
+    for stage, count in enumerate(blocks):
+        inner = width * 2**stage
+        after = 4 * inner if bottleneck else inner
+        for block in range(count):
+            stride = 2 if stage > 0 and block == 0 else 1
+            first, second = (1, stride) if stride_in == "3x3" or not bottleneck else (stride, 1)
+            unit = (Activation("relu"), *_gate(units))
+            path = (
+                (*_conv_norm(inner, 1, first), *unit, *_conv_norm(inner, 3, second), *unit, *_conv_norm(after, 1))
+                if bottleneck
+                else (*_conv_norm(inner, 3, stride), *unit, *_conv_norm(after, 3))
+            )
+            around = () if (stride, before) == (1, after) else _conv_norm(after, 1, stride)
+            layers.append(Section(path, around, gate=gates, post="relu"))
+            before = after
+    return Network((3, size, size), (*layers, GlobalAveragePool(), Dense(classes)))
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet5,
@@ -181,8 +270,11 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "residual-mlp-bn": residual_mlp_bn,
     "residual-lenet": residual_lenet,
     "vgg-16": vgg16,
+    "vgg-16-residual": vgg16_residual,
     "resnet-cifar-keras": resnet_cifar_keras,
-} | {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
+}
+NETWORKS |= {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth in (20, 32, 44, 56, 110)}
+NETWORKS |= {f"resnet-{depth}": functools.partial(resnet_imagenet, depth) for depth in _IMAGENET}
 
 
 def build(name: str, options: Mapping[str, Any]) -> Network:

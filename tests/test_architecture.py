@@ -15,6 +15,7 @@ ORDER = [
     "errors",
     "files",
     "digits",
+    "folder",
     "data",
     "fetch",
     "scalar",
@@ -32,6 +33,7 @@ ORDER = [
     "spec",
     "blocks",
     "complexity",
+    "penalty",
     "kernels",
     "backend",
     "network",
@@ -42,6 +44,7 @@ ORDER = [
     "dynamics",
     "inference",
     "surgery",
+    "magnitude",
     "zoo",
     "config",
     "pruning",
@@ -64,12 +67,18 @@ ORDER = [
     "audit",
     "pictures",
     "conformance",
+    "export",
     "bench",
     "commands",
     "cli",
 ]
 #: Files that may import a framework; everybody else imports them inside functions only.
-ADAPTERS = {"conformance/torch_adapter.py", "bench/torch_side.py"}
+ADAPTERS = {
+    "conformance/torch_adapter.py",
+    "bench/torch_side.py",
+    "export/onnx_file.py",
+    "export/torch_file.py",
+}
 #: Files that may import one inside functions.
 READERS = {"weightfiles.py"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "onnx", "onnxruntime", "h5py", "keras"}

@@ -14,6 +14,7 @@ from refprune import checkpoint, spec, train
 from refprune.errors import InputError
 from refprune.layerspec import Activation, BatchNorm, Dense, Section, UnitGate
 from refprune.network import initial_statistics, initialise
+from refprune.penalty import reference
 from refprune.spec import Network
 from refprune.streams import Streams
 
@@ -35,7 +36,8 @@ def state(seed=0, dtype="float64", step=7, made=None):
     theta = streams.uniform("theta", 0, (made.gate_count,))
     number = np.arange(3, 3 + made.gate_count)
     evidence = streams.uniform("slope", 0, theta.shape), 2**40 + number
-    return train.State(made, params, velocity, statistics, theta, number, *evidence, step, macs=2**63 + 1, finished=step > 100)
+    counters = {"step": step, "macs": 2**63 + 1, "finished": step > 100, "start": reference(made)}
+    return train.State(made, params, velocity, statistics, theta, number, *evidence, **counters)
 
 
 RUN = {"config": "abc", "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "none": None, "naïve ≡": [True, "\N{PARTY POPPER}"]}
@@ -54,7 +56,7 @@ def assert_same(got, want):
     for name in checkpoint.PER_GATE:
         mine, theirs = getattr(got, name), getattr(want, name)
         assert (mine.dtype, mine.tobytes()) == (theirs.dtype, theirs.tobytes()), name
-    assert (got.step, got.macs, got.finished) == (want.step, want.macs, want.finished)
+    assert (got.step, got.macs, got.finished, got.start) == (want.step, want.macs, want.finished, want.start)
 
 
 def files(folder):

@@ -403,6 +403,7 @@ def test_a_terminal_that_cannot_show_a_sign_shows_another():
 
 def test_every_decision_is_one_line():
     decision = {"gate": "section2.unitgate1", "unit": 3, "theta": 0.4, "objective_on": 1.5, "objective_off": 1.25, "on": False}
+    decision |= {"rule": "compared"}
     summary = {"runs": {"pruned": {"decisions": [decision, decision | {"on": True}]}}}
     assert report.decision_lines(summary) == [
         "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + β: on 1.5000, off 1.2500: removed",

@@ -35,7 +35,8 @@ KNOWN = {"lenet-300-100": (266_610, 266_200), "lenet-5": (431_080, 2_293_000)}
 def small_options(name):
     """Options that make a zoo network small enough for many passes."""
     sections = {"residual-mlp": {"sections": 3, "width": 5}, "residual-lenet": {"sections": 4, "width": 2}}
-    return sections.get(name, {"width": 2} if "width" in inspect.signature(zoo.NETWORKS[name]).parameters else {})
+    known = inspect.signature(zoo.NETWORKS[name]).parameters
+    return sections.get(name, {key: value for key, value in {"width": 3, "size": 33}.items() if key in known})
 
 
 def option_a_and_b():

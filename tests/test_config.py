@@ -71,11 +71,14 @@ def settings_of_all_kinds(draw):
     threshold = draw(st.floats(1e-6, 0.5))
     undecided = draw(st.sampled_from(["compare", "continue"]))
     schedule = "constant" if undecided == "continue" else draw(st.sampled_from(config.SCHEDULES))
-    floor = draw(st.floats(1e-7, threshold)) if ESTIMATORS[kind].needs_interior else 0.0
+    floor = draw(st.floats(1e-7, min(threshold, 0.499))) if ESTIMATORS[kind].needs_interior else 0.0
     epochs = draw(st.integers(1, 99))
     gates = Gates(
         initial=draw(st.floats(threshold, 1.0, exclude_min=True)),
         learning_rate=draw(positive),
+        unit_learning_rate=draw(positive),
+        removal_every=draw(st.integers(1, 99)),
+        compare_at_most=draw(st.integers(0, 99)),
         estimator=kind,
         samples=draw(st.integers(1, 9)) if ESTIMATORS[kind].many_samples else 1,
         warmup_epochs=draw(st.floats(0.0, epochs, exclude_max=True, allow_subnormal=False)),
@@ -97,6 +100,15 @@ def settings_of_all_kinds(draw):
     )
     network = draw(st.sampled_from([{"name": "lenet-5"}, {"name": "residual-mlp", "sections": 3, "width": 5}]))
     scaling, decay = draw(st.sampled_from(["per_sample", "per_data_set"])), draw(st.sampled_from(["all", "weights"]))
+    objective = Objective(
+        penalty=draw(positive),
+        nu=draw(positive),
+        alpha=draw(st.floats(0.0, 1.0)),
+        balance=draw(st.floats(0.0, 1.0)),
+        weight_decay=draw(positive),
+        scaling=scaling,
+        decay=decay,
+    )
     return Config(
         name=draw(texts),
         seed=draw(st.integers(0, 2**62)),
@@ -104,7 +116,7 @@ def settings_of_all_kinds(draw):
         network=network,
         from_scratch=draw(st.booleans()),
         data=Data(draw(texts), draw(st.integers(0, 99)), draw(st.integers(0, 99))),
-        objective=Objective(draw(positive), draw(positive), scaling, decay),
+        objective=objective,
         gates=gates,
         optimiser=Optimiser(draw(positive), draw(st.floats(0.0, 1.0, exclude_max=True)), schedule),
         training=training,
@@ -300,10 +312,18 @@ RANGES = {
     "data.padding": (0, INF),
     "objective.penalty": (0, INF),
     "objective.weight_decay": (0, INF),
+    "objective.nu": (0, INF),
+    "objective.alpha": (0, 1),
+    "objective.balance": (0, 1),
     "gates.initial": (0, 1),
     "gates.learning_rate": (0, INF),
+    "gates.magnitude": (0, 1),
+    "gates.magnitude_epoch": (1, INF),
     "gates.samples": (1, INF),
     "gates.paired_epochs": (0, INF),
+    "gates.unit_learning_rate": (0, INF),
+    "gates.removal_every": (1, INF),
+    "gates.compare_at_most": (0, INF),
     "gates.warmup_epochs": (0, INF),
     "gates.threshold": (0, 0.5),
     "gates.floor": (0, 0.5),
@@ -338,7 +358,7 @@ def test_ranges(key, bounds):
     needed = {
         "floor": 0.0,
         "threshold": 0.5,
-        "initial": 0.9 if key != "gates.floor" else 1.0,
+        "initial": 1.0 if key in ("gates.floor", "gates.magnitude") else 0.9,
         "estimator": "reinforce" if key == "gates.samples" else "taylor",
     }
     inside = ([] if key == "gates.initial" else [low]) + ([] if high == INF or key == "optimiser.momentum" else [high])
@@ -425,7 +445,7 @@ def test_an_unknown_network_lists_the_known_ones():
     ("options", "message"),
     [
         ({"name": "residual-mlp", "widht": 3}, r"network\.widht: residual-mlp has no such option; allowed are sections, width"),
-        ({"name": "lenet-5", "width": 3}, r"network\.width: lenet-5 has no such option; allowed are none"),
+        ({"name": "lenet-5", "width": 3}, r"network\.width: lenet-5 has no such option; allowed are units"),
         ({"name": "residual-mlp", "width": "3"}, r"network\.width: expected int, got '3'"),
         ({"name": "residual-mlp", "width": 3.5}, r"network\.width: expected int, got 3\.5"),
         ({"name": "residual-mlp", "gate_place": "behind"}, r"gate_place: 'behind' is not known; allowed are 'path'"),

@@ -25,7 +25,7 @@ from refprune.layerspec import (
 )
 from refprune.noise import noisy
 from refprune.objective import BatchLoss
-from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance
+from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
 from refprune.spec import Network
 from refprune.streams import Streams
 
@@ -290,3 +290,15 @@ def test_tolerances_have_the_shapes_of_their_tensors_and_repeat():
         assert {n: t.shape for n, t in first.items()} == {n: np.shape(t) for n, t in want.items()}
         for name, t in first.items():
             np.testing.assert_array_equal(t, second[name])
+
+
+def test_the_outputs_tolerance_alone_is_the_same():
+    """`output_tolerance` leaves out the backward passes and nothing else."""
+    network = Network((3,), (Dense(5), Activation("relu"), UnitGate(), Dense(4), BatchNorm(), Activation("tanh"), Dense(2)))
+    params, statistics = nw.initialise(network, Streams(1)), nw.initial_statistics(network)
+    x = Streams(2).normal("x", 0, (4, 3))
+    loss = BatchLoss(network, ORACLE, params, x, np.array([0, 1, 1, 0]), statistics, train=False)
+    gates = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    for unit in (UNIT["float32"], UNIT["float64"]):
+        want = network_tolerance(loss, gates, unit=unit).output
+        np.testing.assert_array_equal(output_tolerance(loss, gates, unit=unit), want)

@@ -484,7 +484,7 @@ def test_a_removal_leaves_the_rest_as_it_is():
     rules = settings(gates={"threshold": 0.1})
     theta = np.array([0.05, 0.7, 0.2, 0.1, 0.6, 0.0, 0.9, 0.3])
     state, keep, smaller, cut, pruned = removed_from(mlp(), rules, theta)
-    assert pruned == (0, {"section1": 1, "section2.unitgate1": 2}, ())
+    assert pruned == (0, {"section1": 1, "section2.unitgate1": 2}, (), ())
     assert [g.name for g in smaller.network.gates] == ["section2", "section2.unitgate1", "section3"]
     assert_identical("theta", smaller.theta, theta[keep])
     assert not any(name.startswith("section1") for name in named(smaller))

@@ -1,10 +1,6 @@
 """Would a gate that a rule removes have come back? (SPEC D6: how safe are the rules?)
 
-<<<<<<<< HEAD:validation/recovery.py
-`python -m validation.recovery [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0: the
-========
 `python -m validation.recovered [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0: the
->>>>>>>> w-dynamics:validation/recovered.py
 experiment is trained without removing anything, and every step asks the rules what they would have removed. A gate *recovers*
 if its θ exceeds ½ at any time after that. One JSON line a seed, and a table at the end.
 """

@@ -1,0 +1,77 @@
+"""Trained networks leave the house: .npz without pickle, ONNX, PyTorch (extras `exchange` and `torch`); see also `exchange`.
+
+Every format takes x as the network takes it: N×input_shape, standardised as `train.prepare` does. Only networks whose gates
+are all decided are exported: there is nothing random left in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checkpoint, rounding, spec
+from ..backend import ORACLE
+from ..errors import InputError
+from ..exchange import NPZ_FORMAT, Trained
+from ..files import write_atomically
+from ..layers import Array
+from ..objective import BatchLoss
+from ..spec import Loss
+from ..streams import Streams
+
+
+def of_run(directory: Path, run: str = "pruned") -> Trained:
+    """The network of a finished run directory. InputError where it is not finished or not there."""
+    state = checkpoint.load(directory / run).state
+    if state.network.gate_count:
+        raise InputError(f"{directory}: {state.network.gate_count} gates are not decided yet; finish the run (--resume) first")
+    return Trained(state.network, state.params, state.statistics)
+
+
+def write_npz(path: Path, trained: Trained) -> None:
+    """One .npz without pickle: the spec as JSON text under "spec", arrays under refprune's names."""
+    text = json.dumps({"format": NPZ_FORMAT, "network": spec.to_json(trained.network)})
+    buffer = io.BytesIO()
+    arrays = {name: np.ascontiguousarray(a) for name, a in (trained.params | trained.statistics).items()}
+    np.savez(buffer, spec=np.array(text), **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+class Check(NamedTuple):
+    """error: largest |difference| of a logit over its tolerance (E2) in float32; images: how many were compared."""
+
+    error: float
+    images: int
+
+
+def compare(trained: Trained, outputs: Any, *, images: int = 2, seed: int = 0) -> Check:
+    """Logits of `outputs`(x) for random x, float32 N×input_shape, against the oracle's, within E2's tolerance."""
+    params, statistics = (
+        {name: a.astype(np.float32).astype(np.float64) for name, a in arrays.items()}
+        for arrays in (trained.params, trained.statistics)
+    )
+    x = Streams(seed).normal("export", 0, (images, *trained.network.input_shape)).astype(np.float32)
+    labels = np.zeros(images, dtype=np.int64)
+    network = dataclasses.replace(trained.network, loss=Loss())
+    loss = BatchLoss(network, ORACLE, params, x.astype(np.float64), labels, statistics, train=False)
+    want: Array = loss.evaluate(np.zeros(0)).tape.output
+    tolerance = rounding.output_tolerance(loss, np.zeros(0), unit=rounding.UNIT["float32"])
+    error = np.abs(np.asarray(outputs(x), dtype=np.float64) - want) / tolerance
+    return Check(float(np.max(np.where(np.isnan(error), np.inf, error))), images)
+
+
+def write_checked(path: Path, trained: Trained, kind: str) -> Check:
+    """Write `kind`, "onnx" or "torch", and compare what the file computes with the oracle. InputError names a missing extra."""
+    extra = {"onnx": "exchange", "torch": "torch"}[kind]
+    try:
+        writer = importlib.import_module(f"{__name__}.{kind}_file")
+    except ImportError as error:
+        raise InputError(f"--{kind}: needs {error.name}:  pip install -e '.[{extra}]'") from error
+    writer.write(path, trained)
+    return compare(trained, lambda x: writer.outputs(path, x))

@@ -1,0 +1,79 @@
+"""Images in folders as ImageNet lays them out: train/CLASS/… and val/CLASS/…, read with Pillow (extra `images`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, InputError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+#: The short side before the crop, over the crop's side.
+MARGIN = 256 / 224
+
+
+class Images(NamedTuple):
+    """train_images, test_images: uint8 (N, 3, size, size); labels: int64, places in `classes`, the sorted names of folders."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def read(directory: Path, size: int = 224) -> Images:
+    """All images under train/ and val/, as RGB: short side scaled to size·256/224 (bilinear), centre cut to size×size.
+
+    Everything is held in memory. InputError for a size below 1 and without Pillow; DataError names the folder or file that is
+    missing, empty, no image, or a class that one part has and the other has not.
+    """
+    if size < 1:
+        raise InputError(f"size: must be at least 1, got {size}")
+    parts = [directory / name for name in ("train", "val")]
+    for part in parts:
+        if not part.is_dir():
+            raise DataError(f"{part}: is no folder; expected are train/CLASS/image and val/CLASS/image")
+    classes, others = (sorted(p.name for p in part.iterdir() if p.is_dir()) for part in parts)
+    if classes != others or not classes:
+        odd = sorted(set(classes) ^ set(others))
+        where = f"class {odd[0]!r} is in one of train/ and val/ only" if odd else "there are no classes"
+        raise DataError(f"{directory}: {where}")
+    (train, train_labels), (test, test_labels) = (_part(part, classes, size) for part in parts)
+    return Images(train, train_labels, test, test_labels, tuple(classes))
+
+
+def _part(part: Path, classes: list[str], size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in ENDINGS)
+        if not found:
+            raise DataError(f"{part / name}: holds no images ({', '.join(ENDINGS)})")
+        files += found
+        labels += [label] * len(found)
+    images = np.empty((len(files), 3, size, size), dtype=np.uint8)
+    for image, file in zip(images, files, strict=True):
+        image[...] = _read(file, size)
+    return images, np.array(labels, dtype=np.int64)
+
+
+def _read(file: Path, size: int) -> NDArray[np.uint8]:
+    """One image, (3, size, size)."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise InputError("image folders need Pillow:  pip install -e '.[images]'") from error
+    try:
+        with Image.open(file) as opened:
+            image: Any = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: no image that can be read ({error})") from error
+    scale = max(round(size * MARGIN), size) / min(image.size)
+    width, height = (max(round(side * scale), size) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    cut = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    return np.ascontiguousarray(cut.transpose(2, 0, 1))

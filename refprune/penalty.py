@@ -1,0 +1,97 @@
+"""What presses on θ: Σ β θ + ν R_ρ(θ), multi-affine in θ like the loss (SPEC O1, C2–C5; the form is *derived here*).
+
+R(θ) = α·E[MACs]/MACs₀ + (1−α)·E[parameters]/parameters₀ is the share of the network at the start of training that is expected
+to be left. R_ρ balances layer gates against unit gates; with ρ = ½ it is R, with 1 it sees layer gates alone, with 0 unit
+gates alone. Its gradient gives every gate a β of its own, β_g(θ) = β + ν ∂R_ρ/∂θ_g (C5), which moves with θ and with every
+removal: what has gone is gone from R, the reference stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import complexity
+from .errors import InputError
+from .layers import Array
+from .spec import Network
+
+
+class Reference(NamedTuple):
+    """MACs of one image and parameters of the network with which training began: what 100 % means."""
+
+    macs: int
+    parameters: int
+
+
+def reference(network: Network) -> Reference:
+    """The network's own cost, all gates on."""
+    return Reference(complexity.macs(network), complexity.parameters(network))
+
+
+def share(network: Network, whole: Reference, alpha: float) -> float:
+    """R of a network without gates: α·MACs/MACs₀ + (1−α)·parameters/parameters₀; R_ρ is the same there, whatever ρ is."""
+    left = reference(network)
+    return alpha * left.macs / whole.macs + (1.0 - alpha) * left.parameters / whole.parameters
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Σ β θ + ν R_ρ(θ) for the gates of one network.
+
+    beta: β ≥ 0 of every gate; nu: ν ≥ 0, accuracy against size; alpha: α ∈ [0, 1], MACs (1) against parameters (0);
+    balance: ρ ∈ [0, 1], layers (1) against units (0). InputError for anything else.
+    """
+
+    network: Network
+    reference: Reference
+    beta: float = 0.0
+    nu: float = 0.0
+    alpha: float = 0.5
+    balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, high in (("nu", self.nu, np.inf), ("alpha", self.alpha, 1.0), ("balance", self.balance, 1.0)):
+            if not 0.0 <= value <= high:
+                raise InputError(f"{name}: must lie in [0, {high}], got {value}")
+        if self.nu > 0.0 and min(self.reference) < 1:
+            raise InputError(f"reference: ν needs a network that costs something, got {self.reference}")
+
+    def value(self, theta: Array) -> Any:
+        """The penalty at θ, (G,), complex too."""
+        value = self.beta * theta.sum()
+        for weight, gates, _ in self._views(theta):
+            value = value + self.nu * weight * self._share(gates)
+        return value
+
+    def gradient(self, theta: Array) -> Array:
+        """(G,) β_g(θ): the slope of the penalty in each gate (C5)."""
+        gradient = np.full(theta.shape, self.beta, np.result_type(theta, np.float64))
+        for weight, gates, seen in self._views(theta):
+            gradient += self.nu * weight * np.where(seen, self._share_gradient(gates), 0.0)
+        return gradient
+
+    def _views(self, theta: Array) -> list[tuple[float, Array, Array]]:
+        """C3's three summands that count: (weight, θ with 1 where the summand does not look, where it looks)."""
+        if self.nu == 0.0 or not theta.size:
+            return []
+        layer = complexity.cost_model(self.network).is_layer
+        both, layers, units = 1.0 - abs(2.0 * self.balance - 1.0), 2.0 * self.balance - 1.0, 1.0 - 2.0 * self.balance
+        views = ((both, np.ones_like(layer)), (layers, layer), (units, ~layer))
+        return [(weight, np.where(seen, theta, 1.0), seen) for weight, seen in views if weight > 0.0]
+
+    def _share(self, theta: Array) -> Any:
+        """R(θ) (C2)."""
+        return self._weights() @ complexity.cost_model(self.network).alive(theta)
+
+    def _share_gradient(self, theta: Array) -> Array:
+        return complexity.cost_model(self.network).gradient(theta, self._weights())
+
+    def _weights(self) -> Array:
+        """What one pair of each term adds to R."""
+        model = complexity.cost_model(self.network)
+        macs, parameters = (model.weights(quantity) for quantity in ("macs", "parameters"))
+        weights: Array = self.alpha * macs / self.reference.macs + (1.0 - self.alpha) * parameters / self.reference.parameters
+        return weights

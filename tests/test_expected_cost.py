@@ -1,0 +1,334 @@
+"""Expected and realised cost (C1) and the penalty made of it (C2–C5) against enumeration, surgery, PyTorch, complex step."""
+
+import dataclasses
+import itertools
+
+import network_strategies as ns
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_complexity import KNOWN, networks
+from test_surgery import safe
+from tolerance import assert_close, gamma
+from torch.utils.flop_counter import FlopCounterMode
+
+from refprune import complexity, zoo
+from refprune.conformance import torch_adapter
+from refprune.errors import InputError
+from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
+from refprune.network import initialise
+from refprune.penalty import Penalty, Reference, reference
+from refprune.spec import Network
+from refprune.streams import Streams
+from refprune.surgery import prune
+
+U = 2.0**-53
+SAME = ((1, 1), (1, 1))
+
+
+def left(network, gates):
+    """The network without the closed gates; emptied layers stay, as C1 counts them."""
+    return prune(network, gates == 1.0, empty="keep_constant").network
+
+
+def rounding(network, value):
+    """Sums over gates, terms and products of nonnegative numbers, each rounded once."""
+    return gamma(network.gate_count + len(complexity.terms(network)) + 8, U) * value
+
+
+def vgg_chain():
+    """Neighbours share their groups: conv – gate – conv – gate – pool – flatten – dense – gate – dense."""
+    convolution = (Conv(3, (3, 3), padding=SAME, bias=False), BatchNorm(), Activation(), UnitGate())
+    tail = (MaxPool((2, 2), (2, 2)), Flatten(), Dense(4), Activation(), UnitGate(), Dense(3))
+    return Network((2, 4, 4), (*convolution, *convolution, *tail))
+
+
+def residual_sums():
+    """Sections with layer gates: inner units, three maps in a row, missing summands of the stream (K = 1), an option-B way."""
+    basic = (Conv(3, (3, 3), padding=SAME), BatchNorm(), Activation(), UnitGate(), Conv(4, (3, 3), padding=SAME), BatchNorm())
+    bottleneck = (
+        Conv(2, (1, 1)),
+        Activation(),
+        UnitGate(),
+        Conv(2, (3, 3), padding=SAME),
+        BatchNorm(),
+        Activation(),
+        UnitGate(),
+    )
+    single = (Conv(5, (3, 3), (2, 2), SAME), BatchNorm(), Activation(), UnitGate())
+    sections = (
+        Section(basic, post="relu"),
+        Section((*bottleneck, Conv(4, (1, 1)))),
+        Section(single, shortcut=(Conv(5, (1, 1), (2, 2)), BatchNorm())),
+    )
+    return Network((4, 4, 4), (*sections, GlobalAveragePool(), Dense(2)))
+
+
+GATED = {"vgg chain": vgg_chain(), "residual sums": residual_sums()}
+
+
+def random_gates(network, seed, share=0.6):
+    rng = np.random.default_rng(seed)
+    return safe(network, rng.random(network.gate_count) < share).astype(np.float64)
+
+
+# Realised ----------------------------------------------------------------------------------------------------------------
+
+
+def check_realised(network, gates):
+    """Parameters, MACs and FLOPs at a vertex are those of the pruned spec, to the last integer, with any parts."""
+    smaller = left(network, gates)
+    ones = np.ones(smaller.gate_count)
+    assert complexity.expected(network, gates, "parameters") == complexity.parameters(smaller)
+    assert complexity.expected(network, gates, "macs") == complexity.macs(smaller)
+    for quantity, parts in itertools.product(complexity.QUANTITIES, (("weight",), ("bias",), ("norm",))):
+        got = complexity.expected(network, gates, quantity, parts=parts)
+        assert got == complexity.expected(smaller, ones, quantity, parts=parts)
+    table = complexity.expected_per_layer(network, gates)
+    by_layer = {cost.layer.name: (cost.parameters, cost.macs) for cost in complexity.per_layer(smaller)}
+    for name, row in table.items():
+        assert row[:2] == by_layer.get(name, (0, 0)), name
+
+
+@given(case=ns.gated_cases(least=2), share=st.sampled_from((0.2, 0.5, 0.9, 1.0)))
+def test_the_realised_cost_is_that_of_the_pruned_spec(case, share):
+    check_realised(case.network, random_gates(case.network, case.seed, share))
+
+
+@given(case=ns.gated_cases(least=4, image=True, unit_gates=True, norm=True), share=st.sampled_from((0.3, 0.7)))
+def test_the_realised_cost_of_images_with_norms(case, share):
+    check_realised(case.network, random_gates(case.network, case.seed, share))
+
+
+@pytest.mark.parametrize("name", networks())
+def test_all_gates_on_is_the_plain_count(name):
+    network = networks()[name]
+    ones = np.ones(network.gate_count)
+    assert complexity.expected(network, ones, "parameters") == complexity.parameters(network)
+    assert complexity.expected(network, ones, "macs") == complexity.macs(network)
+    assert complexity.expected(network, ones, "flops", parts=("weight",)) == 2 * complexity.macs(network)
+    assert sum(row[2] for row in complexity.expected_per_layer(network, ones).values()) == complexity.flops(network)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_published_networks_with_and_without_bias(name):
+    """N6's parameters are with biases; every unit of LeNet has one."""
+    network = zoo.build(name, {})
+    biases = {"lenet-300-100": 410, "lenet-5": 580}[name]
+    assert complexity.parameters(network, parts=("weight",)) == KNOWN[name][0] - biases
+    assert complexity.parameters(network, parts=("bias", "weight")) == KNOWN[name][0]
+    outputs = {"lenet-300-100": 410, "lenet-5": 20 * 24**2 + 50 * 8**2 + 510}[name]
+    assert complexity.flops(network) == 2 * KNOWN[name][1] + outputs
+
+
+def torch_counts(network):
+    """(parameters, FLOPs) by PyTorch's own counters, from the network as a PyTorch module."""
+    module = torch_adapter.build(network)
+    torch_adapter.load(module, initialise(network, Streams(0)))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(torch.zeros(1, *network.input_shape, dtype=next(module.parameters()).dtype))
+    return sum(p.numel() for p in module.parameters()), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("seed", range(3))
+def test_pytorchs_own_counters(name, seed):
+    """torch.utils.flop_counter counts two operations a multiply-accumulate, of convolutions and matrix products."""
+    network, gates = GATED[name], random_gates(GATED[name], seed, 0.7)
+    assert torch_counts(left(network, gates)) == (
+        complexity.expected(network, gates, "parameters"),
+        complexity.expected(network, gates, "flops", parts=("weight",)),
+    )
+
+
+# Expected ----------------------------------------------------------------------------------------------------------------
+
+
+def check_expected(network, seed):
+    """E[cost] and its gradient against enumeration of six gates' values, the cost of each vertex counted on the pruned spec."""
+    rng = np.random.default_rng(seed)
+    theta = random_gates(network, seed)
+    free = rng.permutation(network.gate_count)
+    spared = [g.start for g in network.gates if not isinstance(network.layers[g.position], Section)]
+    theta[spared] = 1.0
+    free = np.setdiff1d(free[:6], spared)
+    theta[free] = rng.random(free.size)
+    means = {"parameters": 0.0, "macs": 0.0}
+    slopes = {name: np.zeros(free.size) for name in means}
+    for values in itertools.product((0.0, 1.0), repeat=free.size):
+        gates = theta.copy()
+        gates[free] = values
+        factors = np.where(gates[free] == 1.0, theta[free], 1.0 - theta[free])
+        smaller = left(network, gates)
+        for name, cost in (("parameters", complexity.parameters(smaller)), ("macs", complexity.macs(smaller))):
+            means[name] += factors.prod() * cost
+            others = np.array([np.delete(factors, i).prod() for i in range(free.size)])
+            slopes[name] += (2.0 * gates[free] - 1.0) * others * cost
+    for name, mean in means.items():
+        full = complexity.expected(network, np.ones(network.gate_count), name)
+        bound = rounding(network, full) + gamma(2 ** (free.size + 1), U) * full
+        assert_close(name, complexity.expected(network, theta, name), mean, bound, network=network)
+        gradient = complexity.expected_gradient(network, theta, name)
+        assert_close(f"∂{name}", gradient[free], slopes[name], bound, network=network)
+    return theta
+
+
+@given(case=ns.gated_cases(least=2))
+def test_the_expected_cost_is_the_mean_over_all_pruned_specs(case):
+    """C1: catches a factor counted twice or not at all, a section's gate that misses a part, columns of the wrong group."""
+    check_expected(case.network, case.seed)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("seed", range(4))
+def test_shared_groups_by_enumeration(name, seed):
+    check_expected(GATED[name], seed)
+
+
+def complex_step(f, theta):
+    """∂f/∂θ by the complex step (G2)."""
+    steps = [np.where(np.arange(theta.size) == g, 1e-100j, 0.0) for g in range(theta.size)]
+    return np.array([f(theta + step).imag / 1e-100 for step in steps])
+
+
+@given(case=ns.gated_cases(least=2))
+def test_gradients_by_complex_step(case):
+    network, theta = case.network, case.uniform("theta", (case.network.gate_count,))
+    for quantity in complexity.QUANTITIES:
+        want = complex_step(lambda t, quantity=quantity: complexity.expected(network, t, quantity), theta)
+        full = complexity.expected(network, np.ones(theta.size), quantity)
+        assert_close(quantity, complexity.expected_gradient(network, theta, quantity), want, rounding(network, full))
+
+
+# Planted mistakes --------------------------------------------------------------------------------------------------------
+
+
+TERM_MISTAKES = {
+    "columns forgotten": lambda t: t._replace(
+        columns=None, macs=t.macs * _n(t.columns), flops=t.flops * _n(t.columns), parameters=t.parameters * _n(t.columns)
+    ),
+    "the section's gate forgotten": lambda t: t._replace(section=None),
+    "the section's gate on weights only": lambda t: t if t.part == "weight" else t._replace(section=None),
+    "bias and norm without rows": lambda t: (
+        t if t.part == "weight" else t._replace(rows=None, parameters=t.parameters * _n(t.rows), flops=t.flops * _n(t.rows))
+    ),
+    "rows and columns of one group": lambda t: t._replace(columns=t.rows) if _n(t.rows) == _n(t.columns) else t,
+    "norms count once": lambda t: t._replace(parameters=0) if t.part == "norm" else t,
+}
+
+
+def _n(where):
+    return 1 if where is None else where.stop - where.start
+
+
+@pytest.mark.parametrize("mistake", TERM_MISTAKES)
+def test_wrong_terms_are_caught(mistake, monkeypatch):
+    """Tests the tests: with all gates on most of these count right."""
+    right = complexity.terms
+    wrong = lambda network: tuple(map(TERM_MISTAKES[mistake], right(network)))  # noqa: E731
+    monkeypatch.setattr(complexity, "terms", wrong)
+    monkeypatch.setattr(complexity, "cost_model", complexity.cost_model.__wrapped__)
+    caught = []
+    for network, seed in itertools.product(GATED.values(), range(3)):
+        for check in (check_expected, lambda n, s: check_realised(n, random_gates(n, s))):
+            try:
+                check(network, seed)
+            except AssertionError:
+                caught.append(mistake)
+    assert caught
+
+
+def test_a_wrong_gradient_is_caught(monkeypatch):
+    """Tests the test: the gradient of one side of each product only."""
+    gradient = complexity.CostModel.gradient
+    monkeypatch.setattr(
+        complexity.CostModel,
+        "gradient",
+        lambda m, t, w: gradient(dataclasses.replace(m, columns=np.full_like(m.columns, m.unit_groups)), t, w),
+    )
+    with pytest.raises(AssertionError):
+        check_expected(vgg_chain(), 0)
+
+
+# The penalty (C2–C5) -----------------------------------------------------------------------------------------------------
+
+KNOBS = [(alpha, balance) for alpha in (0.0, 0.3, 1.0) for balance in (0.0, 0.2, 0.5, 0.9, 1.0)]
+
+
+def share_by_hand(network, theta, alpha):
+    costs = [complexity.expected(network, theta, quantity) for quantity in ("macs", "parameters")]
+    return alpha * costs[0] / complexity.macs(network) + (1.0 - alpha) * costs[1] / complexity.parameters(network)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize(("alpha", "balance"), KNOBS)
+def test_penalty_by_formula_and_complex_step(name, alpha, balance):
+    """C2, C3 written out; C5's β_g by complex step."""
+    network, nu, beta = GATED[name], 0.7, 0.01
+    theta = np.random.default_rng(5).random(network.gate_count)
+    penalty = Penalty(network, reference(network), beta=beta, nu=nu, alpha=alpha, balance=balance)
+    layer = np.zeros(theta.size, dtype=bool)
+    for group in network.gates:
+        layer[group.slice] = group.kind == "layer"
+    want = beta * theta.sum() + nu * (
+        (1.0 - abs(2.0 * balance - 1.0)) * share_by_hand(network, theta, alpha)
+        + max(0.0, 2.0 * balance - 1.0) * share_by_hand(network, np.where(layer, theta, 1.0), alpha)
+        + max(0.0, 1.0 - 2.0 * balance) * share_by_hand(network, np.where(layer, 1.0, theta), alpha)
+    )
+    bound = rounding(network, nu + beta * theta.size)
+    assert_close("penalty", penalty.value(theta), want, bound)
+    assert_close("β", penalty.gradient(theta), complex_step(penalty.value, theta), bound)
+    if balance in (0.0, 1.0):
+        assert (penalty.gradient(theta)[layer == (balance == 0.0)] == beta).all()
+
+
+def test_the_penalty_after_a_removal_is_the_penalty_before_at_zero():
+    """C5: the reference stays, so that R and every β_g that is left are those of the large network with θ = 0 for what went."""
+    network = residual_sums()
+    theta = np.random.default_rng(2).random(network.gate_count)
+    keep = random_gates(network, 7, 0.7) == 1.0
+    cut = prune(network, keep, empty="keep_constant")
+    theta[np.setdiff1d(np.arange(theta.size), cut.gates)] = 0.0
+    small = Penalty(cut.network, reference(network), nu=0.4, alpha=0.6)
+    large = Penalty(network, reference(network), nu=0.4, alpha=0.6)
+    bound = rounding(network, 1.0)
+    assert_close("R", small.value(theta[cut.gates]), large.value(theta), bound)
+    assert_close("β", small.gradient(theta[cut.gates]), large.gradient(theta)[cut.gates], bound)
+    assert (Penalty(network, reference(cut.network), nu=0.4, alpha=0.6).value(theta)) > large.value(theta)
+
+
+def test_a_penalty_without_nu_is_the_plain_pull():
+    network = vgg_chain()
+    penalty = Penalty(network, reference(network), beta=0.25)
+    theta = np.linspace(0.0, 1.0, network.gate_count)
+    assert_close("β", penalty.gradient(theta), np.full(theta.size, 0.25), 0.0)
+    assert_close("value", penalty.value(theta), 0.25 * theta.sum(), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"nu": -1.0}, "nu: must lie in"),
+        ({"alpha": 1.5}, "alpha: must lie in"),
+        ({"balance": -0.1}, "balance: must lie in"),
+        ({"nu": float("nan")}, "nu: must lie in"),
+        ({"nu": 1.0, "reference": Reference(0, 5)}, "costs something"),
+    ],
+)
+def test_wrong_knobs_are_refused(knobs, message):
+    network = vgg_chain()
+    with pytest.raises(InputError, match=message):
+        Penalty(**({"network": network, "reference": reference(network)} | knobs))
+
+
+def test_unknown_quantities_and_parts_are_refused():
+    network = vgg_chain()
+    theta = np.ones(network.gate_count)
+    with pytest.raises(InputError, match="quantity: 'mac' is not known"):
+        complexity.expected(network, theta, "mac")
+    with pytest.raises(InputError, match="parts: 'gate' is not known"):
+        complexity.expected(network, theta, parts=("weight", "gate"))
+    with pytest.raises(InputError, match="10 gates, got an array"):
+        complexity.expected(network, theta[1:])

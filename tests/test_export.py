@@ -1,0 +1,241 @@
+"""Networks out, and in again: what the files compute against the oracle (E2), round trips, files that are refused."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import network_strategies as ns
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_torch_adapter import odd_network
+from test_zoo_residual import torch_imagenet
+from torch import nn
+
+from refprune import checkpoint, cli, exchange, export, spec, zoo
+from refprune.backend import ORACLE
+from refprune.errors import InputError
+from refprune.exchange import Trained
+from refprune.export import onnx_file, torch_file
+from refprune.layerspec import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, MaxPool, Section
+from refprune.network import forward, initialise
+from refprune.spec import Network
+from refprune.streams import Streams
+from refprune.surgery import prune
+from refprune.train import ungated
+
+WRITERS = {"onnx": onnx_file, "torch": torch_file}
+
+
+def trained(network, seed=0):
+    """Float32 weights, gains and statistics off their special values; a third of the gates closed, the others fixed."""
+    keep = np.arange(network.gate_count) % 3 != 1
+    for group in network.gates:
+        keep[group.start] = True
+    smaller = prune(network, keep, fix=keep).network
+    streams = Streams(seed)
+    params = initialise(smaller, streams, dtype="float32")
+    params = {n: (p + 0.1 * streams.normal(f"off/{n}", 0, p.shape)).astype(np.float32) for n, p in params.items()}
+    statistics = {
+        n: (0.5 + streams.uniform(n, 0, s) if n.endswith("variance") else 0.3 * streams.normal(n, 0, s)).astype(np.float32)
+        for n, s in smaller.statistics_shapes.items()
+    }
+    return Trained(smaller, params, statistics)
+
+
+NETWORKS = {
+    "lenet-5": lambda: zoo.build("lenet-5", {"units": True}),
+    "residual-mlp": lambda: zoo.build("residual-mlp", {"sections": 3, "width": 5}),
+    "resnet-20": lambda: zoo.build("resnet-20", {"width": 3, "gates": True, "units": True}),
+    "vgg-16-residual": lambda: zoo.build("vgg-16-residual", {"width": 4, "shortcut": "B"}),
+    "resnet-18": lambda: zoo.build("resnet-18", {"width": 2, "size": 33, "gates": True, "units": True}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_files_compute_what_the_oracle_does(name, kind, tmp_path):
+    check = export.write_checked(tmp_path / "model.bin", trained(NETWORKS[name]()), kind)
+    assert check.error <= 1.0
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_odd_layers(kind, tmp_path):
+    assert export.write_checked(tmp_path / "odd.bin", trained(odd_network()), kind).error <= 1.0
+
+
+def test_torch_refuses_what_it_lacks_and_pads_on_one_side(tmp_path):
+    pool = AveragePool((2, 2), (2, 2), ((1, 0), (0, 0)), count_padding=False)
+    with pytest.raises(InputError, match="PyTorch has no average pool with padding"):
+        torch_file.write(tmp_path / "odd.pt", trained(Network((2, 5, 5), (pool, Flatten(), Dense(2)))))
+    conv = Conv(3, (3, 2), (2, 1), ((2, 0), (0, 1)))
+    pool = MaxPool((2, 2), (1, 1), ((1, 0), (0, 1)))
+    network = Network((2, 7, 6), (conv, BatchNorm(), Activation("gelu"), pool, Flatten(), Dense(2)))
+    for kind in WRITERS:
+        assert export.write_checked(tmp_path / f"one.{kind}", trained(network), kind).error <= 1.0
+
+
+@given(case=ns.cases(gates=("ones",), train=False), kind=st.sampled_from(sorted(WRITERS)))
+def test_random_networks(case, kind, tmp_path_factory):
+    """Every layer and shortcut, paths on some channels; conventions that PyTorch lacks in evaluation are refused."""
+    model = trained(ungated(case.network), case.seed % 2**31)
+    path = tmp_path_factory.mktemp("export") / "model.bin"
+    try:
+        check = export.write_checked(path, model, kind)
+    except InputError as error:
+        assert kind == "torch" and "PyTorch has no" in str(error)  # noqa: PT017, PT018
+        return
+    assert check.error <= 1.0
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("mistake", ["weights of another", "statistics swapped"])
+def test_a_wrong_file_is_noticed(kind, mistake, tmp_path):
+    """Tests the tests: `compare` sees a file that holds something else."""
+    model = trained(NETWORKS["resnet-20"]())
+    path = tmp_path / "model.bin"
+    name = "conv1.weight"
+    params = model.params | {name: model.params[name] * np.float32(1.001)}
+    statistics = {n: model.statistics[n.replace("variance", "mean")] for n in model.statistics}
+    wrong = model._replace(params=params) if mistake.startswith("weights") else model._replace(statistics=statistics)
+    WRITERS[kind].write(path, wrong)
+    assert export.compare(model, lambda x: WRITERS[kind].outputs(path, x)).error > 1.0
+
+
+def test_the_built_module_needs_nothing_but_pytorch(tmp_path):
+    torch_file.write(tmp_path / "net.pt", trained(NETWORKS["resnet-20"]()))
+    code = "import sys, torch, net; m = net.build(); m.load_state_dict(torch.load('net.pt', weights_only=True))\n"
+    code += "print(tuple(m.eval()(torch.zeros(2, 3, 32, 32)).shape), 'refprune' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "(2, 10) False"
+
+
+# npz ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_npz_round_trip(name, tmp_path):
+    model = trained(NETWORKS[name]())
+    export.write_npz(tmp_path / "w.npz", model)
+    again = exchange.load(tmp_path / "w.npz")
+    assert again.network == model.network
+    for mine, theirs in zip(again[1:], model[1:], strict=True):
+        assert list(mine) == list(theirs)
+        for key, array in theirs.items():
+            assert mine[key].dtype == array.dtype
+            np.testing.assert_array_equal(mine[key], array)
+
+
+def test_damaged_npz_files_are_refused(tmp_path):
+    path = tmp_path / "w.npz"
+    with pytest.raises(InputError, match=r"w\.npz: no weights of refprune"):
+        exchange.load(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"w\.npz: no weights of refprune"):
+        exchange.load(path)
+    export.write_npz(path, trained(NETWORKS["lenet-5"]()))
+    arrays = dict(np.load(path))
+    np.savez(path, **{k: v for k, v in arrays.items() if k != "conv1.weight"})
+    with pytest.raises(InputError, match=r"needs an array conv1\.weight"):
+        exchange.load(path)
+    header = json.loads(str(arrays["spec"])) | {"format": "other"}
+    np.savez(path, **(arrays | {"spec": np.array(json.dumps(header))}))
+    with pytest.raises(InputError, match="expected format 'refprune-weights-1', found 'other'"):
+        exchange.load(path)
+
+
+# Coming in ---------------------------------------------------------------------------------------------------------------
+
+
+def logits(model, x):
+    return forward(model.network, ORACLE, model.params, x, statistics=model.statistics).output
+
+
+def test_a_state_dict_written_here_comes_back(tmp_path):
+    model = trained(NETWORKS["vgg-16-residual"]())
+    torch_file.write(tmp_path / "w.pt", model)
+    (tmp_path / "w.json").write_text(json.dumps(spec.to_json(model.network)))
+    again = exchange.load(tmp_path / "w.pt", str(tmp_path / "w.json"))
+    assert list(again.params) == list(model.params)
+    for key, array in (model.params | model.statistics).items():
+        np.testing.assert_array_equal((again.params | again.statistics)[key], array)
+
+
+def torchvision_names(depth, module):
+    """The state dict of test_zoo_residual's module under the names that torchvision gives to the same tensors."""
+    blocks = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[depth]
+    stages = [f"layer{s + 1}.{b}" for s, count in enumerate(blocks) for b in range(count)]
+    renamed = {}
+    for key, value in module.state_dict().items():
+        place, _, rest = key.partition(".")
+        index = int(place) - 4
+        if index < 0:
+            renamed[f"{'conv1' if place == '0' else 'bn1'}.{rest}"] = value
+        elif index >= len(stages):
+            renamed[f"fc.{rest}"] = value
+        else:
+            part, number, name = rest.split(".")
+            kind = ("conv", "bn")[int(number) % 3]
+            inner = f"{kind}{int(number) // 3 + 1}" if part == "path" else f"downsample.{number}"
+            renamed[f"{stages[index]}.{inner}.{name}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvisions_resnets_come_in(depth, tmp_path):
+    """In the order in which torchvision defines them; the logits are PyTorch's."""
+    torch.manual_seed(0)
+    module = torch_imagenet(depth, 2, "3x3").double().eval()
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        nn.init.normal_(norm.running_mean)
+    torch.save(torchvision_names(depth, module), tmp_path / "r.pt")
+    model = exchange.load(tmp_path / "r.pt", f"resnet-{depth}:width=2;size=33")
+    assert export.compare(model, lambda x: module.float()(torch.from_numpy(x)).detach().numpy()).error <= 1.0
+
+
+# The command -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ["training.epochs=1", "training.threads=1", "data.train_limit=128", "network.sections=3", "unpruned=false"]
+    settings = [part for option in options for part in ("--set", option)]
+    assert cli.main(["run", "--out", str(folder), *settings, "--set", "gates.warmup_epochs=0"]) == 0
+    return folder
+
+
+def test_export_writes_and_checks(finished, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("a.npz", "a.onnx", "a.pt")]
+    capsys.readouterr()
+    assert cli.main(["export", str(finished), "--npz", str(paths[0]), "--onnx", str(paths[1]), "--torch", str(paths[2])]) == 0
+    out = capsys.readouterr().out
+    assert out.count("equal on 2 random inputs") == 2
+    model = exchange.load(paths[0])
+    x = np.random.default_rng(0).standard_normal((3, 1, 28, 28)).astype(np.float32)
+    wide = model._replace(params={n: p.astype(np.float64) for n, p in model.params.items()})
+    for writer, path in ((onnx_file, paths[1]), (torch_file, paths[2])):
+        assert (writer.outputs(path, x).argmax(axis=1) == logits(wide, x.astype(np.float64)).argmax(axis=1)).all()
+
+
+def test_export_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
+    assert cli.main(["export", str(finished)]) == 2
+    assert "at least one of --npz, --onnx, --torch" in capsys.readouterr().err
+    assert cli.main(["export", str(finished), "--torch", str(tmp_path / "a.py")]) == 2
+    assert "another ending than .py" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "refprune.export.onnx_file", None)
+    monkeypatch.delattr(export, "onnx_file", raising=False)
+    assert cli.main(["export", str(finished), "--onnx", str(tmp_path / "a.onnx")]) == 2
+    assert "pip install -e '.[exchange]'" in capsys.readouterr().err
+
+
+def test_undecided_networks_are_not_exported(finished, tmp_path, monkeypatch):
+    state = checkpoint.load(finished / "pruned").state
+    gated = dataclasses.replace(state, network=Network((2,), (Section((Dense(2),)), Dense(2))))
+    monkeypatch.setattr(checkpoint, "load", lambda _: checkpoint.Checkpoint(gated, {}))
+    with pytest.raises(InputError, match="1 gates are not decided yet"):
+        export.of_run(finished)

@@ -1,0 +1,118 @@
+"""Trees of images: a generated one read back, scaled and cut as by hand, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refprune import config, data, experiment, folder
+from refprune.errors import DataError, InputError
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes; PNG, so that pixels come back; an RGB image, a grey one, one with a palette, one of other endings."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "ant"):
+            for i in range(count):
+                write(tmp_path / part / name / f"{i}.png", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            (tmp_path / part / name / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_labels_are_places_in_the_sorted_classes(tree):
+    images = folder.read(tree, 14)
+    assert images.classes == ("ant", "cat")
+    assert images.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images.test_labels.tolist() == [0, 0, 1, 1]
+    assert (images.train_images.shape, images.train_images.dtype) == ((6, 3, 14, 14), np.uint8)
+
+
+def test_an_image_of_the_margins_size_is_cut_and_nothing_else(tree):
+    """16 = 14·256/224: no scaling, the centre 14×14 of every channel, first image of the first class first."""
+    images = folder.read(tree, 14)
+    pixels = np.asarray(Image.open(tree / "train" / "ant" / "0.png"))
+    np.testing.assert_array_equal(images.train_images[0], pixels[1:15, 1:15].transpose(2, 0, 1))
+
+
+def test_long_sides_are_cut_in_the_middle_and_grey_becomes_rgb(tree):
+    """A grey ramp of 8×24 pixels, doubled to 16×48 by the scaling: the middle 14 columns, equal channels, still rising."""
+    ramp = np.tile(np.linspace(0, 230, 24).astype(np.uint8), (8, 1))
+    write(tree / "train" / "ant" / "0.png", ramp)
+    image = folder.read(tree, 14).train_images[0]
+    assert (image == image[0]).all()
+    assert (np.diff(image[0].astype(int), axis=1) >= 0).all()
+    middle = np.linspace(0, 230, 48)[17:31]
+    assert np.abs(image[0].mean(axis=0) - middle).max() <= 230 / 23
+
+
+def test_jpeg_and_palette_images_are_read(tree):
+    Image.new("RGB", (40, 30), (200, 10, 60)).save(tree / "train" / "ant" / "0.JPEG")
+    Image.new("P", (5, 9)).save(tree / "val" / "cat" / "p.png")
+    images = folder.read(tree, 14)
+    assert (len(images.train_labels), len(images.test_labels)) == (7, 5)
+    assert np.abs(images.train_images[0].mean(axis=(1, 2)) - [200, 10, 60]).max() < 4
+
+
+def test_load_by_name_and_run(tree, tmp_path):
+    dataset = data.load(f"folder:{tree}@14")
+    assert (dataset.classes, dataset.train_images.shape) == (2, (6, 3, 14, 14))
+    assert data.load(f"folder:{tree.name}@14", tree.parent).test_labels.tolist() == [0, 0, 1, 1]
+    assert data.load(f"folder:{tree}").train_images.shape == (6, 3, 224, 224)
+    settings = config.from_dict(
+        {
+            "network": {"name": "resnet-18", "width": 2, "size": 33, "classes": 2, "gates": True, "units": True},
+            "data": {"name": f"folder:{tree}@33"},
+            "training": {"epochs": 1, "batch_size": 3, "threads": 1},
+            "unpruned": False,
+        }
+    )
+    assert experiment.run(settings, tmp_path / "run")["runs"]["pruned"]["steps"] == 2
+
+
+def broken(tree, how):
+    if how == "no val":
+        (tree / "val").rename(tree / "test")
+    elif how == "class in one part":
+        (tree / "train" / "bee").mkdir()
+    elif how == "empty class":
+        for part in ("train", "val"):
+            (tree / part / "bee").mkdir()
+    elif how == "no image":
+        (tree / "val" / "cat" / "1.png").write_bytes(b"\x89PNG\r\n")
+    elif how == "no classes":
+        for part in ("train", "val"):
+            (tree / part).rename(tree / f"old {part}")
+            (tree / part).mkdir()
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no val", "val: is no folder; expected are train/CLASS/image"),
+        ("class in one part", "class 'bee' is in one of train/ and val/ only"),
+        ("empty class", "bee: holds no images"),
+        ("no image", r"1\.png: no image that can be read"),
+        ("no classes", "there are no classes"),
+    ],
+)
+def test_broken_trees_are_refused(tree, how, message):
+    with pytest.raises(DataError, match=message):
+        folder.read(broken(tree, how), 14)
+
+
+@pytest.mark.parametrize("name", ["folder:", "folder:@14", "folder:x@big"])
+def test_names_that_say_nothing_are_refused(name):
+    with pytest.raises(InputError, match="expected folder:PATH or folder:PATH@SIZE"):
+        data.load(name)
+
+
+def test_sizes_below_one_are_refused(tree):
+    with pytest.raises(InputError, match="size: must be at least 1"):
+        folder.read(tree, 0)

@@ -1,0 +1,64 @@
+"""The baseline by magnitude: norms by loops, what goes, and a run that prunes once, fine-tunes and resumes."""
+
+import math
+
+import numpy as np
+import pytest
+from test_expected_cost import GATED
+
+from refprune import complexity, config, experiment
+from refprune.errors import InputError
+from refprune.magnitude import filter_norms, keep_largest
+from refprune.network import initialise
+from refprune.streams import Streams
+
+RULES = {
+    "network": {"name": "lenet-5", "units": True},
+    "data": {"name": "synthetic-digits", "train_limit": 96},
+    "gates": {"initial": 1.0, "magnitude": 0.7, "magnitude_epoch": 1},
+    "training": {"epochs": 2, "batch_size": 16, "threads": 1, "checkpoint_every": 2},
+    "unpruned": False,
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("removed", [0.0, 0.4, 0.75, 1.0])
+def test_the_smallest_filters_go(name, removed):
+    network = GATED[name]
+    params = initialise(network, Streams(4))
+    norms, keep = filter_norms(network, params), keep_largest(network, params, removed)
+    for group in network.gates:
+        if group.kind == "layer":
+            assert keep[group.start]
+            assert norms[group.start] == math.inf
+            continue
+        weight = params[f"{network.unit_links[group.name].producer}.weight"]
+        want = [math.fsum(abs(v) for v in row.reshape(-1)) for row in weight]
+        np.testing.assert_allclose(norms[group.slice], want, rtol=weight[0].size * 2.0**-52)
+        n = len(want)
+        order = sorted(range(n), key=lambda i: -want[i])
+        assert set(np.flatnonzero(keep[group.slice])) == set(order[: max(n - math.floor(removed * n), 1)])
+
+
+def test_equal_norms_go_from_the_end():
+    network = GATED["vgg chain"]
+    params = {key: np.ones_like(p) for key, p in initialise(network, Streams(0)).items()}
+    assert keep_largest(network, params, 0.5).tolist() == [True, True, False, True, True, False, True, True, False, False]
+
+
+def test_a_run_prunes_once_and_goes_on(tmp_path):
+    """Widths 6, 15, 150 of 20, 50, 500; θ stays 1; a run cut off in the second epoch ends with the same bits."""
+    summary = experiment.run(config.from_dict(RULES), tmp_path / "a")["runs"]["pruned"]
+    (removal,) = summary["removals"]
+    assert removal["step"] == 6
+    assert list(removal["removed"].values()) == [14, 35, 350]
+    assert summary["parameters"] == 6 * 26 + 15 * (25 * 6 + 1) + 150 * (16 * 15 + 1) + 10 * 151
+    assert summary["masked_compact_error"] <= 1.0
+    assert summary["decisions"] == []
+    assert complexity.parameters(experiment.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
+
+
+@pytest.mark.parametrize("gates", [{"initial": 0.9}, {"floor": 0.1, "threshold": 0.2}, {"magnitude_epoch": 2}])
+def test_what_does_not_go_together_is_refused(gates):
+    with pytest.raises(InputError, match=r"gates\.magnitude needs gates\.initial = 1"):
+        config.from_dict(RULES | {"gates": RULES["gates"] | gates})

@@ -1,0 +1,125 @@
+"""The networks with layer and unit gates: counts of N6 and of PyTorch modules written here, what a removal saves, ResNet-50."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_zoo import counts, torch_counts, torch_vgg
+from torch import nn
+
+from refprune import zoo
+from refprune.errors import InputError
+from refprune.layerspec import Section
+from refprune.surgery import prune
+from refprune.train import ungated
+
+
+class TorchResidual(nn.Module):
+    """A block of an ImageNet ResNet: basic (two 3×3) or bottleneck (1×1, 3×3, 1×1), option B where the shape changes."""
+
+    def __init__(self, old, inner, new, stride, stride_in):
+        super().__init__()
+        maps = [(old, inner, 3, stride), (inner, new, 3, 1)]
+        if new == 4 * inner:
+            first, second = (1, stride) if stride_in == "3x3" else (stride, 1)
+            maps = [(old, inner, 1, first), (inner, inner, 3, second), (inner, new, 1, 1)]
+        layers = []
+        for i, o, k, s in maps:
+            layers += [nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        self.path = nn.Sequential(*layers[:-1])
+        changes = stride > 1 or old != new
+        around = [nn.Conv2d(old, new, 1, stride, bias=False), nn.BatchNorm2d(new)] if changes else []
+        self.around = nn.Sequential(*around)
+
+    def forward(self, x):
+        return F.relu(self.path(x) + self.around(x))
+
+
+def torch_imagenet(depth, width, stride_in):
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}[depth]
+    layers = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    old = width
+    for stage, count in enumerate(blocks):
+        inner = width * 2**stage
+        for block in range(count):
+            new = 4 * inner if depth == 50 else inner
+            layers.append(TorchResidual(old, inner, new, 2 if stage and not block else 1, stride_in))
+            old = new
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(old, 1000))
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
+@pytest.mark.parametrize("stride_in", ["3x3", "1x1"])
+def test_imagenet_resnets_count_as_in_pytorch(depth, parameters, stride_in):
+    network = zoo.build(f"resnet-{depth}", {"stride_in": stride_in})
+    with torch.device("meta"):
+        module = torch_imagenet(depth, 64, stride_in)
+        assert counts(network) == torch_counts(module, (3, 224, 224))
+    assert counts(network)[0] == parameters
+
+
+def test_published_counts_of_resnet_50():
+    """N6."""
+    assert counts(zoo.build("resnet-50", {})) == (25_557_032, 4_089_184_256)
+    assert counts(zoo.build("resnet-50", {"stride_in": "1x1"})) == (25_557_032, 3_857_973_248)
+
+
+def test_vgg_with_residual_paths_counts_as_vgg():
+    """Option A costs nothing; option B adds a 1×1 convolution and a norm at the five changes of width."""
+    plain = torch_counts(torch_vgg(64), (3, 32, 32))
+    assert counts(zoo.build("vgg-16-residual", {})) == plain
+    widths = [(3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 512, 4)]
+    more = sum(i * o + 2 * o for i, o, _ in widths), sum(i * o * size**2 for i, o, size in widths)
+    with_b = counts(zoo.build("vgg-16-residual", {"shortcut": "B"}))
+    assert (with_b[0] - plain[0], with_b[1] - plain[1]) == more
+
+
+GATED = {
+    "lenet-5": ({"units": True}, 570),
+    "vgg-16": ({"units": True}, 4224),
+    "vgg-16-residual": ({}, 4224 + 13),
+    "resnet-20": ({"gates": True, "units": True}, 9 + 3 * (16 + 32 + 64)),
+    "resnet-56": ({"gates": True, "units": True}, 27 + 9 * (16 + 32 + 64)),
+    "resnet-18": ({"gates": True, "units": True}, 8 + 2 * (64 + 128 + 256 + 512)),
+    "resnet-50": ({"gates": True, "units": True}, 16 + 2 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gates_change_no_count(name):
+    options, gates = GATED[name]
+    network = zoo.build(name, options)
+    assert network.gate_count == gates
+    assert counts(network) == counts(zoo.build(name, {key: False for key in ("gates", "units") if key in options}))
+    assert counts(ungated(network)) == counts(network)
+
+
+def test_what_a_unit_of_vgg_costs():
+    """VGG chains: filter 0 of the second convolution takes a row of its own, its norm, and a column of the third."""
+    network = zoo.build("vgg-16", {"units": True})
+    keep = np.arange(network.gate_count) != 64
+    smaller = prune(network, keep).network
+    saved = counts(network)[0] - counts(smaller)[0], counts(network)[1] - counts(smaller)[1]
+    assert saved == (64 * 9 + 2 + 128 * 9, 64 * 9 * 32**2 + 128 * 9 * 16**2)
+
+
+def test_all_sections_of_the_residual_vgg_can_go():
+    """N5: the shortcuts keep the network connected; nothing but pools and zero channels is left before the head."""
+    network = zoo.build("vgg-16-residual", {"width": 3})
+    smaller = prune(network, np.zeros(network.gate_count)).network
+    assert counts(smaller) == (24 * 10 + 10, 240)
+    assert not any(isinstance(layer, Section) for layer in smaller.layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: zoo.build("resnet-50", {"stride_in": "7x7"}), "network.stride_in: '7x7' is not known"),
+        (lambda: zoo.build("resnet-18", {"classes": 0}), "network.classes, network.size: must be at least 1"),
+        (lambda: zoo.build("vgg-16-residual", {"width": 2}), "network.width: option A pads"),
+        (lambda: zoo.build("vgg-16-residual", {"shortcut": "C"}), "network.shortcut: 'C' is not known"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
