@@ -214,7 +214,9 @@ def weight_gradient(workspace: Workspace, x: Array, dy: Array, groups: int, wind
         scratch = workspace.empty((parts, -(-size // lanes) * lanes), dtype)
         tiles = workspace.empty((shares, groups, rows * -(-steps // DOT_COLUMNS) * tile), dtype)
         _direct[dtype](parts, x, dy, tiles, taps_at, dy_at, chosen.numbers, chosen.length, at_once, dy_row, scratch)
-        _gather_tiles[dtype](1, np.add.reduce(tiles, axis=0) if shares > 1 else tiles[0], dw)
+        with np.errstate(all="ignore"):  # what a tile has beyond dw is any memory, inf and NaN too; nobody reads it
+            total = np.add.reduce(tiles, axis=0) if shares > 1 else tiles[0]
+        _gather_tiles[dtype](1, total, dw)
         return dw
     area = steps // channels
     at_once = max(1, min(PATCHES // (area * PANEL), -(-channels // 8)))
