@@ -1,9 +1,9 @@
 """Networks that others trained: the arrays of a file, under a spec that names their conventions; or a run's own checkpoint.
 
-A file's arrays are taken by name where it uses the spec's layer names, else in its own order, a layer after the other, in a
-section the path before the shortcut, as frameworks define them. What a `Layout` calls the arrays, and how it orders the axes
-of weights, is told by the last parts of their names. Every array must fit and none may be left over: the first that does not
-is named.
+A file's arrays are taken by name where most of its layers have the spec's names, else in its own order, a layer after the
+other, in a section the path before the shortcut, as frameworks define them. What a `Layout` calls the arrays, and how it orders
+the axes of weights, is told by the last parts of their names. Every array must fit and none may be left over: the first that
+does not is named.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def load(
         if state.network.gate_count:
             raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
         return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
-    if spec_name is None and path.suffix == ".npz":
+    if spec_name is None and _holds_spec(path):
         trained = read_npz(path)
         return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
     if spec_name is None:
@@ -112,6 +113,10 @@ def load(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+
+
+def _holds_spec(path: Path) -> bool:
+    return path.suffix == ".npz" and zipfile.is_zipfile(path) and "spec.npy" in zipfile.ZipFile(path).namelist()
 
 
 def read_npz(path: Path) -> Trained:
@@ -231,7 +236,7 @@ def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool 
     layout = layout_of(arrays)
     modules = _modules(arrays, layout)
     layers = [layer for layer in _in_order(network) if _keys(layer)]
-    by_name = any(layer.name in modules for layer in layers)
+    by_name = 2 * sum(layer.name in modules for layer in layers) > len(layers)
     if not by_name and not ordered:
         raise DataError(f"{next(iter(modules))}: is no layer of the spec, and such a file keeps no order: name them (--names)")
     found: Arrays = {}

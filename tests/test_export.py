@@ -122,7 +122,7 @@ def test_npz_round_trip(name, tmp_path):
     export.write_npz(tmp_path / "w.npz", model)
     again = exchange.load(tmp_path / "w.npz")
     assert again.network == model.network
-    for mine, theirs in zip(again[1:], model[1:], strict=True):
+    for mine, theirs in ((again.params, model.params), (again.statistics, model.statistics)):
         assert list(mine) == list(theirs)
         for key, array in theirs.items():
             assert mine[key].dtype == array.dtype
@@ -131,10 +131,10 @@ def test_npz_round_trip(name, tmp_path):
 
 def test_damaged_npz_files_are_refused(tmp_path):
     path = tmp_path / "w.npz"
-    with pytest.raises(InputError, match=r"w\.npz: no weights of refprune"):
+    with pytest.raises(InputError, match=r"w\.npz: is neither here nor"):
         exchange.load(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"w\.npz: no weights of refprune"):
+    with pytest.raises(InputError, match=r"w\.npz: a file of weights needs --spec"):
         exchange.load(path)
     export.write_npz(path, trained(NETWORKS["lenet-5"]()))
     arrays = dict(np.load(path))
