@@ -91,7 +91,10 @@ def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
     columns = min(3, max(1, len(shown)))
     lines = max(1, -(-len(shown) // columns))
     drawing = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained")
-    for axes, (label, metrics) in zip(drawing.subplots(lines, columns, squeeze=False).flat, shown, strict=False):
+    panels = list(drawing.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (label, metrics) in zip(panels, shown, strict=False):
         report.draw_theta(axes, metrics)
         axes.set_title(label, fontsize=7)
         axes.set(xlabel="step", ylabel="θ")
