@@ -152,6 +152,15 @@ def balanced(every: Table, is_layer: Array, theta: Array, *, alpha: float, rho: 
     return both * r(theta) + max(0.0, 2.0 * rho - 1.0) * layers + max(0.0, 1.0 - 2.0 * rho) * units
 
 
+def balanced_at_vertices(every: Table, is_layer: Array, *, alpha: float, rho: float) -> Array:
+    """(V,) R_ρ of C3 where every gate is 0 or 1: a summand that looks past some gates reads the row where these are 1."""
+    macs, parameters = (every.costs[q] / every.costs[q][-1] for q in ("macs", "parameters"))
+    r, powers = alpha * macs + (1.0 - alpha) * parameters, 2 ** np.arange(is_layer.size)[::-1]
+    layers, units = (r[(np.where(seen, every.vertices, 1.0) @ powers).astype(int)] for seen in (is_layer, ~is_layer))
+    balanced: Array = (1 - abs(2 * rho - 1)) * r + max(0.0, 2 * rho - 1) * layers + max(0.0, 1 - 2 * rho) * units
+    return balanced
+
+
 def is_layer(network: Network) -> Array:
     """(G,) which gates are layer gates."""
     return np.array([group.kind == "layer" for group in network.gates for _ in range(group.stop - group.start)])

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import complexity
 from ..complexity import CostModel, Term
 from ..layers import Array
-from ..penalty import Penalty, reference
+from ..penalty import Penalty, Reference, reference
+from ..spec import Network
 from .planting import Function, Mistake, field_of, instead, result
 
 
@@ -70,6 +72,10 @@ def _rebased(p: Penalty) -> Penalty:
     return dataclasses.replace(p, reference=reference(p.network))
 
 
+def _of_weights(network: Network) -> Reference:
+    return Reference(complexity.macs(network), complexity.parameters(network, parts=("weight",)))
+
+
 def _nu_per_sample(f: Function) -> Function:
     return lambda state, config, samples: dataclasses.replace(f(state, config, samples), nu=config.objective.nu)
 
@@ -85,8 +91,7 @@ def _at_the_mode(f: Function) -> Function:
     return lambda network, theta, *a, **k: f(network, (theta >= 0.5).astype(np.float64), *a, **k)
 
 
-def _gates_not_removed(f: Function) -> Function:
-    """The pulls of the network at the start, of which the first gates are read."""
+def _start_forgotten(f: Function) -> Function:
 
     def wrong(state: Any, cut: Any) -> Any:
         return dataclasses.replace(f(state, cut), start=reference(cut.network))
@@ -96,50 +101,58 @@ def _gates_not_removed(f: Function) -> Function:
 
 COST = (
     Mistake(
-        "batch-norm forgotten", "complexity:CostModel.weights", lambda f: lambda s, q, p=(): f(s, q, ("weight", "bias")), ()
+        "batch-norm forgotten",
+        "complexity:CostModel.weights",
+        lambda f: lambda model, quantity, parts=(): f(model, quantity, set(parts) - {"norm"}),
+        ("C1",),
     ),
-    Mistake("biases forgotten", "complexity:cost_model", result(_terms(lambda t, n: _scaled(t, int(t.part != "bias")))), ()),
     Mistake(
-        "MACs of a gated layer counted twice",
+        "biases forgotten", "complexity:cost_model", result(_terms(lambda t, n: _scaled(t, int(t.part != "bias")))), ("C1",)
+    ),
+    Mistake(
+        "MACs of gated layers counted twice",
         "complexity:cost_model",
         result(_terms(lambda t, n: t._replace(macs=t.macs * (1 + (n > 1))))),
-        (),
+        ("C1",),
     ),
-    Mistake("a shared group counted on one side", "complexity:cost_model", result(_columns_once), ()),
-    Mistake("layer gate without effect on the cost", "complexity:cost_model", result(_sections_kept), ()),
-    Mistake("layer gate on weights alone", "complexity:cost_model", result(_sections_on_weights), ()),
-    Mistake("layer gate squared", "complexity:CostModel.alive", instead(_layer_gate_squared), ()),
-    Mistake("slope of the rows' side alone", "complexity:CostModel.gradient", _one_side, ()),
-    Mistake("slopes of the neighbouring gates", "complexity:CostModel.gradient", result(lambda g: np.roll(g, 1)), ()),
+    Mistake("a shared group counted on one side", "complexity:cost_model", result(_columns_once), ("C1",)),
+    Mistake("layer gate without effect on the cost", "complexity:cost_model", result(_sections_kept), ("C1",)),
+    Mistake("layer gate on weights alone", "complexity:cost_model", result(_sections_on_weights), ("C1",)),
+    Mistake("layer gate squared", "complexity:CostModel.alive", instead(_layer_gate_squared), ("C1",)),
+    Mistake("slope of the rows' side alone", "complexity:CostModel.gradient", _one_side, ("C1",)),
+    Mistake("slopes of the neighbouring gates", "complexity:CostModel.gradient", result(lambda g: np.roll(g, 1)), ("C1",)),
     Mistake(
         "slope of the cost with all gates on",
         "complexity:CostModel.gradient",
-        lambda f: lambda s, t, w: f(s, np.ones_like(t), w),
-        (),
+        lambda f: lambda model, theta, weights: f(model, np.ones_like(theta), weights),
+        ("C1",),
     ),
-    Mistake("gates around grouped convolutions let through", "links:_ungrouped", instead(lambda layer, gate: layer.name), ()),
-    Mistake("α and 1 − α swapped", "penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ()),
-    Mistake("share of the pruned network in itself", "penalty:share", instead(lambda network, whole, alpha: 1.0), ()),
-    Mistake("reference without batch-norm", "penalty:reference", result(lambda r: r._replace(parameters=r.parameters - 1)), ()),
-    Mistake("ρ and 1 − ρ swapped", "penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ()),
-    Mistake("gates of the other kind closed", "penalty:Penalty._views", _closed_elsewhere, ()),
-    Mistake("summands of the balance unweighted", "penalty:Penalty._views", _unweighted, ()),
-    Mistake("gates that nothing presses on left open", "train:pressed", instead(lambda network, config: network), ()),
-    Mistake("reference moved along with the pruning", "train:penalty_of", result(_rebased), ()),
-    Mistake("ν not divided by N", "train:penalty_of", _nu_per_sample, ()),
-    Mistake("vertices compared by the loss alone", "settle:decide", _without_size, ()),
-    Mistake("Σ β θ taken for ν R", "penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ()),
-    Mistake("slope at half of θ", "penalty:Penalty.gradient", lambda f: lambda p, t: f(p, 0.5 * t), ()),
-    Mistake("start forgotten at a removal", "train:cut_state", _gates_not_removed, ()),
-    Mistake("1/N dropped in log γ", "flattening:log_gamma_from_beta", instead(lambda beta, samples: -beta), ()),
-    Mistake("rows of layers at the likelier gates", "complexity:expected_per_layer", _at_the_mode, ()),
-    Mistake("one FLOP a multiply-accumulate", "complexity:flops", result(lambda n: n // 2), ()),
-    Mistake("training counted as inference", "complexity:training_macs", result(lambda n: n // 3), ()),
-    Mistake("backward passes not counted", "network:backward", field_of("macs", lambda n: 0), ()),
+    Mistake(
+        "gates around grouped convolutions let through", "links:_ungrouped", instead(lambda layer, gate: layer.name), ("C1",)
+    ),
+    Mistake("α and 1 − α swapped", "penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
+    Mistake("share of the pruned network in itself", "penalty:share", instead(lambda network, whole, alpha: 1.0), ("C2",)),
+    Mistake("reference without biases and norms", "penalty:reference", instead(_of_weights), ("C2",)),
+    Mistake("ρ and 1 − ρ swapped", "penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
+    Mistake("gates of the other kind closed", "penalty:Penalty._views", _closed_elsewhere, ("C3",)),
+    Mistake("summands of the balance unweighted", "penalty:Penalty._views", _unweighted, ("C3",)),
+    Mistake("gates that nothing presses on left open", "train:pressed", instead(lambda network, config: network), ("C3",)),
+    Mistake("reference moved along with the pruning", "train:penalty_of", result(_rebased), ("C5",)),
+    Mistake("ν not divided by N", "train:penalty_of", _nu_per_sample, ("C4",)),
+    Mistake("vertices compared by the loss alone", "settle:decide", _without_size, ("C4",)),
+    Mistake("Σ β θ taken for ν R", "penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")),
+    Mistake("slope at half of θ", "penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
+    Mistake("start forgotten at a removal", "train:cut_state", _start_forgotten, ("C5",)),
+    Mistake("1/N dropped in log γ", "flattening:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")),
+    Mistake("rows of layers at the likelier gates", "complexity:expected_per_layer", _at_the_mode, ("C6",)),
+    Mistake("one FLOP a multiply-accumulate", "complexity:flops", result(lambda n: n // 2), ("C6",)),
+    Mistake("training counted as inference", "complexity:training_macs", result(lambda n: n // 3), ("C6",)),
+    Mistake("backward passes not counted", "network:backward", field_of("macs", lambda n: 0), ("C6",)),
+    Mistake("passes of `paired` not counted", "estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
     Mistake(
         "expected size at the likelier gates",
         "experiment:size_left",
         lambda f: lambda state: f(dataclasses.replace(state, theta=np.round(state.theta))),
-        (),
+        ("C6",),
     ),
 )
