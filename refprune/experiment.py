@@ -284,7 +284,7 @@ class TrainingRun:
                     state = self._remove(state, keep)
             if state.step % training.log_every == 0:
                 line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
-                self._write(line | {"macs": state.macs, "theta": _theta_by_name(state)})
+                self._write(line | self._spent(state) | size_left(state) | {"theta": _theta_by_name(state)})
             due = training.checkpoint_every and state.step % training.checkpoint_every == 0
             if due and state.step % self.steps_per_epoch:
                 self._evaluate(state, Images(x, labels))
@@ -298,7 +298,7 @@ class TrainingRun:
         score = self._evaluate(state, self.setup.test)
         row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
         row |= {"gates": self.settings.gates.evaluation, "sections": count_sections(state.network)}
-        row |= {"macs_per_image": complexity.macs(state.network), "macs": state.macs, "seconds": self._seconds()}
+        row |= self._spent(state) | size_left(state) | {"seconds": self._seconds()}
         self._write({"event": "epoch"} | row)
         self.progress.line(
             f"{self.name:9} epoch {epoch:3d}/{self.epochs}  test {100 * score.accuracy:6.2f} %  "
@@ -359,7 +359,7 @@ class TrainingRun:
 
     def _summary(self, state: State) -> dict[str, Any]:
         errors = [row["masked_compact_error"] for row in self.log["removals"] if row["masked_compact_error"] is not None]
-        full = complexity.training_macs(self.network) * self.settings.training.batch_size * state.step
+        spent = self._spent(state)
         return {
             **self.log["final"],
             "sections": count_sections(state.network),
@@ -368,8 +368,8 @@ class TrainingRun:
             "parameters_at_start": complexity.parameters(self.network),
             "macs_per_image": complexity.macs(state.network),
             "macs_per_image_at_start": complexity.macs(self.network),
-            "training_macs": state.macs,
-            "training_macs_unpruned": full,
+            "training_macs": spent["macs"],
+            "training_macs_unpruned": spent["macs_unpruned"],
             "steps": state.step,
             "epochs": state.step // self.steps_per_epoch,
             "seconds": self.log["seconds"],
@@ -378,6 +378,11 @@ class TrainingRun:
             "decisions": self.log["decisions"],
             "masked_compact_error": float(np.max(errors)) if errors else None,
         }
+
+    def _spent(self, state: State) -> Summary:
+        """MACs of the training so far, and what the unpruned network would have taken for the same steps (C6)."""
+        full = complexity.training_macs(self.network) * self.settings.training.batch_size * state.step
+        return {"macs": state.macs, "macs_unpruned": full}
 
     def _seconds(self) -> float:
         return time.monotonic() - self.began
@@ -411,6 +416,18 @@ def count_sections(network: Network) -> int:
 def _theta_by_name(state: State) -> dict[str, float]:
     """θ of every layer gate, the mean θ of every group of unit gates."""
     return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
+
+
+def size_left(state: State) -> Summary:
+    """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6)."""
+    network = state.network
+    expected = {q: float(complexity.expected(network, state.theta, q)) for q in ("macs", "parameters")}
+    return {
+        "macs_per_image": complexity.macs(network),
+        "parameters": complexity.parameters(network),
+        "expected_macs_per_image": expected["macs"],
+        "expected_parameters": expected["parameters"],
+    }
 
 
 def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) -> float | None:

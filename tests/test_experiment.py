@@ -137,6 +137,24 @@ def test_theta_is_logged_until_its_gate_goes(whole):
     assert all(line.get("theta") in (None, {}) for line in lines(folder / "unpruned"))
 
 
+def test_every_line_tells_the_size_that_is_left_and_the_training_so_far(whole):
+    """C6: realised and expected MACs and parameters, from the θ of the line (six digits), and the unpruned run's MACs."""
+    folder, summary = whole
+    outside, section = np.array([784 * 6 + 60, 785 * 6 + 70]), np.array([36, 42])
+    for name, run in summary["runs"].items():
+        found = [line for line in lines(folder / name) if line["event"] in ("step", "epoch")]
+        assert [line["macs_unpruned"] for line in found] == [line["step"] * 8 * (2 * 4704 + 3 * 168) for line in found]
+        assert found[-1]["macs_unpruned"] == run["training_macs_unpruned"]
+        for line in found:
+            counts = np.array([line["macs_per_image"], line["parameters"]])
+            expected = np.array([line["expected_macs_per_image"], line["expected_parameters"]])
+            if name == "unpruned":
+                assert counts.tolist() == expected.tolist() == (outside + 3 * section).tolist()
+            elif line["event"] == "step":
+                assert counts.tolist() == (outside + len(line["theta"]) * section).tolist()
+                assert np.abs(expected - outside - sum(line["theta"].values()) * section).max() <= 3 * 0.51e-6 * 42
+
+
 def test_every_removal_was_compared_with_the_masked_network(whole):
     for row in whole[1]["runs"]["pruned"]["removals"]:
         assert 0.0 <= row["masked_compact_error"] <= 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .mistakes_in_cost import COST
 from .mistakes_in_dynamics import DYNAMICS
 from .mistakes_in_judging import SIMILARITY
 from .mistakes_in_layers import LAYERS
@@ -11,4 +12,4 @@ from .planting import Mistake, planted
 
 __all__ = ["MISTAKES", "Mistake", "planted"]
 
-MISTAKES: tuple[Mistake, ...] = (*PRIORS, *LAYERS, *OBJECTIVE, *DYNAMICS, *SIMILARITY)
+MISTAKES: tuple[Mistake, ...] = (*PRIORS, *LAYERS, *OBJECTIVE, *DYNAMICS, *COST, *SIMILARITY)

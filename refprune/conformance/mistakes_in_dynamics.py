@@ -50,7 +50,7 @@ def _with_gates(**changes: Any) -> Any:
 
 
 DYNAMICS: tuple[Mistake, ...] = (
-    Mistake("projection forgotten", "dynamics:projected_flow", instead(_unprojected), ("D2",)),
+    Mistake("flow without projection", "dynamics:projected_flow", instead(_unprojected), ("D2",)),
     Mistake("an end is never left", "dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
     Mistake(
         "saddle at λ = 1",

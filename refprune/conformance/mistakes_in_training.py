@@ -102,7 +102,7 @@ OBJECTIVE = (
     Mistake("uniforms of 52 bits", "streams:Streams.uniform", result(lambda u: np.floor(u * 2.0**52) / 2.0**52), ("O8",)),
     Mistake("normals of twice the variance", "streams:Streams.normal", result(lambda z: np.sqrt(2) * z), ("O8",)),
     Mistake("permutation reversed", "streams:Streams.permutation", result(lambda p: p[::-1]), ("O8",)),
-    Mistake("the worse vertex is taken", "settle:decide", _decides_the_other_way, ("O9",)),
-    Mistake("undecided gates not listed", "settle:decide", result(lambda r: (r[0], [], r[2])), ("O9",)),
+    Mistake("the worse vertex is taken", "settle:decide", _decides_the_other_way, ("O9", "C4")),
+    Mistake("undecided gates not listed", "settle:decide", result(lambda r: (r[0], [], r[2])), ("O9", "C4")),
     Mistake("biased variance in the running average", "objective:update_statistics", _statistics_swapped, ("O9",)),
 )

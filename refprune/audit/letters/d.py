@@ -15,7 +15,7 @@ from ...layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, 
 from ...objective import BatchLoss
 from ...spec import Network
 from .. import figures
-from ..claims import OURS, Claim, Context, Finding, exact
+from ..claims import OURS, Claim, Context, Finding, exact, worst
 from ..flows import (
     Sections,
     euler,
@@ -146,6 +146,39 @@ def _(context: Context) -> Finding:
 @D7.witness("columns at 0 and not at 0: a unit's gate matters only where its column is not 0")
 def _(context: Context) -> Finding:
     return _gates_that_matter(context, "unit")
+
+
+@D7.witness("Gauss–Legendre: opening a unit changes c by ∫ ⟨∂c/∂W(tW), W⟩ dt, so by at most the largest slope times w")
+def _(context: Context) -> Finding:
+    """The bound of a deviation is what 16 nodes do better than 12, and the rounding of the sum."""
+    loss, gates = _mixed(context)
+    norms, findings = blocks.block_norms(loss.network, loss.params), []
+    for group, block in zip(loss.network.gates, blocks.blocks(loss.network), strict=True):
+        for j in range(block.gates if group.kind == "unit" else 0):
+            g = group.start + j
+            integrals, largest = [], 0.0
+            for nodes in (12, 16):
+                t, weights = np.polynomial.legendre.leggauss(nodes)
+                products = []
+                for share in 0.5 * (1.0 + t):
+                    params = dict(loss.params)
+                    for name in block.names:
+                        params[name] = loss.params[name].copy()
+                        block.split(params[name])[:, j] *= share
+                    moved = dataclasses.replace(loss, params=params)
+                    found = moved.gradients(moved.evaluate(gates)).params
+                    parts = [(block.split(found[n])[:, j], block.split(loss.params[n])[:, j]) for n in block.names]
+                    products.append(math.fsum(float((slope * w).sum()) for slope, w in parts))
+                    largest = max(largest, math.sqrt(math.fsum(float((slope**2).sum()) for slope, _ in parts)))
+                integrals.append(float(0.5 * weights @ products))
+            off = gates.copy()
+            off[g] = 0.0
+            change = float(loss.evaluate(gates).loss - loss.evaluate(off).loss)
+            bound = largest * float(norms[g])
+            rounding = 256 * EPS * (1.0 + bound)
+            findings.append(Finding(abs(integrals[1] - change), abs(integrals[1] - integrals[0]) + rounding))
+            findings.append(Finding(abs(change), bound, detail="|Δc| and κ w"))
+    return worst(*findings)
 
 
 @D2.witness("projected Euler steps of O6 come to the flow at first order, gates leaving and reaching 0 and 1")
@@ -312,6 +345,25 @@ def _(context: Context) -> Finding:
         shrink = 1 - 1e-9
         wrong += not c.contains(rng.uniform(size=50) * w * shrink, rng.uniform(size=50) * theta * shrink).all()
         wrong += bool(c.contains(w / shrink, theta)) + bool(c.contains(w, theta / shrink))
+    return exact(wrong)
+
+
+@D5.witness("Euler steps of the system written out: from the box θ only falls, down to 0, w stays below w*, all of it in H")
+def _(context: Context) -> Finding:
+    """With steps h ≤ 1/λ the box is invariant for the steps as it is for the flow."""
+    rng, wrong = _rng(context, "d/steps"), 0
+    for _ in range(20):
+        c = random_comparison(rng)
+        (kappa, beta, decay, ratio), corner = (c.kappa, c.beta, c.decay, c.ratio), c.saddle
+        w, theta = corner[0] * rng.uniform(0.5, 0.99), corner[1] * rng.uniform(0.5, 0.99)
+        growth = 0.5 * (math.sqrt(decay**2 + 4.0 * ratio * kappa**2) - decay)
+        h, points = 0.5 / max(decay, growth), []
+        for _ in range(math.ceil(20.0 / (h * growth))):
+            points.append((w, theta))
+            w, theta = w + h * (kappa * theta - decay * w), max(0.0, theta + h * ratio * (kappa * w - beta))
+        path = np.array(points)
+        wrong += theta != 0.0 or bool((path[:, 0] >= beta / kappa).any()) or bool((np.diff(path[:, 1]) > 0.0).any())
+        wrong += not c.contains(path[:, 0], path[:, 1]).all()
     return exact(wrong)
 
 
