@@ -353,6 +353,8 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
     if gates.rule != "threshold" and objective.nu > 0.0:
         raise InputError(f"{where}: gates.rule {gates.rule!r} is for one β of all gates; objective.nu must be 0 (D6, C5)")
+    if gates.rule != "threshold" and gates.unit_learning_rate > 0.0:
+        raise InputError(f"{where}: gates.rule {gates.rule!r} needs one speed of θ; gates.unit_learning_rate must be 0 (D4)")
     if gates.rule != "threshold" and 0.0 in (gates.learning_rate, optimiser.learning_rate):
         raise InputError(f"{where}: gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:

@@ -65,7 +65,7 @@ class State:
 class Pruned(NamedTuple):
     """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units.
 
-    spared: gates of plain layers that would have lost all their units, of which the one with the largest θ was kept.
+    spared: gates of plain layers whose units all had θ ≤ τ, of which the one with the largest θ was kept.
     """
 
     step: int

@@ -389,6 +389,13 @@ def test_gates_that_would_go_at_once_are_refused():
         refused({"gates": {"initial": initial, "threshold": 0.2}}, f"gates.initial {initial} must exceed gates.threshold 0.2")
 
 
+@pytest.mark.parametrize("rule", ["attraction", "both"])
+def test_the_proved_rules_want_one_pull_and_one_speed(rule):
+    refused({"gates": {"rule": rule}, "objective": {"nu": 0.1}}, "objective.nu must be 0")
+    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}}, "gates.unit_learning_rate must be 0")
+    refused({"gates": {"rule": rule, "learning_rate": 0.0}}, "both learning rates must be > 0")
+
+
 def test_a_warm_up_that_never_ends_is_refused():
     refused({"gates": {"warmup_epochs": 2}, "training": {"epochs": 2}}, "warmup_epochs 2.0 must be less than training.epochs 2")
 
