@@ -34,8 +34,8 @@ F3 = Claim(
 )
 F4 = Claim(
     "F4",
-    "Uniqueness: only this family has a linear profile; in t = logit π it is the conjugate of the conjugate.",
-    "f(t) = softplus(t) − log p = sup_θ [θt − θ log θ − (1−θ) log(1−θ) − aθ − b]",
+    "Uniqueness: of the densities for which the minimum is attained at every θ in (0, 1), only this family profiles to a line.",
+    "f(t) = softplus(t) − log p = sup_θ [θt − θ log θ − (1−θ) log(1−θ) − θ log γ + c(γ)], t = logit π",
     OURS,
     ("flattening:log_density",),
 )
@@ -48,10 +48,19 @@ F5 = Claim(
 )
 F6 = Claim(
     "F6",
-    "Numerics: any finite log γ, exact ends, 4 ulp.",
+    "Numerics: any finite log γ, exact ends; 4 ulp, of the largest summand for logarithms.",
     "log p = log \\frac{expm1(L)}{L} − log(π + e^L (1−π)), L = log γ",
     OURS,
-    ("flattening:log_density", "flattening:density", "flattening:pi_star", "flattening:kl_at_pi_star"),
+    (
+        "flattening:log_density",
+        "flattening:density",
+        "flattening:log_density_slope",
+        "flattening:log_normaliser",
+        "flattening:pi_star",
+        "flattening:penalty",
+        "flattening:penalty_constant",
+        "flattening:kl_at_pi_star",
+    ),
 )
 
 LOG_GAMMAS = (-30.0, -5.0, -0.7, -1e-8, 0.0, 1e-8, 0.3, 5.0, 30.0)
@@ -65,6 +74,16 @@ def _symbols() -> Any:
     density = (gamma - 1) / sympy.log(gamma) / (1 + (gamma - 1) * (1 - pi))
     kl = theta * sympy.log(theta / pi) + (1 - theta) * sympy.log((1 - theta) / (1 - pi))
     return sympy, pi, theta, gamma, density, kl
+
+
+def _is_zero(expression: Any) -> bool:
+    """By expanding logarithms of products of positive numbers; nothing is assumed of the others."""
+    import sympy
+
+    plain = expression.replace(
+        lambda e: isinstance(e, sympy.log), lambda e: sympy.log(sympy.factor(sympy.expand_log(e.args[0])))
+    )
+    return bool(sympy.simplify(sympy.expand(sympy.expand_log(plain))) == 0)
 
 
 def _exact_density(p: Any, log_gamma: float) -> Any:
@@ -188,15 +207,15 @@ def _(context: Context) -> Finding:
     return close(got, want, size, 4)
 
 
-@F3.witness("sympy: KL(θ‖π*) − log p(π*|γ) + θ log γ − c(γ) is 0")
+@F3.witness("sympy: KL(θ‖π*) − log p(π*|γ) + θ log γ − c(γ) is 0, for γ > 1 and for γ < 1")
 def _(context: Context) -> Finding:
+    """θ = t/(1+t), γ = 1+g and 1/(1+g) with t, g > 0: every logarithm is of positive numbers and expands by itself."""
     sympy, pi, theta, gamma, density, kl = _symbols()
     t, g = sympy.symbols("t g", positive=True)
-    substituted = (kl - sympy.log(density)).subs(pi, gamma * theta / (1 + (gamma - 1) * theta))
     constant = sympy.log(gamma) - sympy.log((gamma - 1) / sympy.log(gamma))
-    difference = (substituted + theta * sympy.log(gamma) - constant).subs({theta: t / (1 + t), gamma: 1 + g})
-    combined = sympy.expand_log(sympy.simplify(difference), force=True)
-    return exact(int(sympy.simplify(combined) != 0))
+    substituted = (kl - sympy.log(density)).subs(pi, gamma * theta / (1 + (gamma - 1) * theta))
+    difference = (substituted + theta * sympy.log(gamma) - constant).subs(theta, t / (1 + t))
+    return exact(sum(not _is_zero(difference.subs(gamma, value)) for value in (1 + g, 1 / (1 + g))))
 
 
 @F3.witness("mpmath, 50 digits: penalty against KL − log p at π*")
@@ -256,21 +275,34 @@ def _(context: Context) -> Finding:
     return Finding(worst, 1.0, detail="over the grid's own error")
 
 
-@F4.witness("sympy: the conjugate's maximiser is θ = σ(t − a), its value log(e^t + e^a) − a + const")
+@F4.witness("sympy: a linear profile leaves no other density, through f* and its only subgradient")
 def _(context: Context) -> Finding:
-    import sympy
+    """Let KL − log p have the minimum −θ log γ + B over t for every θ in (0, 1), attained; f = softplus(t) − log p.
 
-    t, a, theta = sympy.symbols("t a theta", real=True)
-    inside = theta * t - theta * sympy.log(theta) - (1 - theta) * sympy.log(1 - theta) - a * theta
-    best = 1 / (1 + sympy.exp(a - t))
-    slope = sympy.diff(inside, theta).subs(theta, best)
-    flat = sympy.simplify(sympy.expand_log(sympy.logcombine(sympy.simplify(slope), force=True), force=True))
-    points = [(0.3, -1.2), (2.0, 0.5), (-1.0, 3.0)]
-    numeric = max(abs(float(slope.subs({t: x, a: y}))) for x, y in points)
-    values = max(
-        abs(float((inside.subs(theta, best) - sympy.log(1 + sympy.exp(t - a))).subs({t: x, a: y}).evalf(30))) for x, y in points
-    )
-    return Finding(max(numeric if flat != 0 else 0.0, values), 1e-14, detail="evaluated where simplify gives no 0")
+    KL = θ log θ + (1−θ) log(1−θ) − θt + softplus(t) (1), so f*(θ) = θ log θ + (1−θ) log(1−θ) + θ log γ − B. Where t attains it,
+    f*(θ') ≥ θ't − f(t) = f*(θ) + (θ'−θ)t for all θ': t is a subgradient. f* has a derivative, which therefore is t, logit θ +
+    log γ (2); it takes every real value (3); so f(t) = θt − f*(θ) on the whole line, and p is F1's up to a factor (4), which
+    ∫p = 1 makes F1's own, B = c(γ) (5).
+    """
+    sympy, pi, theta, gamma, density, kl = _symbols()
+    x, y, g = sympy.symbols("x y g", positive=True)  # the odds of π and of θ; |γ − 1|
+    b = sympy.Symbol("B", real=True)
+    share = y / (1 + y)
+    entropy = theta * sympy.log(theta) + (1 - theta) * sympy.log(1 - theta)
+    in_t = kl.subs(pi, x / (1 + x)) - (entropy - theta * sympy.log(x) + sympy.log(1 + x))
+    conjugate = entropy + theta * sympy.log(gamma) - b
+    t = sympy.log(y) + sympy.log(gamma)
+    f = share * t - conjugate.subs(theta, share)
+    log_p = (sympy.log(1 + gamma * y) - f).subs(y, x / gamma)  # e^t = x
+    shape = gamma / (pi + gamma * (1 - pi))
+    wrong = int(not _is_zero(in_t.subs(theta, share)))  # 1
+    wrong += int(not _is_zero(sympy.diff(conjugate, theta).subs(theta, share) - t))  # 2
+    wrong += int((sympy.limit(t, y, 0), sympy.limit(t, y, sympy.oo)) != (-sympy.oo, sympy.oo))  # 3
+    wrong += int(not _is_zero(log_p - sympy.log(shape.subs(pi, x / (1 + x))) + b))  # 4
+    for value in (1 + g, 1 / (1 + g)):  # 5
+        constant = sympy.log(gamma) - sympy.log((gamma - 1) / sympy.log(gamma))
+        wrong += int(not _is_zero((sympy.log(shape) - constant - sympy.log(density)).subs(pi, x / (1 + x)).subs(gamma, value)))
+    return exact(wrong)
 
 
 @F4.witness("two other hyper-priors (Beta(2,1), truncated exponential) profile to curves, not lines")
@@ -312,30 +344,84 @@ def _extremes() -> tuple[Any, Any]:
     return grid[0].ravel(), grid[1].ravel()
 
 
-@F6.witness("mpmath, 50 digits, extremes of π and log γ: π* and densities to 4 ulp")
-def _(context: Context) -> Finding:
+class _Exactly:
+    """F1 to F3 at one π (or θ) and log γ, to mpmath's digits; by e^{−|L|}, for e^L would swallow what it is added to."""
+
+    def __init__(self, p: float, log_gamma: float) -> None:
+        import mpmath
+
+        self.m, self.p, self.l, self.a = mpmath, mpmath.mpf(p), mpmath.mpf(log_gamma), mpmath.mpf(abs(log_gamma))
+        decay = mpmath.exp(-self.a) if self.a < 1e6 else mpmath.mpf(0)
+        near, far = (1 - self.p, self.p) if log_gamma > 0 else (self.p, 1 - self.p)
+        self.shrunk = (1 - decay) / self.a if self.a else mpmath.mpf(1)
+        inside = near + decay * far
+        self.log_inside = mpmath.log(inside) if inside else -self.a  # e^{−|L|}, where only that is left
+        self.density = self.shrunk / inside if inside else mpmath.inf
+        on, off = (self.p, (1 - self.p) * decay) if log_gamma > 0 else (self.p * decay, 1 - self.p)
+        self.star = self.p if self.p in (0, 1) else on / (on + off)
+
+    def logarithms(self) -> dict[str, tuple[Any, list[Any]]]:
+        """Name → (value, the summands of which it is made)."""
+        m, up, down = self.m, max(self.l, 0), min(self.l, 0)
+        norm = m.log(self.shrunk)
+        return {
+            "log_density": (norm - self.log_inside, [norm, self.log_inside]),
+            "log_normaliser": (up + norm, [up, norm]),
+            "penalty_constant": (down - norm, [down, norm]),
+            "penalty": (down - norm - self.p * self.l, [down, norm, self.p * self.l]),
+            "kl_at_pi_star": self._divergence(),
+        }
+
+    def _divergence(self) -> tuple[Any, list[Any]]:
+        """log π* = −log(1 + e^{−t}) moves by 1−π* for 1 of t = log θ − log(1−θ) + L, log(1−π*) by π*: so t's summands count."""
+        m, t, off = self.m, self.p, 1 - self.p
+        if t in (0, 1):
+            return m.mpf(0), [m.mpf(0)]
+        odds = [m.log(t), m.log1p(-t), self.l]
+        logs = [-m.log1p(m.exp(x)) for x in (odds[1] - odds[0] - odds[2], odds[0] - odds[1] + odds[2])]
+        summands = [t * odds[0], off * odds[1], t * logs[0], off * logs[1]]
+        carried = t * m.exp(logs[1]) + off * m.exp(logs[0])
+        return summands[0] + summands[1] - summands[2] - summands[3], [*summands, *(carried * x for x in odds)]
+
+
+def _ulps(got: float, want: Any, of: Any) -> float:
+    """|got − want| in units in the last place of `of`; where `want` overflows, got must be that infinity."""
+    import mpmath
+
+    if abs(want) > mpmath.mpf(float(np.finfo(float).max)):
+        return 0.0 if math.isinf(got) and (got > 0) == (want > 0) else math.inf
+    return float(abs(mpmath.mpf(float(got)) - want) / mpmath.mpf(float(np.spacing(abs(float(of))))))
+
+
+def _accuracy(names: tuple[str, ...]) -> Finding:
+    """The worst of these functions over all extremes, in ulp."""
     import mpmath
 
     p, g = _extremes()
-    star, density = flattening.pi_star(p, g), flattening.density(p, g)
-    worst = 0.0
-    for i in range(p.size):
-        a = abs(float(g[i]))
-        with mpmath.workdps(50 + int(max(0.0, -2 * math.log10(a + 1e-300)))):
-            near = 1 - mpmath.mpf(float(p[i])) if g[i] > 0 else mpmath.mpf(float(p[i]))
-            decay = mpmath.exp(-mpmath.mpf(a)) if a < 1e6 else mpmath.mpf(0)
-            inside = near + decay * (1 - near)
-            want = (1 - decay) / mpmath.mpf(a) / inside if a and inside else mpmath.mpf(1 if not a else "inf")
-            on = mpmath.mpf(float(p[i])) * (decay if g[i] <= 0 else 1)
-            off = (1 - mpmath.mpf(float(p[i]))) * (1 if g[i] <= 0 else decay)
-            best = mpmath.mpf(float(p[i])) if p[i] in (0.0, 1.0) else on / (on + off)
-            for got, exactly in ((density[i], want), (star[i], best)):
-                if exactly > mpmath.mpf(float(np.finfo(float).max)):
-                    worst = max(worst, 0.0 if np.isinf(got) else math.inf)
-                else:
-                    spacing = mpmath.mpf(float(np.spacing(float(exactly))))
-                    worst = max(worst, float(abs(mpmath.mpf(float(got)) - exactly) / spacing))
-    return Finding(worst, 4.0, detail="ulp")
+    alone = ("log_normaliser", "penalty_constant")
+    got = {n: getattr(flattening, n)(g) if n in alone else getattr(flattening, n)(p, g) for n in names}
+    errors = dict.fromkeys(names, 0.0)
+    for i, (x, l) in enumerate(zip(p.tolist(), g.tolist(), strict=True)):  # noqa: E741
+        with mpmath.workdps(50 + int(max(0.0, -2 * math.log10(abs(l) + 1e-300)))):
+            exactly = _Exactly(x, l)
+            plain = {"density": exactly.density, "pi_star": exactly.star, "log_density_slope": exactly.density * exactly.l}
+            logs = exactly.logarithms()
+            for n in names:
+                want, summands = logs[n] if n in logs else (plain[n], [plain[n]])
+                errors[n] = max(errors[n], _ulps(float(got[n][i]), want, max(map(abs, (want, *summands)))))
+    return Finding(max(errors.values()), 4.0, detail="ulp: " + ", ".join(f"{n} {e:.2f}" for n, e in errors.items()))
+
+
+@F6.witness("mpmath, 50 digits, extremes of π and log γ: π*, density and slope to 4 ulp")
+def _(context: Context) -> Finding:
+    return _accuracy(("pi_star", "density", "log_density_slope"))
+
+
+@F6.witness(
+    "mpmath, 50 digits, extremes: log-density, normaliser, penalty, its constant and the KL to 4 ulp of the largest summand"
+)
+def _(context: Context) -> Finding:
+    return _accuracy(("log_density", "log_normaliser", "penalty_constant", "penalty", "kl_at_pi_star"))
 
 
 @F6.witness("the ends are exact, and the KL at π* is finite where π* itself rounds to an end")
