@@ -99,6 +99,10 @@ class Context:
     seed: int = 0
     backend: Backend = ORACLE
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed: got {self.seed}; integers from 0 are allowed")
+
     @property
     def streams(self) -> Streams:
         return Streams(self.seed)

@@ -16,7 +16,7 @@ from ..examples import convolutional_network, dense_network, loss_of
 E1 = Claim(
     "E1",
     "Certainly wrong: no direct sum of products, in any order, is further off than γ_m |x|ᵀ|y|.",
-    "|fl(x^T y) − x^T y| ≤ γ_m {|x|}^T |y| + n · tiny, γ_m = \\frac{mu}{1−mu}",
+    "|fl(x^T y) − x^T y| ≤ γ_m {|x|}^T |y| + n · tiny, γ_m = \\frac{m u}{1−m u}",
     OURS,
     ("rounding:inner_product_bound", "rounding:smallest_normal"),
 )

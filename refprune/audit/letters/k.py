@@ -19,7 +19,8 @@ from ..examples import convolutional_network, loss_of
 K1 = Claim(
     "K1",
     "HSIC, biased and unbiased.",
-    "HSIC = \\frac{tr(K H L H)}{{(n−1)}^2}, HSIC_u = \\frac{1}{n(n−3)} (tr(K̃L̃) + …)",
+    "HSIC = \\frac{tr(K H L H)}{{(n−1)}^2}, "
+    "HSIC_u = \\frac{1}{n(n−3)} (tr(K̃L̃) + \\frac{1^T K̃ 1 · 1^T L̃ 1}{(n−1)(n−2)} − \\frac{2}{n−2} 1^T K̃L̃ 1)",
     CKA,
     ("cka:hsic",),
 )
@@ -33,7 +34,7 @@ K2 = Claim(
 K3 = Claim(
     "K3",
     "Invariant to shifts, isotropic scaling and orthogonal maps, not to general invertible maps.",
-    "CKA(X, cXQ) = 1, Q Q^T = I, c ≠ 0",
+    "CKA(X, c X Q) = 1, Q Q^T = I, c ≠ 0",
     CKA,
     ("cka:cka",),
 )

@@ -58,7 +58,7 @@ O3 = Claim(
 O4 = Claim(
     "O4",
     "Deterministic solutions: J is harmonic in θ, some vertex minimises it, an interior minimum is never better.",
-    "min_{θ∈{[0,1]}^G} J = min_{θ∈{{0,1}}^G} J, ∑_g ∂^2 J/∂θ_g^2 = 0",
+    "min_{θ∈{[0,1]}^G} J = min_{θ∈\\{0,1\\}^G} J, ∑_g ∂^2 J/∂θ_g^2 = 0",
     LP,
     ("estimators:exact_expectation", "estimators:exact_theta_gradient"),
 )

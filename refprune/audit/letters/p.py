@@ -14,7 +14,7 @@ from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst, z_s
 P1 = Claim(
     "P1",
     "Gaussian scale mixtures: spike and slab, Student-t (per block), Laplace, horseshoe (per weight).",
-    "p(w) = ∫ N(w; 0, s I) p(s) ds",
+    "p(w) = ∫ N(w; 0, s I) p(s) d s",
     LP,
     (
         "mixture:SpikeSlab.density",
