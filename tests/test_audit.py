@@ -227,7 +227,8 @@ class _Text(HTMLParser):
 WORDS = re.findall(
     r"\w+",
     "argmin after Bern branch CKA clip cost error ever exp expm factor fl FLOPs HSIC kink KL Im in LeNet log logit MACs max"
-    " mean min noise of option or out params path Philox purpose rounding seed SHA size softplus status step sup tiny tr vjp word",
+    " mean min noise of option or out params path Philox purpose rounding seed SHA size softplus status step sup tiny"
+    " tr vjp word",
 )
 
 

@@ -52,6 +52,10 @@ def _dimension_forgotten(f: Function) -> Function:
     return lambda self, d: f(self, 1)
 
 
+def _off_by_dimension(f: Function) -> Function:
+    return lambda self, d: tuple(c + (d - 1) for c in f(self, d))
+
+
 PRIORS = (
     Mistake("score with the wrong sign", "mixture:SpikeSlab.density", field_of("score", np.negative), ("P1",)),
     Mistake("Student-t with one degree of freedom more", "mixture:StudentT.density", _one_degree_more, ("P1",)),
@@ -73,6 +77,7 @@ PRIORS = (
         ("P1", "P2"),
     ),
     Mistake("log-odds of a block as if d = 1", "mixture:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
+    Mistake("log-constants of a block off by d − 1", "mixture:SpikeSlab.log_constants", _off_by_dimension, ("P1",)),
     Mistake("responsibility of the spike", "mixture:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
     Mistake("gates on with probability 1−θ", "estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
     Mistake(

@@ -18,6 +18,8 @@ P1 = Claim(
     LP,
     (
         "mixture:SpikeSlab.density",
+        "mixture:SpikeSlab.log_constants",
+        "mixture:SpikeSlab.log_odds",
         "mixture:StudentT.density",
         "mixture:Laplace.density",
         "mixture:Horseshoe.density",
@@ -109,19 +111,22 @@ def _(context: Context) -> Finding:
     return Finding(float(error), 1e-9, detail="of log p; quad asked for 1.5e-8 relative, reaches 1e-10")
 
 
-@P1.witness("50 digits: spike and slab as a sum of two normals, horseshoe through E₁")
+@P1.witness("50 digits: spike and slab as a sum of two normals (d = 1, 3, 40), horseshoe through E₁")
 def _(context: Context) -> Finding:
     import mpmath
 
     got, want, size = [], [], []
     with mpmath.workdps(50):
-        for w in (0.0, 1e-3, *POINTS, 8.0):
-            x, pi, s0, lam = (mpmath.mpf(v) for v in (w, SLAB.pi, SLAB.spike, SLAB.precision))
-            spike = mpmath.exp(-x * x / (2 * s0)) / mpmath.sqrt(2 * mpmath.pi * s0)
-            slab = mpmath.exp(-x * x * lam / 2) * mpmath.sqrt(lam / (2 * mpmath.pi))
-            want.append(float(mpmath.log((1 - pi) * spike + pi * slab)))
-            got.append(float(SLAB.density([w]).log_density))
-            size.append(8.0 + w * w / SLAB.spike)
+        for d in (1, 3, 40):
+            for w in (0.0, 1e-3, *POINTS, 8.0):
+                x, pi, s0, lam = (mpmath.mpf(v) for v in (w, SLAB.pi, SLAB.spike, SLAB.precision))
+                spike = mpmath.exp(-x * x / (2 * s0)) / mpmath.sqrt(2 * mpmath.pi * s0) ** d
+                slab = mpmath.exp(-x * x * lam / 2) * mpmath.sqrt(lam / (2 * mpmath.pi)) ** d
+                want.append(float(mpmath.log((1 - pi) * spike + pi * slab)))
+                block = np.zeros(d)
+                block[-1] = w
+                got.append(float(SLAB.density(block).log_density))
+                size.append(8.0 + 3 * d + w * w / SLAB.spike)
         for w in (1e-8, *POINTS, 40.0):
             z = (mpmath.mpf(w) / mpmath.mpf(HORSESHOE.width)) ** 2 / 2
             value = mpmath.exp(z) * mpmath.e1(z) / mpmath.mpf(HORSESHOE.width) / mpmath.sqrt(2 * mpmath.pi**3)
