@@ -27,7 +27,7 @@ def page(results: Sequence[Result], context: Context) -> str:
     head = f"<h1>refprune audit</h1><p>{len(claims)} claims, {len(results)} witnesses, seed {context.seed}, backend "
     head += f"{html.escape(context.backend.name)}: <b>{verdict}</b>.</p>"
     head += "<p>A deviation must not exceed its bound. |z|: Monte Carlo; all scores of a witness together exceed their bound "
-    head += "by chance with probability 1e-6. A count must be 0.</p>"
+    head += "by chance with probability 1e-6; what else depends on the seed says how often beside it. A count must be 0.</p>"
     index = "".join(f'<tr{_red(by_claim[n])}><td><a href="#{n}">{n}</a></td><td>{_verdict(by_claim[n])}</td></tr>' for n in red)
     sections = "".join(_section(rows[0].claim, rows, context) for rows in by_claim.values())
     return (
