@@ -8,10 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import sympy
+from scipy import stats
 
 from refprune import audit, cli
 from refprune.audit import claims
 from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
+from refprune.audit.letters.f import _is_zero
 from refprune.audit.mathml import mathml
 from refprune.conformance.mistakes import MISTAKES, planted
 from refprune.errors import InputError
@@ -97,6 +100,16 @@ def test_findings():
     assert claims.z_score(z, 0.0).holds
     assert not claims.z_score(z, [0.0, 0.2]).holds
     assert 5.0 < claims.z_bound(2) < claims.z_bound(200) < 6.5
+    for samples in (60, 400):
+        assert 3 * 2 * stats.t.sf(claims.z_bound(3, samples), samples - 1) == pytest.approx(claims.FALSE_ALARM, rel=1e-6)
+
+
+def test_symbolic_zeros_assume_nothing():
+    """log (1−x)² is 2 log(1−x) for x < 1 only; of x > 0 products do expand."""
+    x, y = sympy.symbols("x y", positive=True)
+    assert not _is_zero(sympy.log((1 - x) ** 2) - 2 * sympy.log(1 - x))
+    assert not _is_zero(sympy.log(sympy.exp(x) - 1))
+    assert _is_zero(sympy.log((x + x * y) / y) - sympy.log(x) - sympy.log(1 + y) + sympy.log(y))
 
 
 def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
