@@ -15,13 +15,27 @@ Against 50 digits: π*, densities and slopes within 4 ulp, logarithms within 4 u
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
-from .scalar import Float, bernoulli_kl_from_logs, finite, log, log1m, log1pexp, logit, probability, same_shape
+from .scalar import (
+    Float,
+    bernoulli_kl_from_logs,
+    finite,
+    log,
+    log1m,
+    log1pexp,
+    logit,
+    not_negative,
+    probability,
+    same_shape,
+    single,
+)
 
 SUBNORMAL = 600.0  # |L| from which e^{−|L|} is taken as the product of two roots, one of them scaled by 2^SHIFT
 SHIFT = 400
@@ -164,14 +178,24 @@ class HyperPrior(NamedTuple):
 
 def flattening_profile(theta: Float, log_gamma: ArrayLike) -> Profile:
     """π*(θ) (F2) and −θ log γ + c(γ) (F3) for θ of any shape; log γ a scalar or of that shape."""
-    cost = np.broadcast_to(penalty(theta, log_gamma), np.shape(theta))
-    return Profile(np.broadcast_to(pi_star(theta, log_gamma), np.shape(theta)), cost, float(cost.sum()))
+    t, g = _of_one_shape("theta", theta, log_gamma)
+    cost = penalty(t, g)
+    return Profile(pi_star(t, g), cost, float(cost.sum()))
 
 
 def flattening_density(pi: Float, log_gamma: ArrayLike) -> HyperPrior:
     """log p(π|γ) and its derivative (F1) for π of any shape; log γ a scalar or of that shape."""
-    value = np.broadcast_to(log_density(pi, log_gamma), np.shape(pi))
-    return HyperPrior(value, np.broadcast_to(log_density_slope(pi, log_gamma), np.shape(pi)), float(value.sum()))
+    p, g = _of_one_shape("pi", pi, log_gamma)
+    value = log_density(p, g)
+    return HyperPrior(value, log_density_slope(p, g), float(value.sum()))
+
+
+def _of_one_shape(name: str, first: ArrayLike, log_gamma: ArrayLike) -> tuple[Float, Float]:
+    """InputError where log γ is larger than what it belongs to, too."""
+    x, l = probability(name, first), finite("log_gamma", log_gamma)  # noqa: E741
+    if l.ndim and not x.ndim:
+        raise InputError(f"log_gamma: shape {l.shape} does not meet {name}'s {x.shape}; the same shape or a scalar is allowed")
+    return x, l
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -180,25 +204,34 @@ def flattening_density(pi: Float, log_gamma: ArrayLike) -> HyperPrior:
 
 def beta_from_log_gamma(log_gamma: float, samples: int) -> float:
     """Penalty per sample and gate, β = −log γ / N, from log γ of a data set of N samples (F3, O1)."""
-    return -log_gamma / _counted(samples)
+    return -single("log_gamma", log_gamma) / _counted(samples)
 
 
 def log_gamma_from_beta(beta: float, samples: int) -> float:
-    """log γ = −N β: the hyper-prior's parameter that pulls as strongly as β per sample."""
-    return -beta * _counted(samples)
+    """log γ = −N β: the hyper-prior's parameter that pulls as strongly as β per sample. InputError where it overflows."""
+    return -_times("beta", single("beta", beta), samples)
 
 
 def decay_from_precision(precision: float, samples: int) -> float:
-    """λ of the per-sample objective (O1) from the slab's precision λ of P4, the one for the whole data set: divided by N."""
-    return precision / _counted(samples)
+    """λ of the per-sample objective (O1) from the slab's precision λ ≥ 0 of P4, that for the whole data set: divided by N."""
+    return single("precision", precision, not_negative) / _counted(samples)
 
 
 def precision_from_decay(decay: float, samples: int) -> float:
-    """The slab's precision that decays weights as strongly as λ per sample: λ N."""
-    return decay * _counted(samples)
+    """The slab's precision that decays weights as strongly as λ ≥ 0 per sample: λ N. InputError where it overflows."""
+    return _times("decay", single("decay", decay, not_negative), samples)
 
 
-def _counted(samples: int) -> int:
-    if samples < 1:
-        raise InputError(f"samples: must be at least 1, got {samples}")
-    return samples
+def _times(name: str, value: float, samples: int) -> float:
+    product = value * _counted(samples)
+    if not math.isfinite(product):
+        raise InputError(
+            f"{name}: got {value}, which overflows when multiplied by {samples} samples; smaller numbers are allowed"
+        )
+    return product
+
+
+def _counted(samples: Any) -> int:
+    if not isinstance(samples, Integral) or samples < 1:
+        raise InputError(f"samples: must be an integer of at least 1, got {samples}")
+    return int(samples)

@@ -5,7 +5,7 @@ shape (…, d), its log-density (…). A prior per weight is that of blocks of o
 `Horseshoe` are priors *per weight*: the log-density has the shape of w. The score ∂ log p/∂w always has the shape of w.
 
 `scale(u)` is the quantile function of the mixing distribution p(s), so that √scale(u)·z with z standard normal is a sample: all
-randomness is an argument (O8). Everything is computed in the dtype of w where that is float32, else in float64.
+randomness is an argument (O8). Results have the dtype of w where that is float32, else float64.
 
 The first prior is that of Guenter & Sideris (arXiv 2406.04549); the other three are textbook members of the class.
 """
@@ -22,11 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import exp1, expit, gammaincinv, gammaln, logit
 
 from .errors import InputError
-from .scalar import Float, log, log1m, positive, probability
+from .scalar import Float, finite, log, log1m, not_negative, numbers, positive, probability, single, where
 
 Array = NDArray[Any]
 
 TINY, LARGE = 1e-20, 0.5  # z below which e^z E₁(z) is −γ − log z, and from which on its continued fraction is used
+SMALLEST = 1.0 / np.finfo(np.float64).max.item()  # of the spike's variances
 TERMS = 192  # of it, for float64 at z = LARGE
 
 
@@ -38,13 +39,23 @@ class Density(NamedTuple):
     total: float
 
 
-def _density(log_density: Array, score: Array) -> Density:
+def _density(log_density: Array, score: Array, dtype: Any = None) -> Density:
+    """In `dtype`, where one is given."""
+    if dtype is not None:
+        with np.errstate(over="ignore"):
+            log_density, score = log_density.astype(dtype), score.astype(dtype)
     return Density(log_density, score, float(np.sum(log_density, dtype=np.float64)))
+
+
+def representable(dtype: Any, *constants: float) -> bool:
+    """Is every constant 0 or a normal number of this dtype? Else what is made of it has too few digits, or none."""
+    smallest, largest = np.finfo(dtype).tiny.item(), np.finfo(dtype).max.item()
+    return all(c == 0.0 or smallest <= abs(c) <= largest for c in constants)
 
 
 def _weights(w: ArrayLike) -> Array:
     """w as float32 or float64. InputError where an entry is not finite."""
-    x = np.asarray(w)
+    x = numbers("w", w, "finite numbers are allowed")
     if x.dtype != np.float32:
         x = np.asarray(x, dtype=np.float64)
     if not np.isfinite(x).all():
@@ -58,22 +69,22 @@ def _block(w: ArrayLike) -> tuple[Array, Array]:
     x = _weights(w)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise InputError(f"w: shape {x.shape} has no blocks; its last axis must hold the entries of a block, at least one")
-    return x, (x[..., 0] * x[..., 0] if x.shape[-1] == 1 else np.square(x).sum(axis=-1))
+    with np.errstate(over="ignore"):
+        return x, (x[..., 0] * x[..., 0] if x.shape[-1] == 1 else np.square(x).sum(axis=-1))
+
+
+def _needs_double(x: Array, square: Array, *constants: float) -> bool:
+    """Can float32 not hold what a block's density is made of?"""
+    return x.dtype == np.float32 and not (representable(x.dtype, *constants) and np.isfinite(square).all())
 
 
 def _uniform(u: ArrayLike) -> Float:
-    x = np.asarray(u, dtype=np.float64)
-    if not ((x > 0.0) & (x < 1.0)).all():
-        raise InputError("uniform: numbers strictly between 0 and 1 are allowed")
-    return x
+    return where("uniform", u, lambda x: (x > 0.0) & (x < 1.0), "numbers strictly between 0 and 1 are allowed")
 
 
 def _check(prior: Any, **rules: Callable[[str, ArrayLike], Float]) -> None:
     for name, rule in rules.items():
-        value = getattr(prior, name)
-        if np.ndim(value):
-            raise InputError(f"{name}: got an array of shape {np.shape(value)}; one number is allowed")
-        rule(name, value)
+        single(name, getattr(prior, name), rule)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -93,15 +104,18 @@ class SpikeSlab:
     spike: float
 
     def __post_init__(self) -> None:
-        _check(self, pi=probability, precision=positive)
-        if not 0.0 <= self.spike < 1.0 / self.precision:
+        _check(self, pi=probability, precision=positive, spike=not_negative)
+        if not self.spike < 1.0 / self.precision:
             raise InputError(f"spike: got {self.spike}; numbers from 0 to below the slab's variance 1/precision are allowed")
+        if 0.0 < self.spike < SMALLEST:
+            raise InputError(
+                f"spike: got {self.spike}; 0 and numbers from {SMALLEST:.3g}, of which 1/spike is finite, are allowed"
+            )
 
     def log_odds(self, d: int) -> tuple[float, float]:
         """(a, b) with logit r = a + b‖w‖²: a = logit π + ½ d log(λ s₀), b = ½(1/s₀ − λ) (P2). s₀ > 0."""
-        return float(logit(self.pi)) + 0.5 * d * math.log(self.precision * self.spike), 0.5 * (
-            1.0 / self.spike - self.precision
-        )
+        logarithms = math.log(self.precision) + math.log(self.spike)
+        return float(logit(self.pi)) + 0.5 * d * logarithms, 0.5 * (1.0 / self.spike - self.precision)
 
     def log_constants(self, d: int) -> tuple[float, float]:
         """Log-densities at w = 0 of spike and slab, log(1−π) − ½ d log(2π s₀) and log π + ½ d log(λ/2π). s₀ > 0."""
@@ -116,7 +130,10 @@ class SpikeSlab:
         if self.spike == 0.0:
             return np.asarray(np.any(x != 0.0, axis=-1), dtype=x.dtype)
         a, b = self.log_odds(x.shape[-1])
-        return np.asarray(expit(a + b * square))
+        if _needs_double(x, square, b):
+            return self.responsibility(x.astype(np.float64)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(expit(a + b * square))
 
     def density(self, w: ArrayLike) -> Density:
         """log p(w) and its score −w((1−r)/s₀ + rλ). InputError for s₀ = 0."""
@@ -124,9 +141,11 @@ class SpikeSlab:
             raise InputError("spike: got 0; a density needs a spike of positive variance")
         x, square = _block(w)
         (spike, slab), (a, b) = self.log_constants(x.shape[-1]), self.log_odds(x.shape[-1])
+        if _needs_double(x, square, b, self.spike, 1.0 / self.spike, self.precision):
+            return _density(*self.density(x.astype(np.float64))[:2], x.dtype)
         with np.errstate(over="ignore"):
             log_p = np.logaddexp(spike - square / (2.0 * self.spike), slab - 0.5 * self.precision * square)
-            odds = a + b * square
+            odds = np.full_like(square, a) if self.pi in (0.0, 1.0) else a + b * square
         pull = expit(-odds) / self.spike + expit(odds) * self.precision
         return _density(np.asarray(log_p), -x * pull[..., None])
 
@@ -157,6 +176,8 @@ class StudentT:
         """log p(w) and its score −(ν+d) w/(νσ² + ‖w‖²)."""
         x, square = _block(w)
         d, variance = x.shape[-1], self.degrees * self.width**2
+        if _needs_double(x, square, self.degrees + d, variance):
+            return _density(*self.density(x.astype(np.float64))[:2], x.dtype)
         log_p = self.log_constant(d) - 0.5 * (self.degrees + d) * np.log1p(square / variance)
         return _density(np.asarray(log_p), -x * ((self.degrees + d) / (variance + square))[..., None])
 
@@ -181,6 +202,8 @@ class Laplace:
     def density(self, w: ArrayLike) -> Density:
         """log p(w) and its score −sign(w)/b, 0 at the kink w = 0."""
         x = _weights(w)
+        if x.dtype == np.float32 and not representable(x.dtype, self.width, 1.0 / self.width):
+            return _density(*self.density(x.astype(np.float64))[:2], x.dtype)
         return _density(-np.abs(x) / self.width - math.log(2.0 * self.width), np.asarray(-np.sign(x) / self.width))
 
     def scale(self, uniform: ArrayLike) -> Float:
@@ -199,13 +222,14 @@ class Horseshoe:
 
     def density(self, w: ArrayLike) -> Density:
         """log p(w), +∞ at w = 0, and its score −(2/w) U(1, 0, z)/U(1, 1, z), given as 0 at w = 0, its limits being ±∞."""
-        x = np.asarray(_weights(w), dtype=np.float64)
+        given = _weights(w)
+        x = np.asarray(given, dtype=np.float64)
         ratio = np.abs(x) / self.width
         log_u, quotient = _tricomi(ratio, log(np.abs(x)) - math.log(self.width))
         with np.errstate(over="ignore"):
             size = 2.0 * quotient / np.where(x != 0.0, x, 1.0)
         log_p = log_u - math.log(self.width) - 0.5 * math.log(2.0 * math.pi**3)
-        return _density(np.asarray(log_p), np.where(x != 0.0, -size, 0.0))
+        return _density(np.asarray(log_p), np.where(x != 0.0, -size, 0.0), given.dtype)
 
     def scale(self, uniform: ArrayLike) -> Float:
         """τ² tan²(πu/2)."""
@@ -243,7 +267,7 @@ def sample(prior: Prior, uniform: ArrayLike, normal: ArrayLike) -> Float:
     uniform: strictly in (0, 1), one a block (shape of `normal` without its last axis) for SpikeSlab and StudentT, else one a
     weight.
     """
-    z, scale = np.asarray(normal, dtype=np.float64), prior.scale(uniform)
+    z, scale = finite("normal", normal), prior.scale(uniform)
     per_block = isinstance(prior, SpikeSlab | StudentT)
     wanted = z.shape[:-1] if per_block else z.shape
     if scale.shape != wanted or (per_block and not z.ndim):

@@ -5,6 +5,7 @@ All work in float64; logarithms of 0 are −∞, and what is multiplied by a pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,32 +17,57 @@ from .errors import InputError
 Float = NDArray[np.float64]
 
 
+def numbers(name: str, value: ArrayLike, rule: str) -> NDArray[Any]:
+    """`value` as an array of real numbers. InputError names the argument and says what is allowed."""
+    try:
+        x = np.asarray(value)
+        if x.dtype.kind == "O":  # fractions, Python's large integers
+            x = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name}: {value!r} is no array of numbers; {rule}") from error
+    if x.dtype.kind not in "biuf":
+        kind = "complex" if x.dtype.kind == "c" else "no array of numbers"
+        raise InputError(f"{name}: {value!r} is {kind}; {rule}")
+    return x
+
+
 def finite(name: str, value: ArrayLike) -> Float:
     """`value` as float64. InputError names the argument and the first entry that is NaN or infinite."""
-    return _require(name, value, np.isfinite, "finite numbers are allowed")
+    return where(name, value, np.isfinite, "finite numbers are allowed")
 
 
 def probability(name: str, value: ArrayLike) -> Float:
     """`value` as float64. InputError names the argument and the first entry outside [0, 1]."""
-    return _require(name, value, lambda p: (p >= 0.0) & (p <= 1.0), "numbers from 0 to 1 are allowed")
+    return where(name, value, lambda p: (p >= 0.0) & (p <= 1.0), "numbers from 0 to 1 are allowed")
 
 
 def positive(name: str, value: ArrayLike) -> Float:
     """`value` as float64. InputError names the argument and the first entry that is not finite and above 0."""
-    return _require(name, value, lambda x: (x > 0.0) & np.isfinite(x), "finite numbers above 0 are allowed")
+    return where(name, value, lambda x: (x > 0.0) & np.isfinite(x), "finite numbers above 0 are allowed")
 
 
-def _require(name: str, value: ArrayLike, allowed: Any, rule: str) -> Float:
-    try:
-        x = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {value!r} is no array of numbers; {rule}") from error
+def not_negative(name: str, value: ArrayLike) -> Float:
+    """`value` as float64. InputError names the argument and the first entry that is not finite and at least 0."""
+    return where(name, value, lambda x: (x >= 0.0) & np.isfinite(x), "finite numbers from 0 are allowed")
+
+
+def where(name: str, value: ArrayLike, allowed: Callable[[Float], Any], rule: str) -> Float:
+    """`value` as float64. InputError names the argument and the first entry that is not `allowed`, and states the rule."""
+    x = np.asarray(numbers(name, value, rule), dtype=np.float64)
     bad = np.argwhere(~allowed(x))
     if len(bad):
         place = tuple(map(int, bad[0]))
-        where = f"[{', '.join(map(str, place))}]" if place else ""
-        raise InputError(f"{name}{where}: got {float(x[place])}; {rule}")
+        at = f"[{', '.join(map(str, place))}]" if place else ""
+        raise InputError(f"{name}{at}: got {float(x[place])}; {rule}")
     return x
+
+
+def single(name: str, value: ArrayLike, rule: Callable[[str, ArrayLike], Float] = finite) -> float:
+    """One number that keeps the rule, one of those above. InputError for an array and for what breaks the rule."""
+    x = rule(name, value)
+    if x.ndim:
+        raise InputError(f"{name}: got an array of shape {x.shape}; one number is allowed")
+    return float(x)
 
 
 def same_shape(**arrays: Float) -> tuple[int, ...]:

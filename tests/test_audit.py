@@ -1,5 +1,6 @@
 """The audit: its catalogue is complete and points at code, quick claims hold, and it fails where it must."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -7,10 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import sympy
+from scipy import stats
 
 from refprune import audit, cli
 from refprune.audit import claims
 from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
+from refprune.audit.letters.f import _is_zero
 from refprune.audit.mathml import mathml
 from refprune.conformance.mistakes import MISTAKES, planted
 from refprune.errors import InputError
@@ -96,6 +100,16 @@ def test_findings():
     assert claims.z_score(z, 0.0).holds
     assert not claims.z_score(z, [0.0, 0.2]).holds
     assert 5.0 < claims.z_bound(2) < claims.z_bound(200) < 6.5
+    for samples in (60, 400):
+        assert 3 * 2 * stats.t.sf(claims.z_bound(3, samples), samples - 1) == pytest.approx(claims.FALSE_ALARM, rel=1e-6)
+
+
+def test_symbolic_zeros_assume_nothing():
+    """log (1−x)² is 2 log(1−x) for x < 1 only; of x > 0 products do expand."""
+    x, y = sympy.symbols("x y", positive=True)
+    assert not _is_zero(sympy.log((1 - x) ** 2) - 2 * sympy.log(1 - x))
+    assert not _is_zero(sympy.log(sympy.exp(x) - 1))
+    assert _is_zero(sympy.log((x + x * y) / y) - sympy.log(x) - sympy.log(1 + y) + sympy.log(y))
 
 
 def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
@@ -105,6 +119,7 @@ def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
     assert not found.holds
     assert "ZeroDivisionError" in audit.row(found)
     assert not audit.holds([])
+    assert "ERROR" in audit.row(found)
 
 
 def test_neighbours_are_those_that_cite_the_code():
@@ -146,17 +161,31 @@ def test_the_command_goes_red(capsys, tmp_path):
     mistake = next(m for m in MISTAKES if m.claims == ("F3",))
     with planted(mistake):
         assert cli.main(["audit", "--only", "F3", "--json", str(tmp_path / "a.json")]) == 1
-    assert "NOT: F3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT: F3" in out
+    running, summary = out.split("What does not hold:")
+    line = next(line for line in running.splitlines() if line.endswith("FAILS"))
+    assert line in summary
+    assert "in units of eps·size" in summary
+    assert max(map(len, out.splitlines())) <= audit.LINE < 80
     assert not json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["holds"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--only", "X"], "known are the letters N, P, F, O"), (["--only", "F3", "--json", "/nowhere/a.json"], "does not exist")],
+    [
+        (["--only", "X"], "known are the letters N, P, F, O"),
+        (["--only", "F3", "--json", "/nowhere/a.json"], "--json /nowhere/a.json: the folder /nowhere does not exist"),
+        (["--only", "F3", "--report", "."], "--report .: is a folder"),
+        (["--only", "F3", "--report", "a.html", "--json", "./a.html"], "--report and --json: are the same file"),
+        (["--only", "D6", "--seed", "-1"], "seed: got -1; integers from 0 are allowed"),
+    ],
 )
 def test_bad_arguments(capsys, arguments, message):
     assert cli.main(["audit", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    seen = capsys.readouterr()
+    assert message in seen.err
+    assert not seen.out  # before the first witness
 
 
 @pytest.mark.parametrize("package", ["sympy", "mpmath"])
@@ -169,7 +198,72 @@ def test_a_missing_extra_is_one_sentence_and_never_a_pass(monkeypatch, capsys, p
         audit.require(package)
 
 
+def test_a_picture_that_raises_leaves_the_report_whole(tmp_path, capsys):
+    """When a formula of the code raises, its picture does so too."""
+
+    def wrong(f):
+        return functools.wraps(f)(lambda *a: 1 / 0)
+
+    mistake = mutants.Mistake("raises", "flattening:penalty", wrong, ("F3",))
+    with planted(mistake):
+        assert cli.main(["audit", "--only", "F3", "--report", str(tmp_path / "a.html")]) == 1
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "No picture: ZeroDivisionError: division by zero" in text
+    assert "<small>(ZeroDivisionError" in text
+    assert text.rstrip().endswith("</html>")
+    assert "ERROR" in capsys.readouterr().out
+
+
+class _Text(HTMLParser):
+    """What a reader sees of a formula; `words`: the upright ones."""
+
+    BEFORE, AFTER = {"msqrt": "√("}, {"msqrt": ")"}
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.words, self.open = "", [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen += self.BEFORE.get(tag, "")
+        self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+        self.seen += self.AFTER.get(tag, "")
+
+    def handle_data(self, data):
+        self.seen += {"~": "\u0303"}.get(data, data)
+        if self.open[-1][1].get("mathvariant") == "normal":
+            self.words.append(data)
+
+
+WORDS = re.findall(
+    r"\w+",
+    "argmin after Bern branch CKA clip cost error ever exp expm factor fl FLOPs HSIC kink KL Im in LeNet log logit MACs max"
+    " mean min noise of option or out params path Philox purpose rounding seed SHA size softplus status step sup tiny"
+    " tr vjp word",
+)
+
+
+@pytest.mark.parametrize("claim", catalogue(), ids=lambda c: c.number)
+def test_a_formula_shows_all_that_it_says(claim):
+    """Its text is the line of the catalogue without the marks; letters in a row are a word of the field, not a product."""
+    text = _Text()
+    text.feed(mathml(claim.formula))
+    shown = claim.formula.replace("\\{", "\0").replace("\\}", "\1").replace("\\frac", "")
+    shown = re.sub(r"[{}_^\s]", "", shown).replace("\0", "{").replace("\1", "}")
+    assert text.seen == shown
+    assert set(text.words) <= set(WORDS)
+
+
+@pytest.mark.parametrize("formula", ["\\sqrt x", "{a", "a}", "√(a", "\\frac{a}", "a_"])
+def test_a_formula_that_cannot_be_read_is_refused(formula):
+    with pytest.raises(InputError, match="formula"):
+        mathml(formula)
+
+
 def test_formulas_become_mathml():
+    assert mathml("√(a)") == mathml("x").replace("<mi>x</mi>", "<msqrt><mi>a</mi></msqrt>")
     assert mathml("a_1^2") == mathml("{a_1}^2")
     text = mathml("\\frac{a+1}{2} log x")
     assert "<mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><mn>2</mn></mfrac>" in text

@@ -117,8 +117,8 @@ def test_the_kl_stays_finite_where_pi_star_is_rounded_to_an_end(log_gamma):
         (lambda: scalar.bernoulli_kl(np.nan, 0.5), "theta: got nan"),
         (lambda: scalar.bernoulli_kl("x", 0.5), "theta: 'x' is no array of numbers"),
         (lambda: flattening.pi_star([0.5, 0.5], [1.0, 1.0, 1.0]), r"log_gamma: shape \(3,\) does not meet theta's \(2,\)"),
-        (lambda: flattening.beta_from_log_gamma(-1.0, 0), "samples: must be at least 1, got 0"),
-        (lambda: flattening.decay_from_precision(1.0, 0), "samples: must be at least 1, got 0"),
+        (lambda: flattening.beta_from_log_gamma(-1.0, 0), "samples: must be an integer of at least 1, got 0"),
+        (lambda: flattening.decay_from_precision(1.0, 0), "samples: must be an integer of at least 1, got 0"),
         (lambda: mixture.SpikeSlab(0.5, 1.0, 2.0), "spike: got 2.0"),
         (lambda: mixture.SpikeSlab(0.5, 1.0, np.nan), "spike: got nan"),
         (lambda: mixture.SpikeSlab(1.5, 1.0, 0.1), "pi: got 1.5"),
@@ -128,7 +128,30 @@ def test_the_kl_stays_finite_where_pi_star_is_rounded_to_an_end(log_gamma):
         (lambda: mixture.Laplace(1.0).density([0.0, np.inf]), r"w\[1\]: got inf"),
         (lambda: mixture.StudentT(1.0, 1.0).density(1.0), r"w: shape \(\) has no blocks"),
         (lambda: mixture.sample(mixture.Laplace(1.0), [0.5], [0.1, 0.2]), "uniform: shape"),
-        (lambda: mixture.sample(mixture.Laplace(1.0), [1.0], [0.1]), "uniform: numbers strictly"),
+        (lambda: mixture.sample(mixture.Laplace(1.0), [1.0], [0.1]), r"uniform\[0\]: got 1.0; numbers strictly"),
+        (lambda: flattening.beta_from_log_gamma(np.inf, 10), "log_gamma: got inf"),
+        (lambda: flattening.beta_from_log_gamma(np.nan, 10), "log_gamma: got nan"),
+        (lambda: flattening.beta_from_log_gamma(-1.0, np.nan), "samples: must be an integer of at least 1, got nan"),
+        (lambda: flattening.beta_from_log_gamma(-1.0, 2.5), "samples: must be an integer of at least 1, got 2.5"),
+        (lambda: flattening.beta_from_log_gamma([-1.0, 2.0], 10), r"log_gamma: got an array of shape \(2,\)"),
+        (lambda: flattening.log_gamma_from_beta(np.nan, 10), "beta: got nan"),
+        (lambda: flattening.log_gamma_from_beta(1e300, 10**10), r"beta: got 1e\+300, which overflows"),
+        (lambda: flattening.decay_from_precision(np.nan, 10), "precision: got nan"),
+        (lambda: flattening.decay_from_precision(-1.0, 10), "precision: got -1.0"),
+        (lambda: flattening.precision_from_decay(-1.0, 10), "decay: got -1.0"),
+        (lambda: flattening.flattening_profile(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet theta's \(\)"),
+        (lambda: flattening.flattening_density(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet pi's \(\)"),
+        (lambda: FAST[1].flattening_profile(np.array(0.5), np.ones(3)), r"log_gamma: shape \(3,\) does not meet theta's \(\)"),
+        (lambda: FAST[1].flattening_density(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet pi's \(\)"),
+        (lambda: FAST[1].flattening_density(np.array([0.5]), [[1], [1, 2]]), "log_gamma: .* is no array of numbers"),
+        (lambda: flattening.log_density(0.5 + 1j, -1.0), "pi: .* is complex"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, [0.1, 0.2]), r"spike: got an array of shape \(2,\)"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, "x"), "spike: 'x' is no array of numbers"),
+        (lambda: mixture.SpikeSlab(0.5, 1.0, 1e-310), "spike: got 1e-310; 0 and numbers from 5.56e-309"),
+        (lambda: mixture.sample(mixture.Laplace(1.0), [0.5], [np.nan]), r"normal\[0\]: got nan"),
+        (lambda: mixture.Laplace(1.0).density("x"), "w: 'x' is no array of numbers"),
+        (lambda: mixture.Laplace(1.0).density([1.0 + 1e-3j]), "w: .* is complex"),
+        (lambda: FAST[1].prior_density(np.array([1.0 + 1e-3j]), PRIORS[-1]), "w: .* is complex"),
         (lambda: FAST[1].prior_density(np.array([[0.0], [np.nan]], np.float32), PRIORS[1]), r"w\[1, 0\]: got nan"),
         (lambda: FAST[1].flattening_profile(np.array([0.5, np.nan]), -1.0), r"theta\[1\]: got nan"),
         (lambda: FAST[1].flattening_density(np.array([0.5, 2.0]), -1.0), r"pi\[1\]: got 2.0"),
@@ -148,6 +171,47 @@ def test_responsibility_in_the_limit():
     near = mixture.SpikeSlab(0.3, 2.0, 1e-20).responsibility(w)
     assert list(np.round(near)) == list(limit)
     assert list(mixture.SpikeSlab(1.0, 2.0, 0.0).responsibility(w)) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("backend", [ORACLE, FAST[1]], ids=["oracle", "numba"])
+def test_constants_beyond_the_dtype(backend, dtype):
+    """1/s₀ overflows in float32, νσ² is subnormal there, ‖w‖² overflows: log-density and score are what 50 digits say."""
+    digits = np.finfo(dtype).eps * 64
+    w = dtype(1e-3)
+    found = backend.prior_density(np.array([[w], [0.0]], dtype), mixture.SpikeSlab(0.5, 1.0, 1e-42))
+    assert abs(found.score[0, 0] / -w - 1.0) < digits
+    assert found.score[1, 0] == 0.0
+    assert abs(found.log_density[0] - (np.log(0.5) - 0.5 * np.log(2 * np.pi) - 0.5 * float(w) ** 2)) < digits
+    assert abs(found.log_density[1] / (np.log(0.5) - 0.5 * np.log(2 * np.pi * 1e-42)) - 1.0) < digits
+    student = backend.prior_density(np.array([[w], [0.0]], dtype), mixture.StudentT(3.0, 1e-21))
+    assert abs(student.score[0, 0] * w / -4.0 - 1.0) < digits
+    laplace = backend.prior_density(np.array([0.0], dtype), mixture.Laplace(1e-40))
+    assert abs(laplace.log_density[0] / -np.log(2e-40) - 1.0) < digits
+    assert laplace.score[0] == 0.0
+    for density in (found, student):
+        assert density.log_density.dtype == density.score.dtype == dtype
+
+
+@pytest.mark.parametrize("backend", [ORACLE, FAST[1]], ids=["oracle", "numba"])
+def test_weights_whose_square_overflows(backend):
+    """π = 0 and 1 leave one normal, whose score is finite."""
+    for pi, precision in ((0.0, 1e3), (1.0, 2.0), (0.5, 2.0)):
+        prior = mixture.SpikeSlab(pi, 2.0, 1e-3)
+        for w in (np.array([[1e200]]), np.array([[1e30]], np.float32)):
+            found = backend.prior_density(w, prior)
+            assert found.score.item() == pytest.approx(-w.item() * precision, rel=1e-6)
+            assert found.log_density.item() < -1e30
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda p: f"{type(p).__name__}{getattr(p, 'pi', '')}")
+def test_the_result_has_the_dtype_of_the_weights(prior, dtype):
+    w = _w(prior, dtype, 0)
+    for backend in (ORACLE, FAST[1]):
+        found = backend.prior_density(w, prior)
+        assert found.log_density.dtype == found.score.dtype == dtype
+    assert ORACLE.prior_density(w.astype(np.int64), prior).score.dtype == np.float64
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------

@@ -1024,5 +1024,5 @@ def test_the_two_scalings_convert_back():
         for samples in (1, 7, 60_000):
             again = beta_from_log_gamma(log_gamma_from_beta(beta, samples), samples)
             assert_close("beta", np.float64(again), np.float64(beta), gamma(2, U) * beta)
-            with pytest.raises(InputError, match="samples: must be at least 1, got 0"):
+            with pytest.raises(InputError, match="samples: must be an integer of at least 1, got 0"):
                 log_gamma_from_beta(beta, 0)

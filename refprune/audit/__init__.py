@@ -6,6 +6,7 @@ Extra `audit`: sympy and mpmath, and matplotlib for the report's pictures.
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,10 +57,15 @@ def run(
                     warnings.simplefilter("ignore")
                     finding = witness(context)
             except Exception as error:  # whatever the code under audit does
-                text = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+                text = one_line(error)
             results.append(Result(claim, method, finding, text, time.perf_counter() - start))
             say(results[-1])
     return results
+
+
+def one_line(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def holds(results: Sequence[Result]) -> bool:
@@ -67,23 +73,32 @@ def holds(results: Sequence[Result]) -> bool:
     return bool(results) and all(r.holds for r in results)
 
 
-WIDTHS = (4, 104, 10, 10, 8)
-HEAD = ("", "witness", "deviation", "bound", "verdict")
+WIDTHS = (2, 47, 9, 8, 5)  # of the columns; with two spaces between them a line fits into 79 characters
+LINE = sum(WIDTHS) + 2 * (len(WIDTHS) - 1)
+HEAD = ("", "witness", "deviation", "bound", "")
 
 
 def row(result: Result | None) -> str:
-    """A line of the table that is printed while the audit runs; None: its head."""
+    """The lines of the table that are printed while the audit runs; None: its head. Why it is so is below a red row."""
     if result is None:
-        cells: tuple[str, ...] = HEAD
-    elif result.finding is None:
-        cells = (result.claim.number, f"{result.method}: {result.error}", "", "", "ERROR")
-    else:
-        f = result.finding
-        unit = {"z": "|z| ", "exact": "", "error": ""}[f.kind]
-        cells = (result.claim.number, result.method, f"{unit}{f.deviation:.3g}", f"{f.bound:.3g}", _verdict(result))
+        return _lines(HEAD, "")
+    number, f = result.claim.number, result.finding
+    if f is None:
+        return _lines((number, result.method, "", "", "ERROR"), result.error)
+    deviation = f"|z| {f.deviation:.2f}" if f.kind == "z" else f"{f.deviation:.3g}"
+    return _lines((number, result.method, deviation, f"{f.bound:.3g}", _verdict(result)), "" if f.holds else f.detail)
+
+
+def _lines(cells: tuple[str, ...], why: str) -> str:
+    """The cells, the second wrapped, the last three at the right of its first line; `why` indented below."""
     first, second, *others = cells
+    wrapped = textwrap.wrap(second, WIDTHS[1]) or [""]
     numbers = "  ".join(cell.rjust(width) for cell, width in zip(others, WIDTHS[2:], strict=True))
-    return f"{first.ljust(WIDTHS[0])}  {second.ljust(WIDTHS[1])}  {numbers}"
+    margin = " " * (WIDTHS[0] + 2)
+    lines = [f"{first.ljust(WIDTHS[0])}  {wrapped[0].ljust(WIDTHS[1])}  {numbers}".rstrip()]
+    lines += [margin + line for line in wrapped[1:]]
+    lines += textwrap.wrap(why, LINE, initial_indent=f"{margin}! ", subsequent_indent=f"{margin}  ")
+    return "\n".join(lines)
 
 
 def table(results: Sequence[Result]) -> list[str]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from ..backend import ORACLE, Backend
 from ..errors import InputError
@@ -78,9 +78,13 @@ def worst(*findings: Finding) -> Finding:
     return max(findings, key=lambda f: (not f.holds, f.deviation / f.bound if f.bound else f.deviation))
 
 
-def z_bound(count: int) -> float:
-    """|z| that `count` standard normal numbers exceed together with probability FALSE_ALARM (Bonferroni)."""
-    return float(-ndtri(FALSE_ALARM / (2 * count)))
+def z_bound(count: int, samples: int | None = None) -> float:
+    """|z| that `count` means exceed together with probability FALSE_ALARM (Bonferroni), each of `samples` normal numbers.
+
+    The spread is estimated from these samples: the quantile is Student's. None: the spread is known, the quantile normal.
+    """
+    tail = FALSE_ALARM / (2 * count)
+    return float(-ndtri(tail) if samples is None else -stdtrit(samples - 1, tail))
 
 
 def z_score(samples: Array, mean: Any) -> Finding:
@@ -89,7 +93,7 @@ def z_score(samples: Array, mean: Any) -> Finding:
     spread = samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
     difference = np.abs(samples.mean(axis=0) - mean)
     z = np.where(difference == 0.0, 0.0, difference / np.where(spread > 0.0, spread, 1e-300))
-    return Finding(float(np.max(z)), z_bound(z.size), "z", f"{len(samples):,} samples, {z.size} means")
+    return Finding(float(np.max(z)), z_bound(z.size, len(samples)), "z", f"{len(samples):,} samples, {z.size} means")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class Context:
 
     seed: int = 0
     backend: Backend = ORACLE
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"seed: got {self.seed}; integers from 0 are allowed")
 
     @property
     def streams(self) -> Streams:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import Result, holds
+from . import Result, holds, one_line
 from .claims import Claim, Context, location
 from .mathml import mathml
 
 STYLE = """body{font:15px/1.45 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}
 h2{border-bottom:1px solid #999;margin-top:2em}
 table{border-collapse:collapse;width:100%}td,th{padding:.2em .6em;text-align:left;vertical-align:top}td.n{text-align:right}
-tr:nth-child(even){background:#f4f4f4}.red{background:#fbd5d5!important}.no{font-weight:bold;margin-right:.6em}svg{max-width:100%;
+tr:nth-child(even){background:#f4f4f4}.red{background:#fbd5d5!important}p.red{padding:.4em}.no{font-weight:bold;margin-right:.6em}svg{max-width:100%;
 height:auto}code{font-size:90%}math{margin:.6em 0;font-size:115%}.source{color:#555}"""
 
 
@@ -27,7 +27,7 @@ def page(results: Sequence[Result], context: Context) -> str:
     head = f"<h1>refprune audit</h1><p>{len(claims)} claims, {len(results)} witnesses, seed {context.seed}, backend "
     head += f"{html.escape(context.backend.name)}: <b>{verdict}</b>.</p>"
     head += "<p>A deviation must not exceed its bound. |z|: Monte Carlo; all scores of a witness together exceed their bound "
-    head += "by chance with probability 1e-6. A count must be 0.</p>"
+    head += "by chance with probability 1e-6; what else depends on the seed says how often beside it. A count must be 0.</p>"
     index = "".join(f'<tr{_red(by_claim[n])}><td><a href="#{n}">{n}</a></td><td>{_verdict(by_claim[n])}</td></tr>' for n in red)
     sections = "".join(_section(rows[0].claim, rows, context) for rows in by_claim.values())
     return (
@@ -43,7 +43,7 @@ def _section(claim: Claim, rows: Sequence[Result], context: Context) -> str:
         for r in rows
     )
     code = ", ".join(f"<code>{html.escape(c.replace(':', '.'))}</code> ({location(c)})" for c in claim.code)
-    pictures = "".join(_svg(draw(context)) for draw in claim.pictures)
+    pictures = "".join(_picture(draw, context) for draw in claim.pictures)
     return (
         f'<h2 id="{claim.number}"><span class=no>{claim.number}</span>{html.escape(claim.statement)}</h2>'
         f"{mathml(claim.formula)}"
@@ -73,6 +73,14 @@ def _deviation(r: Result) -> str:
 
 def _bound(r: Result) -> str:
     return "" if r.finding is None else f"{r.finding.bound:.3g}"
+
+
+def _picture(draw: Callable[[Context], Any], context: Context) -> str:
+    """The picture, or, where the code under audit lets it not be drawn, the error in its place."""
+    try:
+        return _svg(draw(context))
+    except Exception as error:  # whatever the code under audit does
+        return f"<p class=red>No picture: {html.escape(one_line(error))}</p>"
 
 
 def _svg(figure: Any) -> str:

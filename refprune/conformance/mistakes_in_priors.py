@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,29 @@ def _kl_through_pi_star(theta: Any, log_gamma: Any) -> Any:
     return scalar.bernoulli_kl(theta, flattening.pi_star(theta, log_gamma))
 
 
+def _beyond_forty(change: Function) -> Callable[[Function], Function]:
+    """The result put through `change` where |log γ|, the last argument, is above 40: far beyond e^{−|log γ|} = 1e-16."""
+
+    def wrong(f: Function) -> Function:
+        def g(*a: Any) -> Any:
+            right = f(*a)
+            return np.where(np.abs(np.asarray(a[-1], dtype=float)) > 40.0, change(right), right)
+
+        return g
+
+    return wrong
+
+
 def _one_degree_more(f: Function) -> Function:
     return lambda self, w: f(dataclasses.replace(self, degrees=self.degrees + 1.0), w)
 
 
 def _dimension_forgotten(f: Function) -> Function:
     return lambda self, d: f(self, 1)
+
+
+def _off_by_dimension(f: Function) -> Function:
+    return lambda self, d: tuple(c + (d - 1) for c in f(self, d))
 
 
 PRIORS = (
@@ -59,6 +77,7 @@ PRIORS = (
         ("P1", "P2"),
     ),
     Mistake("log-odds of a block as if d = 1", "mixture:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
+    Mistake("log-constants of a block off by d − 1", "mixture:SpikeSlab.log_constants", _off_by_dimension, ("P1",)),
     Mistake("responsibility of the spike", "mixture:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
     Mistake("gates on with probability 1−θ", "estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
     Mistake(
@@ -85,7 +104,7 @@ PRIORS = (
         "log-density without its normaliser",
         "flattening:log_density",
         lambda f: lambda p, g: f(p, g) - flattening.log_normaliser(g),
-        ("F1", "F4"),
+        ("F1", "F4", "F6"),
     ),
     Mistake(
         "density without its normaliser",
@@ -93,11 +112,13 @@ PRIORS = (
         lambda f: lambda p, g: f(p, g) * np.exp(-np.clip(g, -700, 700)),
         ("F1", "F6"),
     ),
-    Mistake("normaliser of 1/γ", "flattening:log_normaliser", lambda f: lambda g: f(-np.asarray(g)), ("F1",)),
-    Mistake("slope of log p with the wrong sign", "flattening:log_density_slope", result(np.negative), ("F1",)),
-    Mistake("log-density of 1−π", "flattening:log_density", lambda f: lambda p, g: f(1 - np.asarray(p), g), ("F1", "F4")),
+    Mistake("normaliser of 1/γ", "flattening:log_normaliser", lambda f: lambda g: f(-np.asarray(g)), ("F1", "F6")),
+    Mistake("slope of log p with the wrong sign", "flattening:log_density_slope", result(np.negative), ("F1", "F6")),
+    Mistake("log-density of 1−π", "flattening:log_density", lambda f: lambda p, g: f(1 - np.asarray(p), g), ("F1", "F4", "F6")),
     Mistake("sign of log γ in π*", "flattening:pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F6")),
-    Mistake("sign of log γ in log π*", "flattening:log_pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2",)),
+    Mistake(
+        "sign of log γ in log π*", "flattening:log_pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F3", "F6")
+    ),
     Mistake("log π* and log(1−π*) swapped", "flattening:log_pi_star", result(lambda r: r[::-1]), ("F2", "F3", "F6")),
     Mistake(
         "π* = γθ/(1 + γθ)",
@@ -105,21 +126,46 @@ PRIORS = (
         instead(lambda t, g: 1 / (1 + np.exp(-np.asarray(g, dtype=float)) / np.maximum(t, 1e-300))),
         ("F2", "F5", "F6"),
     ),
-    Mistake("sign of log γ in the penalty", "flattening:penalty", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F3",)),
+    Mistake("sign of log γ in the penalty", "flattening:penalty", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F3", "F6")),
     Mistake(
         "KL at fixed π instead of the profiled penalty",
         "flattening:penalty",
         instead(lambda t, g: np.where(np.asarray(g) == 0, 0.0, flattening.kl_at_pi_star(t, g))),
-        ("F3",),
+        ("F3", "F6"),
     ),
     Mistake(
         "c(γ) without the normaliser",
         "flattening:penalty_constant",
         instead(lambda g: np.asarray(g, dtype=float)),
-        ("F3", "P4"),
+        ("F3", "P4", "F6"),
     ),
     Mistake("slope of the penalty with the wrong sign", "flattening:penalty_slope", result(np.negative), ("F3",)),
     Mistake("KL through π* itself", "flattening:kl_at_pi_star", instead(_kl_through_pi_star), ("F3", "F6")),
     Mistake("log-density through γ", "flattening:log_density", instead(_naive_log_density), ("F1", "F6")),
+    Mistake("normaliser off by 1 beyond |log γ| = 40", "flattening:_log_decay", _beyond_forty(lambda x: x + 1), ("F6",)),
+    Mistake(
+        "slope of log p doubled beyond |log γ| = 40", "flattening:log_density_slope", _beyond_forty(lambda x: 2 * x), ("F6",)
+    ),
+    Mistake(
+        "log-density off by 1e-10 beyond |log γ| = 40",
+        "flattening:log_density",
+        _beyond_forty(lambda x: x * (1 + 1e-10)),
+        ("F6",),
+    ),
+    Mistake(
+        "penalty off by 1e-10 beyond |log γ| = 40", "flattening:penalty", _beyond_forty(lambda x: x * (1 + 1e-10)), ("F6",)
+    ),
+    Mistake(
+        "KL of F3 off by 1e-10 beyond |log γ| = 40",
+        "flattening:kl_at_pi_star",
+        _beyond_forty(lambda x: x * (1 + 1e-10)),
+        ("F6",),
+    ),
+    Mistake(
+        "c(γ) off by 1e-10 beyond |log γ| = 40",
+        "flattening:penalty_constant",
+        _beyond_forty(lambda x: x * (1 + 1e-10)),
+        ("F6",),
+    ),
     Mistake("π* through γ", "flattening:pi_star", instead(_naive_pi_star), ("F2", "F6")),
 )

@@ -4,7 +4,8 @@ Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on th
 are worked out, then the prior's law gives log p and the factor of the score, then the score is written; all of it stays in the
 first-level cache. The log-densities are summed in double precision, per chunk and then over all.
 
-An entry that is not finite makes the sum NaN or infinite; then the oracle looks for it and says which it is.
+An entry that is not finite makes the sum NaN or infinite; then the oracle looks for it and says which it is. A prior with
+constants that the dtype cannot hold is left to the oracle.
 
 The exponential and the logarithm of the spike and slab are written here, as Taylor series after a reduction of the argument, in
 operations that LLVM can vectorise; with as many terms as the dtype needs.
@@ -25,6 +26,7 @@ from .compiled import ELEMENT_GRAIN, FLOATS, inner, kernel, native, reader, read
 from .workspace import Workspace
 
 CHUNK = 512  # blocks of weights
+CERTAIN = 1e4  # log-odds of which the exponential is 0 in every dtype: for π = 0 and 1
 LN2_HIGH = 355 / 512  # ln 2 with so few bits that a small multiple is exact in float32
 LN2_LOW = math.log(2.0) - LN2_HIGH
 LARGE, TERMS = mixture.LARGE, mixture.TERMS
@@ -200,8 +202,12 @@ _STUDENT_T, _LAPLACE, _HORSESHOE = _of_blocks(_law_of_student_t), _of_weights(_l
 def _constants(prior: mixture.Prior, d: int) -> tuple[float, ...]:
     """What the law of the prior reads, in its order."""
     if isinstance(prior, mixture.SpikeSlab):
-        halves = 0.5 / prior.spike, 0.5 * prior.precision
-        return (*prior.log_odds(d), *prior.log_constants(d), *halves, 1.0 / prior.spike, prior.precision)
+        (a, b), (spike, slab) = prior.log_odds(d), prior.log_constants(d)
+        if prior.pi == 0.0:
+            return -CERTAIN, 0.0, spike, 0.0, 0.5 / prior.spike, 0.0, 1.0 / prior.spike, 0.0
+        if prior.pi == 1.0:
+            return CERTAIN, 0.0, 0.0, slab, 0.0, 0.5 * prior.precision, 0.0, prior.precision
+        return a, b, spike, slab, 0.5 / prior.spike, 0.5 * prior.precision, 1.0 / prior.spike, prior.precision
     if isinstance(prior, mixture.StudentT):
         exponent = prior.degrees + d
         return prior.log_constant(d), 0.5 * exponent, prior.degrees * prior.width**2, exponent
@@ -221,9 +227,11 @@ def prior_density(workspace: Workspace, w: Array, prior: mixture.Prior) -> mixtu
     else:
         run = {mixture.StudentT: _STUDENT_T, mixture.Laplace: _LAPLACE, mixture.Horseshoe: _HORSESHOE}[type(prior)]
     d = w.shape[-1] if block else 1
+    given = _constants(prior, d)
+    if not mixture.representable(w.dtype, *given):
+        return mixture.prior_density(w, prior)
     log_p, score = workspace.empty(w.shape[:-1] if block else w.shape, w.dtype), workspace.empty(w.shape, w.dtype)
     totals, constants = np.empty(-(-log_p.size // CHUNK)), np.zeros(8, w.dtype)
-    given = _constants(prior, d)
     constants[: len(given)] = given
     shape = (-1, d) if block else (-1,)
     parts = share(workspace.threads, w.size, ELEMENT_GRAIN)
@@ -300,7 +308,9 @@ def _density(part: int, parts: int, pi: Array, log_gamma: Array, log_p: Array, s
 
 
 def _over_gates(workspace: Workspace, run: Any, oracle: Callable[..., Any], result: Any, first: Any, log_gamma: Any) -> Any:
-    x, l = np.asarray(first), np.asarray(log_gamma)  # noqa: E741
+    if not isinstance(first, np.ndarray) or not isinstance(log_gamma, np.ndarray | float | int):
+        return oracle(first, log_gamma)
+    x, l = first, np.asarray(log_gamma)  # noqa: E741
     if x.dtype.kind != "f" or l.dtype.kind not in "fiu" or x.size == 0 or l.shape not in ((), x.shape):
         return oracle(first, log_gamma)
     flat = ready(x.astype(np.float64, copy=False)).reshape(-1)

@@ -17,7 +17,7 @@ from ..examples import convolutional_network, dense_network, loss_of
 G1 = Claim(
     "G1",
     "Each backward is the vector-Jacobian product of its forward, for inputs, parameters and gates.",
-    "f_vjp(dy) = {(∂f/∂x)}^T dy",
+    "f_vjp(d y) = {(∂f/∂x)}^T d y",
     OURS,
     (
         *(f"layers:{name}" for name in ("dense_vjp", "conv2d_vjp", "batch_norm_vjp", "batch_norm_eval_vjp", "leaky_relu_vjp")),
@@ -31,7 +31,7 @@ G1 = Claim(
 G2 = Claim(
     "G2",
     "Each forward accepts complex numbers, so that the complex step gives derivatives to 1e-14.",
-    "f'(x) = \\frac{Im f(x + ih)}{h}, h = 10^{−200}",
+    "f'(x) = \\frac{Im f(x + i h)}{h}, h = 10^{−200}",
     OURS,
     (
         "layers:sigmoid",

@@ -19,7 +19,8 @@ from ..examples import convolutional_network, loss_of
 K1 = Claim(
     "K1",
     "HSIC, biased and unbiased.",
-    "HSIC = \\frac{tr(K H L H)}{{(n−1)}^2}, HSIC_u = \\frac{1}{n(n−3)} (tr(K̃L̃) + …)",
+    "HSIC = \\frac{tr(K H L H)}{{(n−1)}^2}, "
+    "HSIC_u = \\frac{1}{n(n−3)} (tr(K̃L̃) + \\frac{1^T K̃ 1 · 1^T L̃ 1}{(n−1)(n−2)} − \\frac{2}{n−2} 1^T K̃L̃ 1)",
     CKA,
     ("cka:hsic",),
 )
@@ -33,7 +34,7 @@ K2 = Claim(
 K3 = Claim(
     "K3",
     "Invariant to shifts, isotropic scaling and orthogonal maps, not to general invertible maps.",
-    "CKA(X, cXQ) = 1, Q Q^T = I, c ≠ 0",
+    "CKA(X, c X Q) = 1, Q Q^T = I, c ≠ 0",
     CKA,
     ("cka:cka",),
 )
@@ -188,15 +189,21 @@ def _(context: Context) -> Finding:
 
 @K5.witness("Monte Carlo: independent normal features, n = 32, p = 8 … 512")
 def _(context: Context) -> Finding:
-    """Unbiased: z of the mean over 60 draws; biased: rises with p, is 0.94 at p = 512 (SPEC) within 0.01."""
-    biased, z = [], 0.0
+    """Unbiased: the mean over 60 draws is near 0. Biased: it rises with p, and at 512 rounds to SPEC's 0.94, that is, lies
+    within 0.005 and the draws' own play; the two steps of the rise, 0.27 and more, are 45 standard errors.
+    """
+    count, biased, z = 60, [], 0.0
     for p in (8, 64, 512):
-        draws = [(context.normal(f"K5 {p} {i} x", 32, p), context.normal(f"K5 {p} {i} y", 32, p)) for i in range(60)]
-        biased.append(float(np.mean([cka(x, y, estimator="biased").value or 0.0 for x, y in draws])))
+        draws = [(context.normal(f"K5 {p} {i} x", 32, p), context.normal(f"K5 {p} {i} y", 32, p)) for i in range(count)]
+        biased.append(np.array([cka(x, y, estimator="biased").value or 0.0 for x, y in draws]))
         values = np.array([cka(x, y, estimator="unbiased").value or 0.0 for x, y in draws])
         z = max(z, abs(values.mean()) / (values.std(ddof=1) / math.sqrt(len(values))))
-    wrong = int(not biased[0] < biased[1] < biased[2]) + int(abs(biased[2] - 0.94) > 0.01)
-    return worst(Finding(z, z_bound(3), "z", f"biased {', '.join(f'{b:.3f}' for b in biased)}"), exact(wrong))
+    means = [float(b.mean()) for b in biased]
+    off = max(0.0, abs(means[2] - 0.94) - 0.005) / float(biased[2].std(ddof=1) / math.sqrt(count))
+    found = (
+        f"biased {', '.join(f'{m:.4f} ± {b.std(ddof=1) / math.sqrt(count):.4f}' for m, b in zip(means, biased, strict=True))}"
+    )
+    return worst(Finding(float(max(z, off)), z_bound(4, count), "z", found), exact(int(not means[0] < means[1] < means[2])))
 
 
 @K5.witness("Monte Carlo: the expectations of biased HSIC behind it, p²(n−1) across and p(n−1)(n+p) within, over (n−1)²")
@@ -210,7 +217,7 @@ def _(context: Context) -> Finding:
         values.append([found.hsic_xy * (n - 1) ** 2 - p * p * (n - 1), found.hsic_xx * (n - 1) ** 2 - p * (n - 1) * (n + p)])
     sample = np.array(values)
     z = np.abs(sample.mean(axis=0)) / (sample.std(axis=0, ddof=1) / math.sqrt(draws))
-    return Finding(float(z.max()), z_bound(2), "z", f"{draws} draws, 2 means")
+    return Finding(float(z.max()), z_bound(2, draws), "z", f"{draws} draws, 2 means")
 
 
 @K6.witness("γ = β = 0 in the last norm of a block: the bits of the network without the block")
@@ -260,6 +267,7 @@ def _(context: Context) -> Finding:
 
 @K7.witness("a negative cross-HSIC is found among small samples and passes as ok")
 def _(context: Context) -> Finding:
+    """About half of such draws are negative (63 of 120 seen): that none of 40 is has a probability below 1e-10."""
     found = [cka(context.normal(f"K7 {i} x", 6, 2), context.normal(f"K7 {i} y", 6, 2), estimator="unbiased") for i in range(40)]
     negative = [f for f in found if f.status == "ok" and (f.value or 0.0) < 0]
     wrong = sum(f.hsic_xy >= 0 for f in negative)

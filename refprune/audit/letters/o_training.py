@@ -34,7 +34,7 @@ O6 = Claim(
 O7 = Claim(
     "O7",
     "A pruned gate is gone for good, with weights, optimiser state and computation; training goes on in the smaller network.",
-    "θ_g ≤ τ ⇒ W_g, v_g, θ_g",
+    "θ_g ≤ τ ⇒ G ← G ∖ \\{g\\}, (W, v, θ, c) ← (W, v, θ, c)|_{ξ_g = 0}, g ∉ G ever after",
     LP,
     ("train:remove", "train:cut_state", "pruning:above", "pruning:spare_plain_layers"),
 )
@@ -48,7 +48,7 @@ O8 = Claim(
 O9 = Claim(
     "O9",
     "No silent rounding: an undecided gate takes the vertex with the smaller J, and is listed.",
-    "θ_g ∈ (τ, 1−τ) : ξ_g = argmin_{ξ∈{0,1}} J",
+    "θ_g ∈ (τ, 1−τ) : ξ_g = argmin_{ξ∈\\{0,1\\}} J",
     OURS,
     ("settle:decide", "objective:update_statistics"),
 )
