@@ -31,6 +31,11 @@ def positive(name: str, value: ArrayLike) -> Float:
     return _require(name, value, lambda x: (x > 0.0) & np.isfinite(x), "finite numbers above 0 are allowed")
 
 
+def nonnegative(name: str, value: ArrayLike) -> Float:
+    """`value` as float64. InputError names the argument and the first entry that is not finite or below 0."""
+    return _require(name, value, lambda x: (x >= 0.0) & np.isfinite(x), "finite numbers from 0 on are allowed")
+
+
 def _require(name: str, value: ArrayLike, allowed: Any, rule: str) -> Float:
     try:
         x = np.asarray(value, dtype=np.float64)

@@ -1,5 +1,6 @@
 """The audit: its catalogue is complete and points at code, quick claims hold, and it fails where it must."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ from refprune import audit, cli
 from refprune.audit import claims
 from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
 from refprune.audit.mathml import mathml
+from refprune.conformance import mistakes_in_layers
 from refprune.conformance.mistakes import MISTAKES, planted
 from refprune.errors import InputError
 from validation import mutants
@@ -79,9 +81,48 @@ def test_a_mistake_is_taken_back():
 def test_a_survivor_is_reported():
     """A mutant that declares too little, or too much, is not killed."""
     mistake = next(m for m in MISTAKES if m.claims == ("F2", "F6"))
-    short, long = (mutants.Mistake(mistake.name, mistake.target, mistake.wrong, c) for c in (("F2",), ("F2", "F6", "P5")))
+    short, long = (dataclasses.replace(mistake, claims=c) for c in (("F2",), ("F2", "F6", "P5")))
     assert mutants.try_out(short).extra == ("F6",)
+    assert mutants.verdict(mutants.try_out(short)) == "SURVIVES: red beside F6"
     assert mutants.try_out(long).missed == ("P5",)
+
+
+def test_an_error_is_no_kill_unless_it_is_declared():
+    """Every witness of F2 asks the function that is broken."""
+
+    def broken(f):
+        def wrong(*a, **k):
+            raise RuntimeError("no answer")
+
+        return wrong
+
+    mistake = mutants.Mistake("no penalty at all", "flattening:log_pi_star", broken, ("F2",))
+    outcome = mutants.try_out(mistake)
+    assert outcome.raised == ("F2",)
+    assert not outcome.killed
+    assert mutants.try_out(dataclasses.replace(mistake, raises=("F2",))).killed
+
+
+def test_a_witness_that_raises_gives_the_next_its_turn():
+    claim = claims.Claim("X1", "", "x", "", ())
+    claim.witness("raises")(lambda context: 1 / 0)
+    claim.witness("sees")(lambda context: claims.exact(1))
+    claim.witness("is not asked")(lambda context: claims.exact(0))
+    assert [r.method for r in audit.run([claim], Context(), stop=True)] == ["raises", "sees"]
+    assert len(audit.run([claim], Context())) == 3
+
+
+def test_a_wrong_version_is_made_of_the_right_function():
+    """What a mistake's own module imports stays right: a mutant that calls itself would raise, and find nothing."""
+    mistake = mutants.Mistake("twice", "layers:per_channel", lambda f: lambda *a: None, ())
+    with planted(mistake):
+        assert mistakes_in_layers.per_channel is not claims.resolve("layers:per_channel")
+    assert mistakes_in_layers.per_channel is claims.resolve("layers:per_channel")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)
+def test_the_code_of_a_mistake_is_cited(mistake):
+    assert neighbours([mistake.target]), f"no claim cites {mistake.target}"
 
 
 def test_findings():

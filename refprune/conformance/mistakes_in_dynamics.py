@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,15 @@ def _property(value: Function) -> Any:
     return lambda _: property(value)
 
 
+def _of_right(change: Function) -> Any:
+    """A property whose right value is put through `change`."""
+    return lambda right: property(lambda c: change(right.fget(c)))
+
+
+def _undecayed(f: Function) -> Function:
+    return lambda self, w, theta: f(dataclasses.replace(self, decay=0.0), w, theta)
+
+
 def _with_gates(**changes: Any) -> Any:
     """`attracted` with other rules."""
 
@@ -47,6 +57,34 @@ def _with_gates(**changes: Any) -> Any:
         return wrong
 
     return plant
+
+
+def _dropped(name: str) -> Callable[[Function], Function]:
+    """`network_field` with a constant that is 0."""
+    return options(**{name: lambda value: 0.0})
+
+
+def _smallest(f: Function) -> Function:
+    """The smallest slope in the place of the largest."""
+
+    def wrong(network: Any, gradients: Any, slope: Array, seen: Array) -> Any:
+        now, count = f(network, gradients, np.zeros_like(slope), seen)
+        return np.where(seen == 0, now, np.minimum(slope, now)), count
+
+    return wrong
+
+
+def _either(f: Function) -> Function:
+    """`both` removes what one of the rules would."""
+
+    def wrong(*a: Any, **k: Any) -> Array:
+        *others, c = a
+        rules = ("threshold", "attraction") if c.gates.rule == "both" else (c.gates.rule,)
+        keeps = [f(*others, dataclasses.replace(c, gates=dataclasses.replace(c.gates, rule=rule)), **k) for rule in rules]
+        found: Array = np.logical_and.reduce(keeps)
+        return found
+
+    return wrong
 
 
 DYNAMICS: tuple[Mistake, ...] = (
@@ -71,6 +109,19 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake("block without its bias", "blocks:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")),
     Mistake("a unit's row for its column", "blocks:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
     Mistake("norm not drawn the root of", "blocks:block_norms", result(np.square), ("D1", "D7")),
+    Mistake("w_c five times too large", "dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
+    Mistake("comparison without decay", "dynamics:Comparison.velocity", _undecayed, ("D2", "D3")),
+    Mistake("field without its pull", "dynamics:network_field", _dropped("beta"), ("D2",)),
+    Mistake("field without decay", "dynamics:network_field", _dropped("decay"), ("D2",)),
+    Mistake("smallest slope taken for κ", "pruning:observe", _smallest, ("D6",)),
+    Mistake(
+        "steps with a closed gate counted",
+        "pruning:observe",
+        lambda f: lambda n, g, s, seen: (f(n, g, s, seen)[0], seen + 1),
+        ("D6",),
+    ),
+    Mistake("either rule is enough", "pruning:rule_keep", _either, ("D6",)),
+    Mistake("a plain layer may lose all its units", "pruning:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)),
     Mistake("κ without its factor", "pruning:attracted", _with_gates(kappa_factor=1.0), ("D6",)),
     Mistake("rule without its warm-up", "pruning:attracted", _with_gates(kappa_warmup=1), ("D6",)),
 )
