@@ -1,7 +1,7 @@
 """Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mutants [NAME …] [--json FILE]`.
 
-A mutant is killed if all claims that it declares go red and none else does, among the claims that are run: the declared ones and
-all that cite the function it replaces. Nothing is said of claims that only come across that function on their way;
+A mutant is killed if all claims that it declares go red and none else does, among the claims that are run: the declared ones
+and all that cite the function it replaces. Nothing is said of claims that only come across that function on their way;
 `--all-claims` runs these too (the whole audit for every mutant: hours) and lists them, which kills no mutant and lets none
 survive. Red is what a witness found wrong. A witness that raises an error has found nothing: a claim that shows errors alone
 counts as red only if the mistake says so (`Mistake.raises`).

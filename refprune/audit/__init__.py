@@ -48,7 +48,7 @@ def run(
 ) -> list[Result]:
     """Every witness of every claim, in order; `say` hears of each as soon as it is there. A witness that raises is red.
 
-    stop: a claim is left as soon as a witness finds it wrong; after one that raises, which finds nothing, the next has its turn.
+    stop: a claim is left as soon as a witness finds it wrong; one that raises has found nothing, and the next has its turn.
     """
     results: list[Result] = []
     for claim in claims:

@@ -172,8 +172,8 @@ def outcome(c: Comparison, w: float, theta: float) -> tuple[Flow, bool]:
 def settled(c: Comparison, w: float) -> float:
     """A time by which θ = 0 from (w, θ) with any θ, where λβ > κ².
 
-    While w ≤ κ/λ + (w₀ − κ/λ) e^{−λt} exceeds the mean of κ/λ and w*, nothing is asked of θ; after that it falls at least at the
-    speed ½ r (β − κ²/λ).
+    While w ≤ κ/λ + (w₀ − κ/λ) e^{−λt} exceeds the mean of κ/λ and w*, nothing is asked of θ; after that it falls at least
+    at the speed ½ r (β − κ²/λ).
     """
     limit = c.kappa / c.decay
     half = 0.5 * (c.beta / c.kappa - limit)

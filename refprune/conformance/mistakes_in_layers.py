@@ -84,7 +84,7 @@ LAYERS = (
         ("N1", "N5", "G1"),
     ),
     Mistake("gate always behind the path", "layerspec:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
-    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("G1",)),
+    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
     Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _rows_only, ("N4",)),
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
     Mistake(

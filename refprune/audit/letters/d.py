@@ -465,7 +465,7 @@ def _(context: Context) -> Finding:
 @D6.witness("the evidence on κ: the largest slope of every step so far, and the steps in which the gate was open")
 def _(context: Context) -> Finding:
     loss, gates = _mixed(context)
-    rng, findings = _rng(context, "d/evidence"), []
+    rng = _rng(context, "d/evidence")
     slope, seen = np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp)
     largest, times = [0.0] * gates.size, [0] * gates.size
     for _ in range(6):
