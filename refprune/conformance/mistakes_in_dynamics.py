@@ -23,14 +23,11 @@ def _unprojected(field: Any, weights: Array, theta: Array, until: float, **_: An
     return Flow(found.t, found.y[:n].T, found.y[n:].T, ())
 
 
-def _other_way(f: Function) -> Function:
+def _other_way(w: Array, theta: Array, *, kappa: Array, beta: Array, decay: Array, ratio: Array, floor: float = 0.0) -> Array:
     """θ* − θ in the place of θ − θ*."""
-
-    def wrong(w: Array, theta: Array, *, kappa: Array, beta: float, decay: Array, **k: Any) -> Array:
-        found: Array = f(w, 2.0 * decay * beta / kappa**2 - theta, kappa=kappa, beta=beta, decay=decay, **k)
-        return found
-
-    return wrong
+    slope = 0.5 * (decay + np.sqrt(decay**2 + 4.0 * ratio * kappa**2))
+    inside: Array = ratio * (kappa * w - beta) - slope * (theta - decay * beta / kappa**2) < 0.0
+    return inside
 
 
 def _property(value: Function) -> Any:
@@ -43,8 +40,8 @@ def _of_right(change: Function) -> Any:
     return lambda right: property(lambda c: change(right.fget(c)))
 
 
-def _undecayed(f: Function) -> Function:
-    return lambda self, w, theta: f(dataclasses.replace(self, decay=0.0), w, theta)
+def _decayed_twice(f: Function) -> Function:
+    return lambda self, w, theta: f(dataclasses.replace(self, decay=2.0 * self.decay), w, theta)
 
 
 def _with_gates(**changes: Any) -> Any:
@@ -91,9 +88,9 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake("flow without projection", "dynamics:projected_flow", instead(_unprojected), ("D2",)),
     Mistake("an end is never left", "dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
     Mistake(
-        "saddle at λ = 1",
+        "saddle at half of λ",
         "dynamics:Comparison.saddle",
-        _property(lambda c: (c.beta / c.kappa, c.beta / c.kappa**2)),
+        _property(lambda c: (c.beta / c.kappa, 0.5 * c.decay * c.beta / c.kappa**2)),
         ("D3", "D5"),
     ),
     Mistake(
@@ -104,13 +101,13 @@ DYNAMICS: tuple[Mistake, ...] = (
     ),
     Mistake("κ too small", "dynamics:in_domain", options(kappa=lambda kappa: 0.7 * kappa), ("D4", "D5", "D6")),
     Mistake("r left out", "dynamics:in_domain", options(ratio=lambda ratio: 1.0), ("D4", "D6")),
-    Mistake("sign of θ − θ*", "dynamics:in_domain", _other_way, ("D4", "D5", "D6")),
+    Mistake("sign of θ − θ*", "dynamics:in_domain", instead(_other_way), ("D4", "D5", "D6")),
     Mistake("time bound too short", "dynamics:Comparison.time_bound", result(lambda t: 0.3 * t), ("D4",)),
     Mistake("block without its bias", "blocks:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")),
     Mistake("a unit's row for its column", "blocks:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
     Mistake("norm not drawn the root of", "blocks:block_norms", result(np.square), ("D1", "D7")),
     Mistake("w_c five times too large", "dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
-    Mistake("comparison without decay", "dynamics:Comparison.velocity", _undecayed, ("D2", "D3")),
+    Mistake("comparison with twice the decay", "dynamics:Comparison.velocity", _decayed_twice, ("D2", "D3")),
     Mistake("field without its pull", "dynamics:network_field", _dropped("beta"), ("D2",)),
     Mistake("field without decay", "dynamics:network_field", _dropped("decay"), ("D2",)),
     Mistake("smallest slope taken for κ", "pruning:observe", _smallest, ("D6",)),
