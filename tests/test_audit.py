@@ -41,7 +41,7 @@ def test_every_claim_is_whole(claim):
 
 
 @pytest.mark.parametrize(
-    "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E1,E2,E3", "O1,O2,O3,O4,O5,O6,O7,O8,O9", "K6", "D3,D5,D7", "C"]
+    "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E", "O1,O2,O3,O4,O5,O6,O7,O8,O9", "K6", "D3,D5,D7", "C"]
 )
 def test_claims_hold(only):
     red = [r for r in audit.run(audit.select(only), Context(seed=0)) if not r.holds]
@@ -68,29 +68,7 @@ def test_another_seed():
 
 # It must be able to fail ----------------------------------------------------------------------------------------------
 
-CHEAP = {
-    "F2",
-    "F3",
-    "F6",
-    "P2",
-    "P4",
-    "N2",
-    "N3",
-    "N5",
-    "O3",
-    "O7",
-    "O8",
-    "D3",
-    "D5",
-    "D6",
-    "D7",
-    "G2",
-    "G3",
-    "K1",
-    "E1",
-    "C2",
-    "C3",
-}
+CHEAP = set("N2 N3 N5 P2 P4 F2 F3 F6 O3 O7 O8 D3 D4 D5 D6 D7 C2 C3 K1 G2 G3 E1".split())
 QUICK = [m for m in MISTAKES if set(m.claims) <= CHEAP]
 
 
