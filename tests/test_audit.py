@@ -68,7 +68,10 @@ def test_another_seed():
 
 # It must be able to fail ----------------------------------------------------------------------------------------------
 
-CHEAP = set("N2 N3 N5 P2 P4 F2 F3 F6 O3 O7 O8 D3 D4 D5 D6 D7 C2 C3 K1 G2 G3 E1".split())
+CHEAP = {
+    "N2", "N3", "N5", "P2", "P4", "F2", "F3", "F6", "O3", "O7", "O8", "D3", "D4",
+    "D5", "D6", "D7", "C2", "C3", "K1", "G2", "G3", "E1",
+}  # fmt: skip
 QUICK = [m for m in MISTAKES if set(m.claims) <= CHEAP]
 
 
