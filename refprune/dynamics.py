@@ -11,23 +11,40 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .errors import InputError
 from .estimators import exact_theta_gradient, exact_weight_gradient
 from .layers import Array
 from .network import Arrays
 from .objective import BatchLoss
+from .scalar import finite, not_negative, positive, probability, same_shape
 
 # --------------------------------------------------------------------------------------------------------------------
 # The comparison system and its domain of attraction
 
 
-def in_domain(w: Array, theta: Array, *, kappa: Array, beta: float, decay: Array, ratio: float, floor: float = 0.0) -> Array:
-    """Is (w, θ) in the half-plane H of D4, from where θ goes to 0 and stays there? Arrays of one shape; κ > 0.
+def in_domain(
+    w: ArrayLike,
+    theta: ArrayLike,
+    *,
+    kappa: ArrayLike,
+    beta: ArrayLike,
+    decay: ArrayLike,
+    ratio: ArrayLike,
+    floor: float = 0.0,
+) -> Array:
+    """Is (w, θ) in the half-plane H of D4, from where θ goes to 0 and stays there? Arrays of one shape, or scalars.
 
     With β = 0 nothing is. floor δ: θ is projected to [δ, 1−δ] instead; from H it then goes to δ and stays, if κ²δ < λβ,
     because w goes to κδ/λ < w*; otherwise no point is safe (*derived here*).
+
+    InputError unless w, β, λ ≥ 0, θ, δ ∈ [0, 1] and κ, r > 0 are finite and of one shape.
     """
+    w, theta, floor = not_negative("w", w), probability("theta", theta), float(probability("floor", floor))
+    kappa, ratio = positive("kappa", kappa), positive("ratio", ratio)
+    beta, decay = not_negative("beta", beta), not_negative("decay", decay)
+    same_shape(w=w, theta=theta, kappa=kappa, beta=beta, decay=decay, ratio=ratio)
     root = np.sqrt(decay**2 + 4.0 * ratio * kappa**2)
     slope = 0.5 * (decay + root)  # λ + μ₊, without cancellation
     below = ratio * (kappa * w - beta) + slope * (theta - decay * beta / kappa**2) < 0.0
@@ -75,22 +92,21 @@ class Comparison:
         """The right-hand side before projection, as a `Field` of one weight and one gate."""
         return -self.decay * weights + self.kappa * theta, self.ratio * (self.kappa * weights - self.beta)
 
-    def contains(self, w: Array | float, theta: Array | float) -> Array:
-        """Is (w, θ) in H (D4)?"""
-        kappa, decay = np.asarray(self.kappa), np.asarray(self.decay)
-        return in_domain(np.asarray(w), np.asarray(theta), kappa=kappa, beta=self.beta, decay=decay, ratio=self.ratio)
+    def contains(self, w: ArrayLike, theta: ArrayLike) -> Array:
+        """Is (w, θ) in H (D4)? InputError as for `in_domain`."""
+        return in_domain(w, theta, kappa=self.kappa, beta=self.beta, decay=self.decay, ratio=self.ratio)
 
-    def time_bound(self, w: Array | float, theta: Array | float) -> Array:
-        """After this time θ is 0 for good, from a point of H; ∞ outside (*derived here*).
+    def time_bound(self, w: ArrayLike, theta: ArrayLike) -> Array:
+        """After this time θ is 0 for good, from a point of H; ∞ outside (*derived here*). InputError as for `in_domain`.
 
         With the left eigenvectors' coordinates φ± = rκ(w − w*) + (λ+μ±)(θ − θ*), which move as e^{μ± t} while θ is inside,
         θ = θ* + (φ₊ − φ₋)/(μ₊ − μ₋): it is below 0 once |φ₊| e^{μ₊ t} exceeds (μ₊ − μ₋)θ* + max(0, −φ₋).
         """
+        inside = self.contains(w, theta)
         (w0, theta0), (positive, negative) = self.saddle, self.eigenvalues
         across, along = self.ratio * self.kappa * (np.asarray(w) - w0), np.asarray(theta) - theta0
         unstable, stable = across - negative * along, across - positive * along
         needed = (positive - negative) * theta0 + np.maximum(0.0, -stable)
-        inside = self.contains(w, theta)
         distance = np.where(inside, -unstable, 1.0)
         bound: Array = np.where(inside, np.log(np.maximum(needed, distance) / distance) / positive, np.inf)
         return bound
@@ -133,15 +149,26 @@ def projected_flow(
 
     Runge-Kutta of order 8 between the events that a θ reaches an end or a held gate's drive turns; the drive is the field's,
     which goes on moving while the gate is held. Steps are at most until/least_steps long: of two events that cancel within one
-    step neither is seen. InputError unless θ starts in [0, 1].
+    step neither is seen. InputError unless weights (n,) are finite, θ (G,) starts in [0, 1], the field gives as many finite
+    numbers there, `until` is finite and ≥ 0, rtol and atol are > 0 and least_steps ≥ 1.
     """
     from scipy.integrate import solve_ivp
 
-    if not ((theta >= 0.0) & (theta <= 1.0)).all():
-        raise InputError(f"theta: must lie in [0, 1], got {theta}")
+    weights, theta = finite("weights", weights), probability("theta", theta)
+    until, rtol, atol = float(not_negative("until", until)), float(positive("rtol", rtol)), float(positive("atol", atol))
+    if least_steps < 1:
+        raise InputError(f"least_steps: must be ≥ 1, got {least_steps}")
+    for name, given in (("weights", weights), ("theta", theta)):
+        if given.ndim != 1:
+            raise InputError(f"{name}: must have one axis, got shape {given.shape}")
+    speeds = field(weights, theta)
+    for name, given, speed in (("weights", weights, speeds[0]), ("theta", theta, speeds[1])):
+        if np.shape(speed) != given.shape:
+            raise InputError(f"field: gives shape {np.shape(speed)} for {name} of shape {given.shape}")
+        finite(f"field's speed of {name}", speed)
     n, gates = weights.size, range(theta.size)
-    y = np.concatenate([weights, theta]).astype(np.float64)
-    held = _outwards(y[n:], field(y[:n], y[n:])[1])
+    y = np.concatenate([weights, theta])
+    held = _outwards(theta, speeds[1])
     pieces, contacts, now = [(np.zeros(1), y[:, None])], [], 0.0
     solver = {"method": "DOP853", "rtol": rtol, "atol": atol, "max_step": until / least_steps}
 
@@ -216,7 +243,15 @@ def unpack(vector: Array, names: Sequence[str], like: Mapping[str, Array]) -> Ar
 
 
 def network_field(loss: BatchLoss, names: Sequence[str], *, beta: float, decay: float, ratio: float) -> Field:
-    """−∂J/∂W of the named parameters (the others stay) and −r ∂J/∂θ of all gates, by enumeration over the gates (O1-O3)."""
+    """−∂J/∂W of the named parameters (the others stay) and −r ∂J/∂θ of all gates, by enumeration over the gates (O1-O3).
+
+    InputError for a name that is no parameter, β or λ not finite and ≥ 0, r not finite and > 0.
+    """
+    beta, decay = float(not_negative("beta", beta)), float(not_negative("decay", decay))
+    ratio = float(positive("ratio", ratio))
+    for name in names:
+        if name not in loss.params:
+            raise InputError(f"names: {name!r} is no parameter; allowed are {', '.join(loss.params)}")
 
     def field(weights: Array, theta: Array) -> tuple[Array, Array]:
         here = dataclasses.replace(loss, params=unpack(weights, names, loss.params))

@@ -57,12 +57,14 @@ def attracted(
     a block of which a part does not decay. r is η_θ(1 − momentum)/η: the schedule's factor is on both.
     """
     gates, optimiser = config.gates, config.optimiser
-    known = seen >= gates.kappa_warmup
+    w = block_norms(network, params)
+    known = (seen >= gates.kappa_warmup) & np.isfinite(slope) & np.isfinite(w)
     kappa = gates.kappa_factor * np.where(known, slope, 1.0)
     strength = decay * _decaying(network, config)
     ratio = gates.learning_rate * (1.0 - optimiser.momentum) / optimiser.learning_rate
-    w = block_norms(network, params)
-    safe: Array = known & in_domain(w, theta, kappa=kappa, beta=beta, decay=strength, ratio=ratio, floor=gates.floor)
+    safe: Array = known & in_domain(
+        np.where(known, w, 0.0), theta, kappa=kappa, beta=beta, decay=strength, ratio=ratio, floor=gates.floor
+    )
     return safe
 
 

@@ -28,7 +28,7 @@ from refprune.audit.flows import (
 )
 from refprune.backend import ORACLE
 from refprune.blocks import block_norms, blocks
-from refprune.dynamics import Comparison, in_domain, projected_flow
+from refprune.dynamics import Comparison, in_domain, network_field, projected_flow
 from refprune.errors import InputError, SpecError
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.network import initial_statistics
@@ -224,8 +224,37 @@ def test_a_drive_of_zero_moves_nothing():
 
 @pytest.mark.parametrize("theta", [-1e-12, 1.0 + 1e-12, math.nan])
 def test_a_start_outside_is_refused(theta):
-    with pytest.raises(InputError, match=r"theta: must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"theta\[0\]: got .*; numbers from 0 to 1 are allowed"):
         projected_flow(lambda w, theta: (w, theta), np.zeros(1), np.array([theta]), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": np.array([0.0, math.nan])}, r"weights\[1\]: got nan"),
+        ({"weights": np.zeros((2, 1))}, r"weights: must have one axis, got shape \(2, 1\)"),
+        ({"theta": np.zeros(())}, r"theta: must have one axis, got shape \(\)"),
+        ({"until": math.nan}, "until: got nan"),
+        ({"until": -1.0}, "until: got -1.0"),
+        ({"until": math.inf}, "until: got inf"),
+        ({"least_steps": 0}, "least_steps: must be ≥ 1, got 0"),
+        ({"rtol": 0.0}, "rtol: got 0.0"),
+        ({"atol": -1.0}, "atol: got -1.0"),
+        ({"field": lambda w, theta: (w, np.zeros(2))}, r"field: gives shape \(2,\) for theta of shape \(1,\)"),
+        ({"field": lambda w, theta: (w[:1], theta)}, r"field: gives shape \(1,\) for weights of shape \(2,\)"),
+        ({"field": lambda w, theta: (w / 0.0 * 0.0, theta)}, "field's speed of weights"),
+    ],
+)
+def test_what_cannot_be_followed_is_named(changes, message):
+    given = {"field": lambda w, theta: (-w, -theta), "weights": np.ones(2), "theta": np.ones(1), "until": 1.0} | changes
+    with np.errstate(all="ignore"), pytest.raises(InputError, match=message):
+        projected_flow(**given)
+
+
+def test_a_flow_of_no_time_is_its_start():
+    flow = projected_flow(lambda w, theta: (-w, -theta), np.ones(2), np.ones(1), 0.0)
+    assert flow.time.tolist() == [0.0]
+    assert flow.weights.tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize("name", ["kappa", "beta", "ratio", "decay"])
@@ -237,6 +266,51 @@ def test_constants_that_make_no_system(name, value):
         return
     with pytest.raises(InputError, match=f"{name}: must be finite and"):
         Comparison(**values)
+
+
+@pytest.mark.parametrize("method", [Comparison.contains, Comparison.time_bound])
+@pytest.mark.parametrize(
+    ("w", "theta", "message"),
+    [
+        (0.0, -3.7, "theta: got -3.7; numbers from 0 to 1"),
+        (0.0, 1.1, "theta: got 1.1"),
+        (-0.1, 0.5, "w: got -0.1; finite numbers from 0"),
+        (math.nan, 0.5, "w: got nan"),
+        ([0.0, math.inf], 0.5, r"w\[1\]: got inf"),
+        (0.0, math.nan, "theta: got nan"),
+        (np.zeros(2), np.zeros(3), r"theta: shape \(3,\) does not meet w's \(2,\)"),
+        (np.zeros((2, 1)), np.zeros(3), r"theta: shape \(3,\) does not meet w's \(2, 1\)"),
+    ],
+)
+def test_points_that_are_none(method, w, theta, message):
+    with pytest.raises(InputError, match=message):
+        method(Comparison(1.0, 0.5, 0.6, 0.5), w, theta)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kappa", 0.0), ("kappa", math.nan), ("ratio", 0.0), ("beta", -1.0), ("decay", -1.0), ("floor", 1.5), ("floor", math.nan)],
+)
+def test_no_point_is_safe_by_a_constant_that_is_none(name, value):
+    constants = {"kappa": 1.0, "beta": 0.5, "decay": 0.6, "ratio": 0.5, "floor": 0.0} | {name: value}
+    with pytest.raises(InputError, match=f"{name}: got {value}"):
+        in_domain(np.zeros(3), np.zeros(3), **constants)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ("nothing.weight",)}, "names: 'nothing.weight' is no parameter"),
+        ({"beta": math.nan}, "beta: got nan"),
+        ({"decay": -0.1}, "decay: got -0.1"),
+        ({"ratio": 0.0}, "ratio: got 0.0"),
+    ],
+)
+def test_a_field_of_a_network_names_what_is_wrong(changes, message):
+    case = Sections(0)
+    given = {"names": case.moving, "beta": 0.1, "decay": 0.1, "ratio": 1.0} | changes
+    with pytest.raises(InputError, match=message):
+        network_field(case.unit, **given)
 
 
 # The domain of attraction: D4, D5 -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Was a removal premature? `python -m validation.premature DIR`.
 
-DIR is that of `refprune sweep validation/sweeps/mnist-resmlp-protected.toml` or another sweep like it: every section in turn has
-its gate fixed to 1.
+DIR is that of `refprune sweep validation/sweeps/mnist-resmlp-protected.toml` or another sweep like it: every section in turn
+has its gate fixed to 1.
 For every section that the run without protection removed during training, by the epoch since θ moves: J at the end of that run
 (training loss in eval mode, ½λ‖W‖², β a section that is on), minus J of the run with the same seed in which this section was
 protected. The removal was premature if that is above 0. Two runs differ by chance too: where a section was kept anyway, its

@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from refprune import backend, data, train, zoo
 from refprune.config import Config, load
+from refprune.errors import InputError
 
 Summary = dict[str, Any]
 
@@ -65,20 +68,26 @@ def summary(results: list[Summary]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("python -m validation.recovered", description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="?", default="mnist-resmlp")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data-dir")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     results = []
-    for seed in arguments.seeds:
-        settings = load(arguments.experiment, [*arguments.overrides, f"seed={seed}"])
-        results.append(watch(settings, arguments.data_dir))
-        print(json.dumps(results[-1]), flush=True)
+    try:
+        for seed in options.seeds:
+            settings = load(options.experiment, [*options.overrides, f"seed={seed}"])
+            results.append(watch(settings, options.data_dir))
+            print(json.dumps(results[-1]), flush=True)
+    except InputError as error:
+        print(f"validation.recovered: {error}", file=sys.stderr)
+        return 2
     print("\n".join(summary(results)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,6 +31,11 @@ class Result(NamedTuple):
     def holds(self) -> bool:
         return self.finding is not None and self.finding.holds
 
+    @property
+    def found_wrong(self) -> bool:
+        """Red by what was found, not by an error."""
+        return self.finding is not None and not self.finding.holds
+
 
 def require(*packages: str) -> None:
     """InputError, one sentence, for the first package that is not installed: an audit without its witnesses is none."""
@@ -44,13 +49,13 @@ def run(
 ) -> list[Result]:
     """Every witness of every claim, in order; `say` hears of each as soon as it is there. A witness that raises is red.
 
-    stop: a claim that is red is left at its first failing witness.
+    stop: a claim is left as soon as a witness finds it wrong; one that raises has found nothing, and the next has its turn.
     """
     results: list[Result] = []
     for claim in claims:
         for method, witness in claim.witnesses:
-            if stop and results and results[-1].claim is claim and not results[-1].holds:
-                continue
+            if stop and results and results[-1].claim is claim and results[-1].found_wrong:
+                break
             start, finding, text = time.perf_counter(), None, ""
             try:
                 with warnings.catch_warnings():

@@ -187,7 +187,7 @@ def resolve(code: str) -> Any:
 def location(code: str) -> str:
     """file:line of "module:name", relative to the package's folder."""
     found = resolve(code)
-    found = inspect.unwrap(getattr(found, "func", found))  # of a cached property
+    found = inspect.unwrap(getattr(found, "func", getattr(found, "fget", found)))  # of a cached property, of a property
     file = Path(inspect.getsourcefile(found) or "").resolve()
     package = Path(__file__).resolve().parents[1]
     return f"refprune/{file.relative_to(package).as_posix()}:{inspect.getsourcelines(found)[1]}"

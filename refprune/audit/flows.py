@@ -142,12 +142,12 @@ def linear_solution(c: Comparison, w: float, theta: float, times: Array) -> Arra
     return np.array([saddle + expm(matrix * t) @ (np.array([w, theta]) - saddle) for t in times])
 
 
-def random_comparison(rng: np.random.Generator, *, decay: bool = True) -> Comparison:
-    """λβ < κ², over two decades each; `decay` False: λ = 0."""
+def random_comparison(rng: np.random.Generator, *, decay: bool = True, strong: bool = False) -> Comparison:
+    """λβ < κ², over two decades each; `decay` False: λ = 0; `strong`: 1.1 κ² ≤ λβ ≤ 20 κ² instead."""
     while True:
         kappa, beta, ratio = 10.0 ** rng.uniform((-1, -2, -1.5), (1, 0.5, 1.5))
         rate = 10.0 ** rng.uniform(-2, 1) if decay else 0.0
-        if rate * beta < 0.95 * kappa**2:
+        if 1.1 <= rate * beta / kappa**2 <= 20.0 if strong else rate * beta < 0.95 * kappa**2:
             return Comparison(float(kappa), float(beta), rate, float(ratio))
 
 
@@ -167,6 +167,17 @@ def outcome(c: Comparison, w: float, theta: float) -> tuple[Flow, bool]:
     until = 1.01 * bound + 1e-6 * unit if np.isfinite(bound) else 40.0 * unit
     flow = dynamics.projected_flow(c.velocity, np.array([w]), np.array([theta]), until)
     return flow, flow.zero_since(0) is not None and bool(flow.weights[-1, 0] <= c.saddle[0])
+
+
+def settled(c: Comparison, w: float) -> float:
+    """A time by which θ = 0 from (w, θ) with any θ, where λβ > κ².
+
+    While w ≤ κ/λ + (w₀ − κ/λ) e^{−λt} exceeds the mean of κ/λ and w*, nothing is asked of θ; after that it falls at least
+    at the speed ½ r (β − κ²/λ).
+    """
+    limit = c.kappa / c.decay
+    half = 0.5 * (c.beta / c.kappa - limit)
+    return max(0.0, float(np.log(w / half))) / c.decay + 1.0 / (c.ratio * c.kappa * half)
 
 
 # --------------------------------------------------------------------------------------------------------------------

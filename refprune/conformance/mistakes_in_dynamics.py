@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,25 @@ def _unprojected(field: Any, weights: Array, theta: Array, until: float, **_: An
     return Flow(found.t, found.y[:n].T, found.y[n:].T, ())
 
 
-def _other_way(f: Function) -> Function:
+def _other_way(w: Array, theta: Array, *, kappa: Array, beta: Array, decay: Array, ratio: Array, floor: float = 0.0) -> Array:
     """θ* − θ in the place of θ − θ*."""
-
-    def wrong(w: Array, theta: Array, *, kappa: Array, beta: float, decay: Array, **k: Any) -> Array:
-        found: Array = f(w, 2.0 * decay * beta / kappa**2 - theta, kappa=kappa, beta=beta, decay=decay, **k)
-        return found
-
-    return wrong
+    slope = 0.5 * (decay + np.sqrt(decay**2 + 4.0 * ratio * kappa**2))
+    inside: Array = ratio * (kappa * w - beta) - slope * (theta - decay * beta / kappa**2) < 0.0
+    return inside
 
 
 def _property(value: Function) -> Any:
     """A property of another value."""
     return lambda _: property(value)
+
+
+def _of_right(change: Function) -> Any:
+    """A property whose right value is put through `change`."""
+    return lambda right: property(lambda c: change(right.fget(c)))
+
+
+def _decayed_twice(f: Function) -> Function:
+    return lambda self, w, theta: f(dataclasses.replace(self, decay=2.0 * self.decay), w, theta)
 
 
 def _with_gates(**changes: Any) -> Any:
@@ -49,13 +56,41 @@ def _with_gates(**changes: Any) -> Any:
     return plant
 
 
+def _dropped(name: str) -> Callable[[Function], Function]:
+    """`network_field` with a constant that is 0."""
+    return options(**{name: lambda value: 0.0})
+
+
+def _smallest(f: Function) -> Function:
+    """The smallest slope in the place of the largest."""
+
+    def wrong(network: Any, gradients: Any, slope: Array, seen: Array) -> Any:
+        now, count = f(network, gradients, np.zeros_like(slope), seen)
+        return np.where(seen == 0, now, np.minimum(slope, now)), count
+
+    return wrong
+
+
+def _either(f: Function) -> Function:
+    """`both` removes what one of the rules would."""
+
+    def wrong(*a: Any, **k: Any) -> Array:
+        *others, c = a
+        rules = ("threshold", "attraction") if c.gates.rule == "both" else (c.gates.rule,)
+        keeps = [f(*others, dataclasses.replace(c, gates=dataclasses.replace(c.gates, rule=rule)), **k) for rule in rules]
+        found: Array = np.logical_and.reduce(keeps)
+        return found
+
+    return wrong
+
+
 DYNAMICS: tuple[Mistake, ...] = (
     Mistake("flow without projection", "dynamics:projected_flow", instead(_unprojected), ("D2",)),
     Mistake("an end is never left", "dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
     Mistake(
-        "saddle at λ = 1",
+        "saddle at half of λ",
         "dynamics:Comparison.saddle",
-        _property(lambda c: (c.beta / c.kappa, c.beta / c.kappa**2)),
+        _property(lambda c: (c.beta / c.kappa, 0.5 * c.decay * c.beta / c.kappa**2)),
         ("D3", "D5"),
     ),
     Mistake(
@@ -66,11 +101,24 @@ DYNAMICS: tuple[Mistake, ...] = (
     ),
     Mistake("κ too small", "dynamics:in_domain", options(kappa=lambda kappa: 0.7 * kappa), ("D4", "D5", "D6")),
     Mistake("r left out", "dynamics:in_domain", options(ratio=lambda ratio: 1.0), ("D4", "D6")),
-    Mistake("sign of θ − θ*", "dynamics:in_domain", _other_way, ("D4", "D5", "D6")),
+    Mistake("sign of θ − θ*", "dynamics:in_domain", instead(_other_way), ("D4", "D5", "D6")),
     Mistake("time bound too short", "dynamics:Comparison.time_bound", result(lambda t: 0.3 * t), ("D4",)),
     Mistake("block without its bias", "blocks:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")),
     Mistake("a unit's row for its column", "blocks:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
     Mistake("norm not drawn the root of", "blocks:block_norms", result(np.square), ("D1", "D7")),
+    Mistake("w_c five times too large", "dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
+    Mistake("comparison with twice the decay", "dynamics:Comparison.velocity", _decayed_twice, ("D2", "D3")),
+    Mistake("field without its pull", "dynamics:network_field", _dropped("beta"), ("D2",)),
+    Mistake("field without decay", "dynamics:network_field", _dropped("decay"), ("D2",)),
+    Mistake("smallest slope taken for κ", "pruning:observe", _smallest, ("D6",)),
+    Mistake(
+        "steps with a closed gate counted",
+        "pruning:observe",
+        lambda f: lambda n, g, s, seen: (f(n, g, s, seen)[0], seen + 1),
+        ("D6",),
+    ),
+    Mistake("either rule is enough", "pruning:rule_keep", _either, ("D6",)),
+    Mistake("a plain layer may lose all its units", "pruning:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)),
     Mistake("κ without its factor", "pruning:attracted", _with_gates(kappa_factor=1.0), ("D6",)),
     Mistake("rule without its warm-up", "pruning:attracted", _with_gates(kappa_warmup=1), ("D6",)),
 )

@@ -9,6 +9,8 @@ import numpy as np
 
 from ..backend import ORACLE
 from ..layers import Saved, per_channel
+from ..layerspec import Conv, SubsamplePad
+from ..spec import Network
 from .planting import Function, Mistake, field_of, gradient, instead, options, output, result
 
 
@@ -31,6 +33,25 @@ def _rows_only(f: Function) -> Function:
         return right | {n: np.ascontiguousarray(a[: right[n].shape[0]]) for n, a in moved.items()}
 
     return wrong
+
+
+def _fixed_open(f: Function) -> Function:
+    def wrong(network: Any, keep: Any, **options: Any) -> Any:
+        return f(network, np.ones_like(keep), **options | {"fix": ~np.asarray(keep, dtype=bool)})
+
+    return wrong
+
+
+def _padded(network: Network) -> Network:
+    """Convolutions of a single pixel in the chain become strided pixels with zero channels behind."""
+    layers, shape = [], network.input_shape
+    for layer in network.layers:
+        right = layer.output_shape(shape)
+        if isinstance(layer, Conv) and layer.kernel == (1, 1):
+            layer = SubsamplePad(layer.stride, 0, layer.channels - shape[0], name=layer.name)
+        layers.append(layer)
+        shape = right
+    return dataclasses.replace(network, layers=tuple(layers))
 
 
 def _gradient_leaks(g: Any, saved: Saved, dy: Any) -> Any:
@@ -63,7 +84,7 @@ LAYERS = (
         ("N1", "N5", "G1"),
     ),
     Mistake("gate always behind the path", "layerspec:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
-    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("G1",)),
+    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
     Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _rows_only, ("N4",)),
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
     Mistake(
@@ -74,12 +95,9 @@ LAYERS = (
     ),
     Mistake("batch-norm divides by n − 1", "layers:batch_norm", output(_unbiased_batch_norm), ("N1", "G1")),
     Mistake("batch-norm leaves its mean in", "layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
-    Mistake(
-        "section removed with its shortcut's padding",
-        "surgery:prune",
-        lambda f: lambda n, keep, **k: f(n, np.ones_like(keep), **k),
-        ("N3", "N4", "N5", "K6"),
-    ),
+    Mistake("what is removed is fixed to 1", "surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
+    Mistake("no ρ behind a removed section", "surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)),
+    Mistake("option B of a removed section made option A", "surgery:prune", field_of("network", _padded), ("N3", "N5")),
     Mistake("MACs counted twice", "complexity:macs", result(lambda n: 2 * n), ("N6", "K6", "C2")),
     Mistake(
         "biases not counted",

@@ -42,6 +42,14 @@ def _dampened(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, 
     return w - learning_rate * velocity, velocity
 
 
+def _undecayed(f: Function) -> Function:
+    def wrong(state: Any, x: Any, labels: Any, config: Any, backend: Any, **k: Any) -> Any:
+        plain = dataclasses.replace(config, objective=dataclasses.replace(config.objective, weight_decay=0.0))
+        return f(state, x, labels, plain, backend, **k)
+
+    return wrong
+
+
 def _statistics_swapped(f: Function) -> Function:
     def wrong(network: Any, statistics: Any, batch: Any) -> Any:
         return f(network, statistics, {n: (m, v * (c - 1) / c, c) for n, (m, v, c) in batch.items()})
@@ -86,6 +94,7 @@ OBJECTIVE = (
     Mistake("taylor weighted by θ", "estimators:taylor", _biased(lambda g, t: g * t), ("O5",)),
     Mistake("projection forgotten", "train:_project", instead(lambda theta, config: theta), ("O6",)),
     Mistake("momentum with dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
+    Mistake("a step without weight decay", "train:step", _undecayed, ("O6",)),
     Mistake("schedule without effect", "train:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
     Mistake(
         "momenta lost at a removal",
@@ -95,6 +104,7 @@ OBJECTIVE = (
         ),
         ("O7",),
     ),
+    Mistake("the other gates are removed", "train:remove", lambda f: lambda s, keep, c, **k: f(s, ~keep, c, **k), ("O7",)),
     Mistake("θ < τ instead of θ ≤ τ", "pruning:above", instead(lambda t, tau: t >= tau), ("O7",)),
     Mistake(
         "step left out of the stream's name", "streams:Streams.words", lambda f: lambda self, p, s, n: f(self, p, 0, n), ("O8",)

@@ -23,12 +23,17 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mistake:
-    """target: "module:name" within refprune; wrong: right function → wrong one; claims: the numbers that must go red."""
+    """target: "module:name" within refprune; wrong: right function → wrong one; claims: the numbers that must go red.
+
+    A claim goes red by what a witness finds. Where every witness that notices raises an error instead, the mistake says so by
+    listing the claim in `raises` too.
+    """
 
     name: str
     target: str
     wrong: Callable[[Any], Any]
     claims: tuple[str, ...]
+    raises: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -52,9 +57,12 @@ def planted(mistake: Mistake) -> Iterator[Backend]:
 
 
 def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitStack) -> None:
-    """In every module of refprune that has the function under some name, and in the estimators' table."""
+    """In every module of refprune that has the function under some name, and in the estimators' table.
+
+    Not in this package: wrong versions are made of right functions.
+    """
     for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "refprune" and key != __name__:
+        if key.split(".")[0] == "refprune" and not key.startswith(f"{__package__}."):
             for name, value in list(vars(module).items()):
                 if value is right:
                     setattr(module, name, wrong)

@@ -57,6 +57,7 @@ F6 = Claim(
         "flattening:density",
         "flattening:log_density_slope",
         "flattening:log_normaliser",
+        "flattening:_log_decay",
         "flattening:pi_star",
         "flattening:penalty",
         "flattening:penalty_constant",

@@ -20,6 +20,7 @@ G1 = Claim(
     "f_vjp(d y) = {(∂f/∂x)}^T d y",
     OURS,
     (
+        "layers:conv2d",
         *(f"layers:{name}" for name in ("dense_vjp", "conv2d_vjp", "batch_norm_vjp", "batch_norm_eval_vjp", "leaky_relu_vjp")),
         *(f"layers:{name}" for name in ("tanh_vjp", "sigmoid_vjp", "gelu_vjp", "gelu_tanh_vjp", "max_pool_vjp")),
         *(f"layers:{name}" for name in ("average_pool_vjp", "global_average_pool_vjp", "add_vjp", "gate_vjp")),

@@ -36,7 +36,7 @@ N3 = Claim(
     "A section with ξ = 0 is inert: no gradient of c reaches its path, and the smaller network computes the same.",
     "ξ^l = 0 ⇒ ∂c/∂W^l = 0, h^l = ρ(s^l(h^{l−1}))",
     LP,
-    ("surgery:prune", "network:backward"),
+    ("surgery:prune", "surgery:_is_nonnegative", "network:backward"),
 )
 N4 = Claim(
     "N4",

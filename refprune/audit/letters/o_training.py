@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import config, pruning, settle, train
 from ...layers import Array
-from ...layerspec import Activation, Dense, Flatten, Section
+from ...layerspec import Activation, Dense, Flatten, Section, UnitGate
 from ...objective import BatchLoss
 from ...spec import Network
 from ...streams import Streams
@@ -29,7 +29,7 @@ O6 = Claim(
     "Projected SGD converges to the stationary set of the projected ODE (Robbins-Monro).",
     "W ← W − η ∇_W J, θ ← clip(θ − η_θ ∇_θ J, 0, 1)",
     LP,
-    ("train:step", "train:schedule_factor", "optimiser:momentum_step"),
+    ("train:step", "train:_project", "train:schedule_factor", "optimiser:momentum_step"),
 )
 O7 = Claim(
     "O7",
@@ -160,7 +160,11 @@ def _(context: Context) -> Finding:
     network = dense_network()
     theta = np.array([0.1, 0.2, 0.1, 0.1001, 0.0999, 0.5, 0.0, 1.0])
     keep = _above(network, theta, 0.1)
-    return exact(int((keep != np.array([0, 1, 0, 1, 0, 1, 0, 1], dtype=bool)).sum()))
+    wrong = int((keep != np.array([0, 1, 0, 1, 0, 1, 0, 1], dtype=bool)).sum())
+    plain = Network((2,), (Dense(4), Activation("tanh"), UnitGate(), Dense(2)))
+    for low, left in (([0.05, 0.02, 0.08, 0.0], [0, 0, 1, 0]), ([0.05, 0.2, 0.3, 0.0], [0, 1, 1, 0])):
+        wrong += int((_above(plain, np.array(low), 0.1) != np.array(left, dtype=bool)).sum())
+    return exact(wrong)
 
 
 def _philox(key: list[int], counter: int) -> list[int]:
