@@ -100,19 +100,23 @@ def load(
         if state.network.gate_count:
             raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
         return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
-    if spec_name is None and _holds_spec(path):
+    if spec_name is not None:
+        trained = _under_spec(path, spec_name, names)
+    elif _holds_spec(path):
         trained = read_npz(path)
-        return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
-    if spec_name is None:
+    else:
         raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
+    return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+
+
+def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
     arrays = weightfiles.read(path)
     try:
         arrays = _renamed(arrays, names) if names is not None else arrays
         ordered = path.suffix not in weightfiles.WITHOUT_ORDER
-        trained = from_arrays(arrays, network_for(spec_name, arrays), ordered=ordered)
+        return from_arrays(arrays, network_for(spec_name, arrays), ordered=ordered)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
 
 
 def _holds_spec(path: Path) -> bool:

@@ -114,11 +114,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def figure(title: str, x: str, y: str) -> tuple[Any, Any]:
-    """A matplotlib figure with one pair of axes."""
+def figure(title: str, x: str, y: str, size: tuple[float, float] = (7.2, 3.6)) -> tuple[Any, Any]:
+    """A matplotlib figure, its size in inches, with one pair of axes."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(7.2, 3.6), layout="constrained")
+    drawing = Figure(figsize=size, layout="constrained")
     axes = drawing.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..report import svg
 from . import Result, holds, one_line
 from .claims import Claim, Context, location
 from .mathml import mathml
@@ -78,13 +78,6 @@ def _bound(r: Result) -> str:
 def _picture(draw: Callable[[Context], Any], context: Context) -> str:
     """The picture, or, where the code under audit lets it not be drawn, the error in its place."""
     try:
-        return _svg(draw(context))
+        return svg(draw(context))
     except Exception as error:  # whatever the code under audit does
         return f"<p class=red>No picture: {html.escape(one_line(error))}</p>"
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
