@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "refprune"
 
 #: A module imports only what stands above it.
 ORDER = [
+    "implementation",
     "__init__",
     "errors",
     "files",
