@@ -79,8 +79,8 @@ class Implementation:
     def prior(self, w: Array, kind: str, parameters: Mapping[str, float]) -> Any:
         """(log p(w), ∂ log p/∂w) of a Gaussian scale mixture (P1): log_density, score.
 
-        kind "spike_slab" (pi, precision, spike) and "student_t" (degrees, scale) are of blocks: w (m, d) → (m,), (m, d);
-        "laplace" (scale) and "horseshoe" (no parameter) are per weight: w (m,) → (m,), (m,).
+        kind "spike_slab" (pi, precision, spike) and "student_t" (degrees, width) are of blocks: w (m, d) → (m,), (m, d);
+        "laplace" (width) and "horseshoe" (width) are per weight: w (m,) → (m,), (m,).
         """
         _missing()
 
@@ -191,7 +191,7 @@ class Implementation:
         _missing()
 
     def mean_squared_error(self, prediction: Array, target: Array, dy: Array, reduction: str) -> Any:
-        """reduction "mean" (all entries), "batch_mean" (Σ over outputs, mean over N), "sum"; dy of shape () → loss, dprediction."""
+        """reduction "mean" (of all), "batch_mean" (Σ over outputs, mean over N), "sum"; dy of shape () → loss, dprediction."""
         _missing()
 
     def weight_decay(self, w: Array, dy: Array, strength: float) -> Any:
