@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-    Arrays = Mapping[str, Array]
+    Arrays = dict[str, Array]
 
 Conventions = Mapping[str, Sequence[Any]]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend import ORACLE, Backend
-from ..implementation import Implementation
+from ..implementation import Conventions
 from ..network import Arrays
 from ..noise import map_floats
 from .verdicts import Expectation
@@ -21,18 +21,30 @@ Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Description:
+    """What an implementation says of itself; provided: the methods that it has."""
+
+    name: str
+    precision: str
+    conventions: Conventions
+    estimator: str
+    deterministic: bool
+    provided: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Method:
     """One method of `Implementation`.
 
-    results: names of what a tuple holds, in order; () for a dict with names of its own. draw: strategy of arguments for an
-    implementation. values(arguments, backend): the right answer, by name, in data-flow order; a mutant's with a mutant
+    results: names of what a tuple holds, in order; () for a dict with names of its own. draw: strategy of arguments for what is
+    described. values(arguments, backend): the right answer, by name, in data-flow order; a mutant's with a mutant
     backend. expect(arguments, unit): the same with tolerances. share: of all examples, relative to the other methods'.
     """
 
     name: str
     level: str
     results: tuple[str, ...]
-    draw: Callable[[Implementation], SearchStrategy[Arguments]]
+    draw: Callable[[Description], SearchStrategy[Arguments]]
     values: Callable[[Arguments, Backend], Arrays]
     expect: Callable[[Arguments, float], Expectation]
     share: float = 1.0

@@ -12,7 +12,7 @@ import numpy as np
 from ..backend import ORACLE, Backend
 from ..layers import Array
 from ..network import Arrays
-from ..rounding import noise_tolerance, smallest_normal
+from ..rounding import LAYER_FACTOR, noise_tolerance, smallest_normal
 from .verdicts import Expectation
 
 #: All choices of so many ambiguous branches are tried; more make a case undecided.
@@ -22,12 +22,14 @@ MOST_AMBIGUOUS = 6
 class Traced(NamedTuple):
     """One run: tensors by name, in data-flow order; branches by name, with what went into each kinked function.
 
-    inputs: branch's name → (the function's input, the options it was called with, without `branch`).
+    inputs: branch's name → (the function's input, the options it was called with, without `branch`). roundings: tensor's name
+    → sizes of elementwise operations that no function of a Backend does.
     """
 
     tensors: Arrays
     branches: Arrays
     inputs: dict[str, tuple[Array, Mapping[str, Any]]]
+    roundings: Mapping[str, Array]
 
 
 Run = Callable[[Backend, Mapping[str, Array]], Traced]
@@ -67,6 +69,7 @@ def expectation(run: Run, unit: float, branches: Mapping[str, Array] | None = No
         return traced.tensors | {f"into {name}": x for name, (x, _) in traced.inputs.items()}
 
     tolerance = noise_tolerance(perturbed, base.tensors | inputs, unit=unit)
+    tolerance |= {name: tolerance[name] + LAYER_FACTOR * unit * size for name, size in base.roundings.items()}
     if not more:
         return Expectation(base.tensors, tolerance)
     kinks, choices = _kinks(base, tolerance, smallest_normal(unit))

@@ -8,10 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ...backend import ORACLE, Backend
-from ...implementation import Implementation
 from ...network import Arrays
 from ...rounding import layer_tolerance
-from ..methods import Arguments, Method
+from ..methods import Arguments, Description, Method
 from ..strategies import layers as strategies
 from ..verdicts import Expectation
 
@@ -85,8 +84,8 @@ def _expectation(op: str, arguments: Arguments, unit: float) -> Expectation:
 
 
 def _method(op: str) -> Method:
-    def draw(implementation: Implementation) -> st.SearchStrategy[Arguments]:
-        return strategies.all_cases(op).map(lambda case: arguments_of(case, implementation.conventions))
+    def draw(described: Description) -> st.SearchStrategy[Arguments]:
+        return strategies.all_cases(op).map(lambda case: arguments_of(case, described.conventions))
 
     return Method(
         op,

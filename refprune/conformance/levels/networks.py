@@ -9,12 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ...backend import Backend
-from ...implementation import Implementation
 from ...layers import Array
 from ...network import Arrays
 from ...objective import BatchLoss, update_statistics
 from ...spec import from_json, to_json
-from ..methods import Arguments, Method
+from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..traced import Traced, expectation, watching
 
@@ -30,8 +29,8 @@ def batch_of(case: strategies.Case) -> Arguments:
     }
 
 
-def draw(implementation: Implementation) -> st.SearchStrategy[Arguments]:
-    cases = strategies.cases(conventions=implementation.conventions)
+def draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.cases(conventions=described.conventions)
     return cases.map(lambda case: batch_of(case) | {"gates": case.gates, "train": case.train})
 
 
@@ -55,15 +54,22 @@ def run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -
     gradients = loss.gradients(evaluation, input_gradient=True)
     tape, network = evaluation.tape, loss.network
     tensors = layers | {"output": tape.output, "loss": np.asarray(evaluation.loss)}
+    roundings: Arrays = {}
     if loss.train:
         updated = update_statistics(network, dict(arguments["statistics"]), tape.batch_statistics)
         tensors |= {f"statistics/{name}": value for name, value in updated.items()}
+        roundings = averaging(arguments["statistics"], updated)
     tensors |= {f"params/{name}": gradients.params[name] for name in reversed(network.parameter_shapes)}
     assert gradients.input is not None
     tensors |= {"gates": gradients.gates, "input": gradients.input}
     names = {name: f"branches/{name}" for name in tape.branches}
     inputs = {names[name]: into for name, into in zip(tape.branches, seen, strict=True)}
-    return Traced(tensors, {names[name]: branch for name, branch in tape.branches.items()}, inputs)
+    return Traced(tensors, {names[name]: branch for name, branch in tape.branches.items()}, inputs, roundings)
+
+
+def averaging(old: Mapping[str, Array], new: Mapping[str, Array]) -> Arrays:
+    """Sizes of what is rounded in a running average."""
+    return {f"statistics/{name}": np.abs(old[name]) + np.abs(value) for name, value in new.items() if value is not old[name]}
 
 
 def _of_layers(branches: Mapping[str, Array]) -> Arrays:

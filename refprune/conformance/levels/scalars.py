@@ -196,7 +196,7 @@ def _method(
     def expect(arguments: Arguments, unit: float) -> Expectation:
         return conditioned(lambda a: values(a, ORACLE), arguments, inputs, summands, unit)
 
-    return Method(name, "scalars", results or (name,), lambda implementation: draw, values, expect)
+    return Method(name, "scalars", results or (name,), lambda described: draw, values, expect)
 
 
 _OF_THETA = _vectors(theta=probabilities, log_gamma=logarithms)
@@ -246,5 +246,5 @@ METHODS: tuple[Method, ...] = (
     ),
     _method("prior", _prior_cases(), _prior, ("w",), _prior_summands, ("log_density", "score")),
     _method("responsibility", _BLOCKS, _responsibility, ("w",), _responsibility_summands),
-    Method("theta_step", "scalars", ("theta",), lambda implementation: _steps(), _theta_step, _theta_step_expectation),
+    Method("theta_step", "scalars", ("theta",), lambda described: _steps(), _theta_step, _theta_step_expectation),
 )
