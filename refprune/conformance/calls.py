@@ -105,6 +105,7 @@ def load(target: str) -> Implementation:
 def perform(implementation: Implementation, name: str, results: tuple[str, ...], arguments: Arguments, *, twice: bool) -> Reply:
     """Call the method; what it raises becomes part of the reply. Arguments whose names begin with "_" are the oracle's only."""
     arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
+    arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
     given = _copied(arguments)
     started = time.monotonic()
     try:

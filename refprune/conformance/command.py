@@ -18,18 +18,15 @@ EXAMPLES = 1500
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
-    verify = commands.add_parser(
-        "verify", help="is an implementation of gated training right? exit code 0 if it conforms, 1 if not"
-    )
+    verify = commands.add_parser("verify", help="is an implementation of gated training right? exit code 1 if not")
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
     verify.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all that is provided)")
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
-    verify.add_argument(
-        "--failures", metavar="DIR", type=Path, default=Path("verify-failures"), help="for scripts of what fails"
-    )
+    failures = Path("verify-failures")
+    verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"for scripts (default: {failures})")
     verify.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
     verify.add_argument("--json", metavar="FILE", type=Path, help="write everything found")
     verify.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit's XML for a continuous integration")

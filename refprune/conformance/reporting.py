@@ -105,9 +105,8 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
     if not conforms(outcomes):
         return "\n".join([*lines, what + "nothing could be judged"])
     rate = 100.0 * (1.0 - 0.05 ** (1.0 / judged))
-    return "\n".join(
-        [*lines, what + f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of such would be seen"]
-    )
+    lines.append(what + f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of them would have been seen")
+    return "\n".join(lines)
 
 
 def page(outcomes: Sequence[Outcome], description: Description, target: str) -> str:
@@ -203,4 +202,5 @@ def junit(outcomes: Sequence[Outcome], target: str) -> bytes:
             counts["skipped"] += 1
             ElementTree.SubElement(case, "skipped", message=o.verdict)
     suite.attrib |= {name: str(count) for name, count in counts.items()}
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written

@@ -55,12 +55,10 @@ def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
     """Right on both sides within the rounding of the border: moved by that much either way, the answer must stay."""
     a, right = arguments, _attracted(arguments, ORACLE)["attracted"]
     room = BORDER * unit
-    moved = [
-        _attracted({**a, "w": a["w"] * (1.0 + s * room) + s * room, "theta": a["theta"] * (1.0 + s * room)}, ORACLE)[
-            "attracted"
-        ]
-        for s in (1.0, -1.0)
-    ]
+    moved = []
+    for by in (room, -room):
+        there = {**a, "w": a["w"] * (1.0 + by) + by, "theta": a["theta"] * (1.0 + by)}
+        moved.append(_attracted(there, ORACLE)["attracted"])
     undecided = (moved[0] != right) | (moved[1] != right)
     return Expectation({"attracted": right}, {"attracted": undecided * 1.0})
 

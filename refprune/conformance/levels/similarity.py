@@ -51,12 +51,12 @@ def _hsic_size(k: Array, l: Array, rank: int) -> float:  # noqa: E741
     n = len(k)
     norms = float(np.linalg.norm(k) * np.linalg.norm(l))
     totals = float(np.abs(k).sum() * np.abs(l).sum()) / n**2
-    return (np.sqrt(n) + np.sqrt(rank) + 2.0) * (norms + totals)
+    return float((np.sqrt(n) + np.sqrt(rank) + 2.0) * (norms + totals))
 
 
 def _ratio_tolerance(value: float, sums: list[tuple[float, float]], unit: float) -> Array:
     """Of a/√(bc) from (value, error in u) of a, b, c."""
-    (a, da), (b, db), (c, dc) = sums
+    (_, da), (b, db), (c, dc) = sums
     size = da / np.sqrt(b * c) + 0.5 * abs(value) * (db / b + dc / c) + abs(value)
     return np.asarray(LAYER_FACTOR * unit * size + smallest_normal(unit))
 

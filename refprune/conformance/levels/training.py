@@ -53,8 +53,11 @@ def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) 
     a, network = arguments, from_json(arguments["spec"])
     params, statistics, theta = dict(a["params"]), dict(a["statistics"]), a["theta"]
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
-    losses, taken, inputs = [], {}, {}
-    theta_size, roundings = np.abs(theta), {}
+    losses: list[float] = []
+    taken: Arrays = {}
+    inputs: dict[str, tuple[Array, Mapping[str, Any]]] = {}
+    roundings: Arrays = {}
+    theta_size = np.abs(theta)
     options = {"learning_rate": a["learning_rate"], "momentum": a["momentum"], "decay": a["weight_decay"]}
     for k, (x, target, gates) in enumerate(zip(a["x"], a["target"], a["gates"], strict=True)):
         seen: list[tuple[Array, Mapping[str, Any]]] = []
@@ -72,7 +75,7 @@ def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) 
         theta_size = theta_size + a["theta_learning_rate"] * (np.abs(estimate.gradient) + a["beta"])
         updated = update_statistics(network, statistics, evaluation.tape.batch_statistics)
         for name, size in averaging(statistics, updated).items():
-            roundings[name] = roundings.get(name, 0.0) + size
+            roundings[name] = roundings[name] + size if name in roundings else size
         statistics = updated
         for name, w in params.items():
             params[name], velocity[name] = backend.momentum_step(w, velocity[name], gradients.params[name], **options)
