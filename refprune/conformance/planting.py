@@ -23,32 +23,43 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Mistake:
-    """target: "module:name" within refprune; wrong: right function → wrong one; claims: the numbers that must go red."""
+    """target: "module:name" within refprune; wrong: right function → wrong one; claims: the numbers that must go red.
+
+    also: further targets that are wrong at the same time, with their wrong functions.
+    """
 
     name: str
     target: str
     wrong: Callable[[Any], Any]
     claims: tuple[str, ...]
+    also: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
 @contextlib.contextmanager
 def planted(mistake: Mistake) -> Iterator[Backend]:
     """The mistake is in force inside the block; the value is the mutant backend. Not for several threads at once."""
-    module, _, name = mistake.target.partition(":")
+    with contextlib.ExitStack() as undo:
+        fields: dict[str, Any] = {}
+        for target, make in ((mistake.target, mistake.wrong), *mistake.also):
+            fields |= _plant(target, make, undo)
+        yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
+
+
+def _plant(target: str, make: Callable[[Any], Any], undo: contextlib.ExitStack) -> dict[str, Any]:
+    """Replace one function; returns the fields of the oracle that it stands in."""
+    module, _, name = target.partition(":")
     owner: Any = importlib.import_module(f"refprune.{module}")
     *path, last = name.split(".")
     for part in path:
         owner = getattr(owner, part)
     right = getattr(owner, last)
-    wrong = mistake.wrong(right)
-    with contextlib.ExitStack() as undo:
-        if path:
-            setattr(owner, last, wrong)
-            undo.callback(setattr, owner, last, right)
-        else:
-            _replace_everywhere(right, wrong, undo)
-        fields = {f.name: wrong for f in dataclasses.fields(ORACLE) if getattr(ORACLE, f.name) is right}
-        yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
+    wrong = make(right)
+    if path:
+        setattr(owner, last, wrong)
+        undo.callback(setattr, owner, last, right)
+    else:
+        _replace_everywhere(right, wrong, undo)
+    return {f.name: wrong for f in dataclasses.fields(ORACLE) if getattr(ORACLE, f.name) is right}
 
 
 def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitStack) -> None:

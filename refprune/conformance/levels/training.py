@@ -95,6 +95,6 @@ METHODS: tuple[Method, ...] = (
         _cases,
         lambda arguments, backend: _run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, taken), unit),
-        2.0,
+        0.5,
     ),
 )
