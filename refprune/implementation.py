@@ -41,7 +41,7 @@ class Implementation:
 
     precision: "float64", "float32", or "bfloat16", which travels as float32 arrays of bfloat16 numbers.
     conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own.
-    estimator: which estimator of O5 `theta_estimate` and `theta_sample` are.
+    estimator: which estimator of O5 `theta_estimate` is.
     deterministic: whether two equal calls must give equal bits.
     """
 
@@ -246,21 +246,6 @@ class Implementation:
         train: bool,
     ) -> Any:
         """The estimate of ∂C/∂θ (O5) made of the given uniform numbers v, Ξ = 1[v < θ]. uniform (K, G) → (G,)."""
-        _missing()
-
-    def theta_sample(
-        self,
-        spec: Mapping[str, Any],
-        params: Arrays,
-        statistics: Arrays,
-        x: Array,
-        target: Array,
-        theta: Array,
-        train: bool,
-        seed: int,
-        count: int,
-    ) -> Any:
-        """`count` independent estimates of ∂C/∂θ (O5) with randomness of its own, made of `seed` → (count, G)."""
         _missing()
 
     def training_steps(

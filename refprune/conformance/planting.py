@@ -65,7 +65,7 @@ def _plant(target: str, make: Callable[[Any], Any], undo: contextlib.ExitStack) 
 def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitStack) -> None:
     """In every module of refprune that has the function under some name, and in the estimators' table."""
     for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "refprune" and key != __name__:
+        if key.startswith("refprune") and key != __name__:
             for name, value in list(vars(module).items()):
                 if value is right:
                     setattr(module, name, wrong)

@@ -346,23 +346,6 @@ class TorchImplementation(TorchFunctions):
         module = self.module(spec, params, statistics, train=train)
         return self.estimates(module, x, target, self.tensor(theta), self.tensor(uniform))
 
-    def theta_sample(
-        self,
-        spec: Any,
-        params: Arrays,
-        statistics: Arrays,
-        x: Array,
-        target: Array,
-        theta: Array,
-        train: bool,
-        seed: int,
-        count: int,
-    ) -> Tensor:
-        module = self.module(spec, params, statistics, train=train)
-        t, generator = self.tensor(theta), torch.Generator().manual_seed(seed)
-        uniform = torch.rand((count, 2, len(theta)), generator=generator, dtype=t.dtype)
-        return torch.stack([self.estimates(module, x, target, t, u) for u in uniform])
-
     def training_steps(
         self,
         spec: Any,

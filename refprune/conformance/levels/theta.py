@@ -1,4 +1,4 @@
-"""C(W, θ) with its exact gradients, and estimators of ∂C/∂θ: from given uniform numbers, and with randomness of one's own.
+"""C(W, θ) with its exact gradients, and estimators of ∂C/∂θ made of given uniform numbers.
 
 O1–O3 by enumeration of all gate vectors, O5 from the library's estimators.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import estimators
-from ...backend import ORACLE, Backend
+from ...backend import Backend
 from ...implementation import Conventions
 from ...layers import Array
 from ...network import Arrays
@@ -75,16 +75,6 @@ def _run_estimate(kind: str, arguments: Arguments, backend: Backend) -> Traced:
     found = estimators.ESTIMATORS[kind].function(loss, base, gates, theta, uniform)
     size = np.abs(found.gradient) + abs(float(base.loss))
     return Traced({"theta_estimate": found.gradient}, {}, {}, {"theta_estimate": size})
-
-
-def estimate(arguments: Arguments, kind: str) -> Array:
-    """One estimate of ∂C/∂θ by the library's estimator, from the arguments' uniform numbers: (G,)."""
-    return _run_estimate(kind, arguments, ORACLE).tensors["theta_estimate"]
-
-
-def exact(arguments: Arguments) -> Array:
-    """∂C/∂θ by enumeration, (G,)."""
-    return estimators.exact_theta_gradient(loss_of(arguments, ORACLE), arguments["theta"])
 
 
 def _of_kind(cases: st.SearchStrategy[Arguments], described: Description) -> st.SearchStrategy[Arguments]:
