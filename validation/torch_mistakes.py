@@ -19,7 +19,6 @@ from refprune.conformance.calls import InProcess
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
 from refprune.conformance.torch_adapter import TorchImplementation
-from refprune.implementation import EVERY
 
 EXAMPLES = 60
 LEAST_NAMED = 0.9
@@ -73,6 +72,11 @@ def inverse_deviation(a: dict[str, Any]) -> Any:
     return 1.0 / (x.var(axes, unbiased=False, keepdim=True) + a["eps"]).sqrt()
 
 
+def of_unbiased_variance(y: Any, a: dict[str, Any]) -> Any:
+    b, count = channels(a["bias"], y.ndim), a["x"].size // a["x"].shape[1]
+    return (y - b) * ((count - 1) / count) ** 0.5 + b
+
+
 def uncentred(right: Callable[..., Any], a: dict[str, Any]) -> Any:
     k, l = (tensor(a[n]) @ tensor(a[n]).T for n in ("x", "y"))  # noqa: E741
     return (k * l).sum() / ((k * k).sum() * (l * l).sum()).sqrt()
@@ -100,6 +104,8 @@ def sgd(**options: Any) -> Callable[..., Any]:
             given = {"momentum": momentum, "weight_decay": weight_decay} | options
             if "dampening" in options:
                 given["dampening"] = momentum
+            if momentum == 0.0:
+                given.pop("nesterov", None)
             return original(parameters, rate, **given)
 
         torch.optim.SGD = other  # type: ignore[assignment,misc]
@@ -136,13 +142,13 @@ PLANTED: tuple[Planted, ...] = (
     Planted("convolution with paddings swapped", "conv2d", asked(padding=swapped)),
     Planted("padding on one side only", "conv2d", asked(padding=one_sided)),
     Planted("kernel flipped in the backward pass", "conv2d", result(dw=lambda g, a: g.flip((2, 3)))),
-    Planted("batch-norm without eps", "batch_norm", asked(eps=lambda e: 0.0)),
+    Planted("batch-norm divides by n − 1", "batch_norm", result(y=of_unbiased_variance)),
     Planted(
         "batch-norm's mean taken for a constant",
         "batch_norm",
         result(dx=lambda g, a: tensor(a["dy"]) * channels(a["gain"], g.ndim) * inverse_deviation(a)),
     ),
-    Planted("eval batch-norm without eps", "batch_norm_eval", asked(eps=lambda e: 0.0)),
+    Planted("eval batch-norm without eps", "batch_norm_eval", asked(eps=lambda e: 1e-30)),
     Planted("eval batch-norm's gain left out of dx", "batch_norm_eval", result(dx=lambda g, a: tensor(a["dy"]))),
     Planted("slope of the leaky ReLU forgotten", "leaky_relu", asked(slope=lambda s: 0.0)),
     Planted("GELU by its tanh formula, forward and backward", "gelu", lambda f, a: TorchImplementation().gelu_tanh(**a)),
@@ -165,7 +171,7 @@ PLANTED: tuple[Planted, ...] = (
     Planted("weight decay's gradient without λ", "weight_decay", result(dw=lambda g, a: tensor(a["w"]) * tensor(a["dy"]))),
     Planted("Nesterov momentum", "training_steps", sgd(nesterov=True)),
     Planted("no weight decay", "training_steps", sgd(weight_decay=0.0)),
-    Planted("momentum with dampening", "training_steps", sgd(dampening=0.0)),
+    Planted("momentum with PyTorch's dampening", "training_steps", sgd(dampening=0.0)),
     Planted("MACs counted twice", "complexity", result(macs=lambda n, a: 2 * n)),
     Planted("biased HSIC over n²", "hsic", lambda f, a: f(**a) * ((len(a["x"]) - 1) / len(a["x"])) ** 2),
     Planted("CKA without the root", "cka", result(cka=lambda v, a: v**2)),
@@ -177,7 +183,7 @@ PLANTED: tuple[Planted, ...] = (
 def planted(mistake: Planted) -> TorchImplementation:
     """The PyTorch implementation with the mistake."""
     right = getattr(TorchImplementation(), mistake.method)
-    wrong = {mistake.method: lambda self, **arguments: mistake.wrong(right, arguments), "conventions": EVERY}
+    wrong = {mistake.method: lambda self, **arguments: mistake.wrong(right, arguments)}
     mine: TorchImplementation = type("Mine", (TorchImplementation,), wrong)()
     return mine
 

@@ -35,6 +35,13 @@ def _rate_in_velocity(w: Any, v: Any, g: Any, *, learning_rate: float, momentum:
     return w - velocity, velocity
 
 
+def _dampened(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    """PyTorch's dampening, equal to the momentum: the first step has none."""
+    first = not np.any(v)
+    velocity = momentum * v + (1.0 if first else 1.0 - momentum) * (g + decay * w)
+    return w - learning_rate * velocity, velocity
+
+
 def _penalty(slope: float) -> Any:
     return lambda f: lambda theta, log_gamma: f(theta, log_gamma) + (slope - 1.0) * -np.asarray(log_gamma) * theta
 
@@ -96,6 +103,7 @@ OTHERS: tuple[Mistake, ...] = (
         (("layers:dense_vjp", gradient(2, lambda g, s, dy: np.zeros_like(g))),),
     ),
     Mistake("Nesterov momentum", "optimiser:momentum_step", instead(_nesterov), ("O6",)),
+    Mistake("momentum with PyTorch's dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
     Mistake("decoupled weight decay", "optimiser:momentum_step", instead(_decoupled), ("O6",)),
     Mistake("learning rate inside the velocity", "optimiser:momentum_step", instead(_rate_in_velocity), ("O6",)),
     Mistake("no weight decay", "optimiser:momentum_step", options(decay=lambda d: 0.0), ("O1", "O6")),

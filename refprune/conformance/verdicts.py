@@ -107,10 +107,12 @@ def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float
         if not off[index]:
             break
         w, e = float(want[index]), float(error[index])
-        spacing = 2.0 * unit * 2.0 ** np.floor(np.log2(abs(w))) if w != 0.0 and np.isfinite(w) else np.nan
-        relative = e / abs(w) if w != 0.0 else np.inf
+        with np.errstate(all="ignore"):
+            size = np.abs(np.float64(w))
+            relative = float(np.float64(e) / size)
+            ulps = float(np.float64(e) / (2.0 * unit * np.exp2(np.floor(np.log2(size)))))
         place = tuple(int(i) for i in index)
-        entries.append(Entry(place, float(got[index]), w, e, relative, e / spacing, float(ratio[index])))
+        entries.append(Entry(place, float(got[index]), w, e, relative, ulps, float(ratio[index])))
     beyond = certain is not None and bool((error > certain).any())
     return Comparison(name, want.shape, float(ratio.max(initial=0.0)), int(off.sum()), beyond, tuple(entries))
 
