@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `sweep`, `data`, `zoo`, `warmup`, `bench`, `audit`, `verify`, and those of `commands`.
+"""The command line: `refprune run`, `sweep`, `data`, `zoo`, `warmup`, `bench`, `audit`, and those of `commands` and `verify`.
 
 What a user can mend is one sentence, exit code 2.
 """

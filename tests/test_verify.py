@@ -17,10 +17,14 @@ from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess, describe, load, named
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import LEVELS, METHODS
+from refprune.conformance.planting import planted
+from refprune.conformance.strategies import networks
 from refprune.conformance.verdicts import Expectation, compare, judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
+from refprune.layerspec import Activation, Dense, UnitGate
 from refprune.rounding import UNIT
+from refprune.spec import Network, to_json
 
 U = UNIT["float32"]
 
@@ -47,7 +51,7 @@ def test_every_method_of_an_implementation_is_judged_by_one_level():
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_oracle_conforms(precision):
-    names = [m.name for m in LEVELS["layers"]] + ["network"]
+    names = [m.name for m in LEVELS["layers"]] + ["network", "theta_estimate", "training_steps", "compact"]
     for name, outcome in judged(BackendImplementation(ORACLE, precision), *names, examples=6).items():
         assert outcome.verdict == "conforms", (name, outcome.findings)
         assert 0.0 <= outcome.ratio <= 1.0
@@ -129,6 +133,22 @@ def test_an_unknown_mistake_is_located():
     text = "\n".join(reporting.finding_lines(finding))
     assert "the first difference along the data flow is in dx" in text
     assert "no known mistake has these numbers" in text
+
+
+def test_columns_cut_at_the_wrong_end_are_found():
+    """The compact network must compute what the masked one does (N4)."""
+    network = Network((2,), (Dense(4), Activation("tanh"), UnitGate(), Dense(3)))
+    case = networks.Case(network, batch=3, seed=1, train=False)
+    arguments = {"spec": to_json(network), "params": case.params, "statistics": {}, "x": case.x, "train": False}
+    arguments["keep"] = np.array([False, True, True, False])
+    expected = METHODS["compact"].expect(arguments, UNIT["float64"])
+    right = InProcess(BackendImplementation()).call(METHODS["compact"], arguments, twice=True)
+    assert judge(expected, right.answer, UNIT["float64"]).kind == "conforms"
+    with planted(next(m for m in KNOWN if m.name == "pruned columns taken from the end")):
+        wrong = InProcess(BackendImplementation()).call(METHODS["compact"], arguments, twice=True)
+    verdict = judge(expected, wrong.answer, UNIT["float64"])
+    assert (verdict.kind, verdict.first.name) == ("deviates", "output")
+    assert not next(c for c in verdict.comparisons if c.name == "params/dense2.weight").holds
 
 
 def test_examples_are_made_small():

@@ -1,4 +1,4 @@
-"""`refprune verify ADAPTER`: is somebody's implementation right?"""
+"""`refprune verify ADAPTER`: is somebody's implementation right? `refprune vectors`: the same for any language."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def add(commands: Any) -> None:
     verify.add_argument("--json", metavar="FILE", type=Path, help="write everything found")
     verify.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit's XML for a continuous integration")
     verify.set_defaults(command=run)
+
+    vectors = commands.add_parser("vectors", help="examples with their right answers as files, for any language")
+    actions = vectors.add_subparsers(required=True, metavar="action")
+    export = actions.add_parser("export", help="write vectors of every method")
+    export.add_argument("directory", metavar="DIR", type=Path)
+    export.add_argument("--per-method", metavar="N", type=int, default=2, help="vectors of a method (default: 2)")
+    export.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    export.add_argument("--seed", metavar="N", type=int, default=0)
+    export.set_defaults(command=_export)
+    check = actions.add_parser("check", help="derive each again by two witnesses, the oracle and PyTorch")
+    check.add_argument("directory", metavar="DIR", type=Path)
+    check.set_defaults(command=_check)
 
 
 def require(*packages: str) -> None:
@@ -74,6 +86,32 @@ def run(options: argparse.Namespace) -> int:
         write_atomically(options.report, reporting.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
     return 0 if reporting.conforms(outcomes) else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    require("hypothesis")
+    from . import vectors
+
+    if options.per_method < 1:
+        raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
+    count = vectors.export(options.directory, per_method=options.per_method, precision=options.dtype, seed=options.seed)
+    print(f"{count} vectors in {options.directory}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    require("hypothesis", "torch")
+    from . import vectors
+    from .calls import InProcess, load
+
+    torch = InProcess(load("refprune.conformance.torch_adapter:TorchImplementation"))
+    checked = list(vectors.check(options.directory, torch))
+    for row in checked:
+        if not row.holds:
+            print(f"{row.path}: oracle {row.oracle}; PyTorch {row.second}")
+    twice = sum(row.second == "holds" for row in checked)
+    print(f"{len(checked)} vectors, {sum(row.holds for row in checked)} hold, {twice} of them by both witnesses")
+    return 0 if all(row.holds for row in checked) else 1
 
 
 def _say(outcome: Any) -> None:

@@ -33,7 +33,7 @@ def per_channel(g: Tensor, ndim: int) -> Tensor:
 
 
 class TorchFunctions(Implementation):
-    """The levels `scalars`, `layers` and `similarity`."""
+    """The levels `scalars`, `layers` and `similarity`, and the pruning decisions."""
 
     def tensor(self, a: Array) -> Tensor:
         """A copy; floats in the declared precision."""
@@ -103,6 +103,14 @@ class TorchFunctions(Implementation):
 
     def theta_step(self, theta: Array, gradient: Array, beta: float, learning_rate: float) -> Tensor:
         return (self.tensor(theta) - learning_rate * (self.tensor(gradient) + beta)).clamp(0.0, 1.0)
+
+    def pruning_decision(self, theta: Array, threshold: float) -> Tensor:
+        return self.tensor(theta) > threshold
+
+    def attracted(self, w: Array, theta: Array, kappa: Array, beta: float, decay: float, ratio: float) -> Tensor:
+        size, on, k = self.tensor(w), self.tensor(theta), self.tensor(kappa)
+        eigenvalue = 0.5 * (-decay + (decay**2 + 4.0 * ratio * k**2).sqrt())
+        return ratio * k * (size - beta / k) + (decay + eigenvalue) * (on - decay * beta / k**2) < 0.0
 
     # -------------------------------------------------------------------------------------------------------- layers
 

@@ -48,7 +48,7 @@ _RATES = {"beta": (0.125, 0.5), "decay": (0.0, 0.125, 1.0), "ratio": (0.0625, 1.
 def _attracted(arguments: Arguments, backend: Backend) -> Arrays:
     a = {name: value for name, value in arguments.items() if name not in ("w", "theta", "decay")}
     decay = np.full_like(arguments["w"], arguments["decay"])
-    return {"attracted": dynamics.in_domain(arguments["w"], arguments["theta"], decay=decay, **a) * 1.0}
+    return {"attracted": dynamics.in_domain(arguments["w"], arguments["theta"], decay=decay, **a)}
 
 
 def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
@@ -102,8 +102,8 @@ METHODS: tuple[Method, ...] = (
         "pruning",
         ("keep",),
         lambda described: _decisions(),
-        lambda a, backend: {"keep": pruning.above(a["theta"], a["threshold"]) * 1.0},
-        lambda a, unit: Expectation({"keep": (a["theta"] > a["threshold"]) * 1.0}, {"keep": np.zeros(a["theta"].shape)}),
+        lambda a, backend: {"keep": pruning.above(a["theta"], a["threshold"])},
+        lambda a, unit: Expectation({"keep": a["theta"] > a["threshold"]}, {"keep": np.zeros(a["theta"].shape)}),
     ),
     Method("attracted", "pruning", ("attracted",), lambda described: _states(), _attracted, _attracted_expectation),
     Method(
