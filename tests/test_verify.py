@@ -340,6 +340,13 @@ def test_nan_and_infinities():
     assert compare("x", np.array([np.nan] * 3), inf, np.full(3, 1e9), unit=U).off == 3
 
 
+def test_what_float32_cannot_hold_is_wanted_as_an_infinity():
+    big, none = np.array([1e110, -1e110]), np.zeros(2)
+    assert compare("x", np.array([np.inf, -np.inf]), big, none, unit=U).holds
+    assert compare("x", np.array([np.inf, -np.inf]), big, none, unit=UNIT["float64"]).off == 2
+    assert compare("x", np.array([np.inf, np.inf]), big, none, unit=U).off == 1
+
+
 def test_bfloat16_rounds_to_nearest_even():
     got = methods.rounded(np.array([1.0, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8, -3.1415926]), "bfloat16")
     np.testing.assert_array_equal(got, np.array([1.0, 1.0, 1.0 + 2.0**-6, -3.140625], dtype=np.float32))

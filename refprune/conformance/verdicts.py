@@ -14,6 +14,7 @@ import numpy as np
 
 from ..layers import Array
 from ..network import Arrays
+from ..rounding import UNIT
 
 #: So many worst entries of a tensor are kept.
 WORST = 5
@@ -93,9 +94,13 @@ class Verdict(NamedTuple):
 def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float, certain: Array | None = None) -> Comparison:
     """|got − want| ≤ tolerance everywhere? Equal infinities are equal; NaN where a number is wanted is off.
 
+    What exceeds the largest number of the precision is wanted as an infinity.
+
     ulp: the spacing 2u·2^⌊log₂|want|⌋ of numbers of precision `unit` at the wanted value.
     """
     got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+    largest = float(np.finfo(np.float64 if unit == UNIT["float64"] else np.float32).max)
+    want = np.where(np.abs(want) > largest, np.copysign(np.inf, want), want)
     tolerance = np.broadcast_to(tolerance, want.shape)
     with np.errstate(all="ignore"):
         error = np.where(got == want, 0.0, np.abs(got - want))

@@ -76,26 +76,35 @@ class Worker:
         replies.put(None)
 
     def call(self, method: Method, arguments: Arguments, *, twice: bool) -> Reply:
-        """One call; a hang is ended after the limit (for two calls: twice the limit)."""
+        """One call. What does not answer within the limit (for two calls: twice the limit) is ended and asked once more: the
+        machine may have slept."""
+        limit = self.limit * (2.0 if twice else 1.0)
+        for _ in range(2):
+            try:
+                reply = self._ask((method.name, method.results, arguments, twice), limit)
+            except queue.Empty:
+                self.close()
+                continue
+            if reply is None:
+                assert self._process is not None
+                code = self._process.wait()
+                self.close()
+                return Reply("dies", {}, f"the process ended with code {code}")
+            return reply
+        return Reply("hangs", {}, f"twice no answer within {limit:g} s; the process was ended")
+
+    def _ask(self, request: Any, limit: float) -> Reply | None:
+        """The reply; None if the process has ended. queue.Empty if none comes within the limit."""
         if self._process is None:
             self._start()
         assert self._process is not None
         assert self._process.stdin is not None
-        limit = self.limit * (2.0 if twice else 1.0)
         try:
-            _send(self._process.stdin, (method.name, method.results, arguments, twice))
-            reply = self._replies.get(timeout=limit)
-        except queue.Empty:
-            self.close()
-            return Reply("hangs", {}, f"no answer within {limit:g} s; the process was ended")
+            _send(self._process.stdin, request)
         except OSError:
-            reply = None
-        if reply is None:
-            code = self._process.wait()
-            self.close()
-            return Reply("dies", {}, f"the process ended with code {code}")
-        answer: Reply = reply
-        return answer
+            return None
+        reply: Reply | None = self._replies.get(timeout=limit)
+        return reply
 
     def close(self) -> None:
         """End the process."""

@@ -164,6 +164,14 @@ def _log_gamma_sizes(arguments: Arguments) -> Any:
     return np.abs(arguments["log_gamma"]) + np.abs(flattening.log_normaliser(arguments["log_gamma"])) + 1.0
 
 
+def _pi_star_summands(arguments: Arguments) -> dict[str, Any]:
+    """logit θ and log γ, whose sum is logit π* (F6)."""
+    t, l = arguments["theta"], arguments["log_gamma"]  # noqa: E741
+    p = flattening.pi_star(t, l)
+    inside = np.where((t > 0.0) & (t < 1.0), t, 0.5)
+    return {"pi_star": p * (1.0 - p) * (np.abs(np.log(inside / (1.0 - inside))) + np.abs(l))}
+
+
 def _kl_summands(arguments: Arguments) -> dict[str, Any]:
     t, p = arguments["theta"], arguments["pi"]
     parts = [(t, t), (t, p), (1.0 - t, 1.0 - t), (1.0 - t, 1.0 - p)]
@@ -209,6 +217,7 @@ METHODS: tuple[Method, ...] = (
         _OF_THETA,
         lambda a, backend: {"pi_star": np.asarray(backend.flattening_profile(a["theta"], a["log_gamma"]).pi_star)},
         ("theta", "log_gamma"),
+        _pi_star_summands,
     ),
     _method(
         "penalty",
