@@ -73,7 +73,8 @@ def _run_estimate(kind: str, arguments: Arguments, backend: Backend) -> Traced:
     base = loss.evaluate(estimators.sample(theta, uniform[0]), run_closed=True)
     gates = loss.gradients(base).gates
     found = estimators.ESTIMATORS[kind].function(loss, base, gates, theta, uniform)
-    size = np.abs(found.gradient) + abs(float(base.loss))
+    # losses cancel, and what is left of their rounding is divided by no more than min(θ, 1 − θ)
+    size = np.abs(found.gradient) + (1.0 + len(uniform) ** 0.5) * abs(float(base.loss)) / np.minimum(theta, 1.0 - theta)
     return Traced({"theta_estimate": found.gradient}, {}, {}, {"theta_estimate": size})
 
 
