@@ -1,9 +1,9 @@
 """`refprune verify`: what is right passes, what is wrong is found, located and named; bad manners have their own findings."""
 
 import dataclasses
+import itertools
 import json
 import textwrap
-import time
 from xml.etree import ElementTree
 
 import numpy as np
@@ -200,9 +200,12 @@ def _nan(x, g, dy):
     return y, dx * np.nan, dg
 
 
+CALLS = itertools.count()
+
+
 def _another_every_time(x, g, dy):
     y, dx, dg = Formulas().gate(x, g, dy)
-    return y * (1.0 + 2.0**-52 * (time.monotonic_ns() % 2 + np.random.default_rng().integers(2))), dx, dg
+    return y + next(CALLS), dx, dg
 
 
 MANNERS = {
