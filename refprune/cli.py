@@ -1,4 +1,4 @@
-"""The command line: `refprune run`, `sweep`, `data`, `zoo`, `warmup`, `bench`, `audit`, and those of `commands`.
+"""The command line: `refprune run`, `sweep`, `data`, `zoo`, `warmup`, `bench`, `audit`, and those of `commands` and `verify`.
 
 What a user can mend is one sentence, exit code 2.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 from . import __version__
 from . import commands as trained
+from .conformance import command as verification
 from .errors import InputError
 
 
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--json", metavar="FILE", type=Path, help="write every deviation and bound")
     audit.add_argument("--seed", metavar="N", type=int, default=0, help="of all random witnesses")
     audit.set_defaults(command=_audit)
+    verification.add(commands)
     return parser
 
 

@@ -383,5 +383,12 @@ def noisy(backend: Backend, *, unit: float, rng: np.random.Generator) -> Backend
 
         return run_vjp if name.endswith("_vjp") else run_forward
 
+    def momentum_step(w: Array, v: Array, g: Array, **options: Any) -> tuple[Array, Array]:
+        """Four roundings of the velocity, two of the weights."""
+        new, velocity = backend.momentum_step(w, v, g, **options)
+        size = combined(velocity, options["momentum"] * v, g + options["decay"] * w, options["decay"] * w)
+        return drawn(new, [_entry(combined(new, options["learning_rate"] * velocity))]), drawn(velocity, [_entry(size)])
+
     functions: dict[str, Any] = {name: wrapped(name, getattr(backend, name)) for name in FUNCTIONS}
+    functions["momentum_step"] = momentum_step
     return dataclasses.replace(backend, name=f"noisy {backend.name}", **functions)

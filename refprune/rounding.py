@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import ORACLE
+from .backend import ORACLE, Backend
 from .errors import InputError
 from .layers import Array
 from .network import Arrays
@@ -33,7 +33,7 @@ from .noise import MODELS, TERMS, Call, combined, map_floats, noisy
 from .objective import BatchLoss, Evaluation
 
 #: Unit roundoff u of each precision.
-UNIT: dict[str, float] = {"float32": 2.0**-24, "float64": 2.0**-53}
+UNIT: dict[str, float] = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
 
 #: Unit at which noise is injected; spreads are scaled from it.
 INJECTED = 2.0**-30
@@ -52,15 +52,18 @@ def smallest_normal(unit: float) -> float:
     """The smallest normal number of the precision with unit roundoff `unit`."""
     if unit not in UNIT.values():
         raise InputError(f"unit: {unit!r} is not known; allowed are {', '.join(f'{u!r} ({k})' for k, u in UNIT.items())}")
-    return float(np.finfo(np.float32 if unit == UNIT["float32"] else np.float64).smallest_normal)
+    return float(np.finfo(np.float64 if unit == UNIT["float64"] else np.float32).smallest_normal)  # bfloat16's is float32's
 
 
 def inner_product_bound(n: int, magnitude: Array | float, unit: float, *, roundings: int = 0) -> Array:
     """E1: no direct sum of n products, in any order, is further from the exact one than γ_m·magnitude + n·smallest normal.
 
-    magnitude: |x|ᵀ|y|; γ_m = mu/(1 − mu), m = n + roundings (1 for a bias or a division, 2 for rounded inputs).
+    magnitude: |x|ᵀ|y|; γ_m = mu/(1 − mu), m = n + roundings (1 for a bias or a division, 2 for rounded inputs). From
+    mu = 1 on (256 terms in bfloat16) nothing is certain: +inf.
     """
     m = n + roundings
+    if m * unit >= 1.0:
+        return np.full(np.shape(magnitude), np.inf)
     return np.asarray(m * unit / (1.0 - m * unit) * np.asarray(magnitude) + n * smallest_normal(unit))
 
 
@@ -119,6 +122,29 @@ def _smoothed(variance: Array, reached: Array, runs: int) -> Array:
     return np.asarray(np.sqrt(np.where(reached, estimate, 0.0)))
 
 
+def noise_tolerance(
+    run: Callable[[Backend], Arrays],
+    base: Mapping[str, Array],
+    *,
+    unit: float,
+    runs: int = 8,
+    factor: float = NETWORK_FACTOR,
+    seed: int = 0,
+) -> Arrays:
+    """E2 for whatever a backend computes: name → tolerance of each of `base`'s tensors, what the oracle's `run` gives.
+
+    run(noisy backend) gives the same tensors; it must take the branches that the oracle took.
+    """
+    squares = {name: np.zeros_like(t) for name, t in base.items()}
+    reached = {name: np.zeros(t.shape, dtype=bool) for name, t in base.items()}
+    for k in range(runs):
+        for name, t in run(noisy(ORACLE, unit=INJECTED, rng=np.random.default_rng([seed, k]))).items():
+            squares[name] += np.square(t - base[name])
+            reached[name] |= t != base[name]
+    scale, tiny = factor * unit / INJECTED, smallest_normal(unit)
+    return {name: scale * _smoothed(s / runs, reached[name], runs) + tiny for name, s in squares.items()}
+
+
 def network_tolerance(
     loss: BatchLoss,
     gates: Array,
@@ -135,7 +161,6 @@ def network_tolerance(
     The oracle computes, whatever loss.backend is; weights and inputs count as exact, so give numbers that the precision
     holds. branches: those to freeze, if not the oracle's own (E3: the candidate's, at a kink).
     """
-    tiny = smallest_normal(unit)
     wide: dict[str, Any] = {
         "params": {name: np.asarray(p, dtype=np.float64) for name, p in loss.params.items()},
         "statistics": {name: np.asarray(s, dtype=np.float64) for name, s in (loss.statistics or {}).items()},
@@ -146,18 +171,11 @@ def network_tolerance(
     gates = np.asarray(gates, dtype=np.float64)
     base, evaluation = _tensors(exact, gates, branches, run_closed)
     frozen = evaluation.tape.branches
-    squares = {name: np.zeros_like(t) for name, t in base.items()}
-    reached = {name: np.zeros(t.shape, dtype=bool) for name, t in base.items()}
-    for run in range(runs):
-        rng = np.random.default_rng([seed, run])
-        perturbed, _ = _tensors(
-            dataclasses.replace(exact, backend=noisy(ORACLE, unit=INJECTED, rng=rng)), gates, frozen, run_closed
-        )
-        for name, t in perturbed.items():
-            squares[name] += np.square(t - base[name])
-            reached[name] |= t != base[name]
-    scale = factor * unit / INJECTED
-    found = {name: scale * _smoothed(s / runs, reached[name], runs) + tiny for name, s in squares.items()}
+
+    def perturbed(backend: Backend) -> Arrays:
+        return _tensors(dataclasses.replace(exact, backend=backend), gates, frozen, run_closed)[0]
+
+    found = noise_tolerance(perturbed, base, unit=unit, runs=runs, factor=factor, seed=seed)
     params, kinks = ({n: found[f"{kind} {n}"] for n in names} for kind, names in (("params", exact.params), ("kinks", frozen)))
     return Tolerance(found["loss"], found["output"], params, found["gates"], found["input"], kinks)
 
@@ -166,15 +184,12 @@ def output_tolerance(loss: BatchLoss, gates: Array, *, unit: float, runs: int = 
     """The entry `output` of `network_tolerance`, from forward passes alone: a tenth of the time and of the memory."""
     exact = dataclasses.replace(loss, backend=ORACLE)
     base = exact.evaluate(gates).tape
-    square, reached = np.zeros_like(base.output), np.zeros(base.output.shape, dtype=bool)
-    for run in range(runs):
-        backend = noisy(ORACLE, unit=INJECTED, rng=np.random.default_rng([seed, run]))
-        output = dataclasses.replace(exact, backend=backend).evaluate(gates, branches=base.branches).tape.output
-        square += np.square(output - base.output)
-        reached |= output != base.output
-    scale = NETWORK_FACTOR * unit / INJECTED
-    tolerance: Array = scale * _smoothed(square / runs, reached, runs) + smallest_normal(unit)
-    return tolerance
+
+    def perturbed(backend: Backend) -> Arrays:
+        evaluation = dataclasses.replace(exact, backend=backend).evaluate(gates, branches=base.branches)
+        return {"output": evaluation.tape.output}
+
+    return noise_tolerance(perturbed, {"output": base.output}, unit=unit, runs=runs, seed=seed)["output"]
 
 
 class LayerTolerance(NamedTuple):

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "refprune"
 
 #: A module imports only what stands above it.
 ORDER = [
+    "implementation",
     "__init__",
     "errors",
     "files",
@@ -75,6 +76,7 @@ ORDER = [
 #: Files that may import a framework; everybody else imports them inside functions only.
 ADAPTERS = {
     "conformance/torch_adapter.py",
+    "conformance/torch_functions.py",
     "bench/torch_side.py",
     "export/onnx_file.py",
     "export/torch_file.py",

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import layouts, relayout, seeds
 from tolerance import SIDES, gamma
 
 from refprune import cka as module
 from refprune.cka import MiniBatches, Similarity, cka, cka_matrix, hsic, median_distance, numpy_product
+from refprune.conformance.strategies.layers import layouts, relayout, seeds
 from refprune.errors import InputError
 
 U = 2.0**-53

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given
-from network_strategies import gated_cases
 from test_tests import fails
 from tolerance import assert_close, assert_identical, gamma
 
@@ -28,6 +27,7 @@ from refprune.audit.flows import (
 )
 from refprune.backend import ORACLE
 from refprune.blocks import block_norms, blocks
+from refprune.conformance.strategies.networks import gated_cases
 from refprune.dynamics import Comparison, in_domain, network_field, projected_flow
 from refprune.errors import InputError, SpecError
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate

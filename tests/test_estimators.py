@@ -11,16 +11,17 @@ import math
 from fractions import Fraction
 from types import SimpleNamespace
 
-import network_strategies as ns
 import numpy as np
 import pytest
 import torch
 import torch_network
 from hypothesis import given
 from hypothesis import strategies as st
+from network_comparison import bounds
 from tolerance import assert_close, assert_identical, gamma
 
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.estimators import (
     ESTIMATORS,
@@ -422,14 +423,14 @@ def test_weight_gradient_against_torch(network):
         probability = torch.where(gates == 1, t, 1 - t).prod()
         output, *_ = torch_network.run(case.network, weights, gates, x, train=True)
         total = total + probability * torch_network.loss(case.network, output, target)
-        allowed = ns.bounds(case.loss, gates.numpy(), runs=4)
+        allowed = bounds(case.loss, gates.numpy(), runs=4)
         for name in spread:
             spread[name] = spread[name] + probability.item() * allowed[name]
     total.backward()
     passes = gamma(2 ** (theta.size + 1), U)
     largest = max(float(loss.evaluate(gates).loss) for gates, _ in enumerate_gates(theta))
     assert_close("C", np.asarray(exact_expectation(loss, theta)), total.detach().numpy(), spread["loss"] + passes * largest)
-    gradient_bound = 2.0 * max(float(ns.bounds(case.loss, g, runs=4)["loss"]) for g, _ in enumerate_gates(theta))
+    gradient_bound = 2.0 * max(float(bounds(case.loss, g, runs=4)["loss"]) for g, _ in enumerate_gates(theta))
     assert_close("∂C/∂θ", exact_theta_gradient(loss, theta), t.grad.numpy(), gradient_bound + 2.0 * passes * largest)
     mine = exact_weight_gradient(loss, theta)
     for name, w in weights.items():

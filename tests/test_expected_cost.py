@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import network_strategies as ns
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refprune import complexity, zoo
 from refprune.conformance import torch_adapter
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.network import initialise

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import network_strategies as ns
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 
 from refprune import checkpoint, cli, exchange, export, spec, zoo
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.export import onnx_file, torch_file

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
-import network_strategies as ns
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from tolerance import assert_close, assert_identical, gamma
 
 from refprune import inference, zoo
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, by_name
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.inference import Affine, Plain, Predictor, Sum, composed
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate

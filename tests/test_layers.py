@@ -1,7 +1,7 @@
 """Every layer of a backend and its VJP: against PyTorch, loops, the complex step, and its own contract.
 
 `check_*(backend, case, ...)` raise AssertionError; test_tests.py shows that they catch planted mistakes. A case is drawn
-from strategies.py, a tolerance is computed in tolerance.py, and every cotangent is random: never ones.
+from refprune.conformance.strategies, a tolerance is computed in tolerance.py, and every cotangent is random: never ones.
 """
 
 import dataclasses
@@ -9,15 +9,15 @@ import dataclasses
 import naive
 import numpy as np
 import pytest
-import strategies
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import OPS, Case
 from tolerance import FORWARD, SIDES, VJP, assert_close, assert_identical, assert_same_kind, unit_roundoff
 
 from refprune.backend import FUNCTIONS, ORACLE
+from refprune.conformance.strategies import layers as strategies
+from refprune.conformance.strategies.layers import OPS, Case
 
 torch.set_num_threads(1)
 

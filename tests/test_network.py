@@ -1,21 +1,21 @@
 """The whole network: loss, output and all gradients against PyTorch, the complex step, and its own contract (SPEC N1-N5, G).
 
-Cases are drawn in network_strategies.py; PyTorch's side stands in torch_network.py; tolerances are measured (E2).
+Cases are drawn in `refprune.conformance`, PyTorch's side stands in torch_network.py; tolerances are measured (E2).
 """
 
 import dataclasses
 
-import network_strategies as ns
 import numpy as np
 import pytest
 import torch
 import torch_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_strategies import assert_tensors, bounds, tensors
+from network_comparison import assert_tensors, bounds, tensors
 from tolerance import SIDES, assert_close, assert_identical, gamma
 
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.network import backward, forward, initial_statistics, initialise

@@ -4,7 +4,6 @@ import json
 import math
 from types import SimpleNamespace
 
-import network_strategies as ns
 import pytest
 import torch
 import torch_network
@@ -12,6 +11,7 @@ from hypothesis import given
 from torch import nn
 
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError, SpecError
 from refprune.layerspec import (
     Activation,

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import strategies as s
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+
+from refprune.conformance.strategies import layers as s
 
 
 def reaches(strategy, condition):

@@ -6,15 +6,15 @@ networks and gates to remove, and planted mistakes show that it catches what it 
 
 import dataclasses
 
-import network_strategies as ns
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from network_strategies import assert_tensors, bounds, tensors
+from network_comparison import assert_tensors, bounds, tensors
 from tolerance import assert_close, assert_identical, gamma
 
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.layerspec import (
     Activation,

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import strategies
 import tolerance
 from hypothesis import Phase, find, settings
 from test_layers import COMPLEX_STEP_LIMIT, check_complex_step, check_contract, check_dtype, check_everything
@@ -12,6 +11,7 @@ from tolerance import assert_close, assert_identical
 
 from refprune import layers
 from refprune.backend import ORACLE
+from refprune.conformance.strategies import layers as strategies
 
 QUICK = settings(max_examples=100, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
 

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from network_strategies import assert_tensors
+from network_comparison import assert_tensors
 
 from refprune import config, train, zoo
 from refprune.backend import ORACLE

@@ -27,6 +27,7 @@ class Mistake:
 
     A claim goes red by what a witness finds. Where every witness that notices raises an error instead, the mistake says so by
     listing the claim in `raises` too.
+    also: further targets that are wrong at the same time, with their wrong functions.
     """
 
     name: str
@@ -34,35 +35,43 @@ class Mistake:
     wrong: Callable[[Any], Any]
     claims: tuple[str, ...]
     raises: tuple[str, ...] = ()
+    also: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
 @contextlib.contextmanager
 def planted(mistake: Mistake) -> Iterator[Backend]:
     """The mistake is in force inside the block; the value is the mutant backend. Not for several threads at once."""
-    module, _, name = mistake.target.partition(":")
+    with contextlib.ExitStack() as undo:
+        fields: dict[str, Any] = {}
+        for target, make in ((mistake.target, mistake.wrong), *mistake.also):
+            fields |= _plant(target, make, undo)
+        yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
+
+
+def _plant(target: str, make: Callable[[Any], Any], undo: contextlib.ExitStack) -> dict[str, Any]:
+    """Replace one function; returns the fields of the oracle that it stands in."""
+    module, _, name = target.partition(":")
     owner: Any = importlib.import_module(f"refprune.{module}")
     *path, last = name.split(".")
     for part in path:
         owner = getattr(owner, part)
     right = getattr(owner, last)
-    wrong = mistake.wrong(right)
-    with contextlib.ExitStack() as undo:
-        if path:
-            setattr(owner, last, wrong)
-            undo.callback(setattr, owner, last, right)
-        else:
-            _replace_everywhere(right, wrong, undo)
-        fields = {f.name: wrong for f in dataclasses.fields(ORACLE) if getattr(ORACLE, f.name) is right}
-        yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
+    wrong = make(right)
+    if path:
+        setattr(owner, last, wrong)
+        undo.callback(setattr, owner, last, right)
+    else:
+        _replace_everywhere(right, wrong, undo)
+    return {f.name: wrong for f in dataclasses.fields(ORACLE) if getattr(ORACLE, f.name) is right}
 
 
 def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitStack) -> None:
     """In every module of refprune that has the function under some name, and in the estimators' table.
 
-    Not in this package: wrong versions are made of right functions.
+    Not where the mistakes are written down: wrong versions are made of right functions.
     """
     for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "refprune" and not key.startswith(f"{__package__}."):
+        if key.split(".")[0] == "refprune" and key != __name__ and not key.startswith(f"{__package__}.mistakes"):
             for name, value in list(vars(module).items()):
                 if value is right:
                     setattr(module, name, wrong)

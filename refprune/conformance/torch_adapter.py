@@ -1,13 +1,18 @@
 """A `spec.Network` as a torch.nn.Module, written as a user of PyTorch would: nn layers, in-place ReLU, residual addition.
 
 `build` makes the module, `load` gives it refprune's arrays, `arrays` and `gradients` read them back under refprune's names.
-All gates are 1. Conventions that PyTorch's layers do not have (ties "last", a subgradient at 0, a biased running variance,
-padding that counts on one side only) are refused, not imitated.
+All gates are 1, or, with `gated`, what `set_gates` says. Conventions that PyTorch's layers do not have (ties "last", a
+subgradient at 0, a biased running variance, padding that counts on one side only) are refused, not imitated.
+
+`TorchImplementation` is what `refprune verify` judges, and what an implementation of one's own may start from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +36,8 @@ from ..layerspec import (
     UnitGate,
 )
 from ..network import Arrays
-from ..spec import Network
+from ..spec import Network, from_json
+from .torch_functions import TorchFunctions, per_channel, require, squared_error
 
 #: refprune's name of a parameter or statistic → PyTorch's attribute.
 ATTRIBUTES = {"weight": "weight", "bias": "bias", "gain": "weight", "mean": "running_mean", "variance": "running_var"}
@@ -58,19 +64,36 @@ class Subsample(nn.Module):
         return nn.functional.pad(x[:, :, :: self.stride[0], :: self.stride[1]], self.around)
 
 
-class Residual(nn.Module):
-    """x ↦ ρ(shortcut(x) + path(x)); with `channels`, the path adds to those only."""
+class Gate(nn.Module):
+    """Multiplies by a layer gate, a number, or by one gate for every unit; `set_gates` puts them in."""
 
-    def __init__(self, path: nn.Module, shortcut: nn.Module, section: Section) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.path, self.shortcut = path, shortcut
+        self.value = torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * per_channel(self.value, x.ndim)
+
+
+class Residual(nn.Module):
+    """x ↦ ρ(shortcut(x) + path(x)); with `channels`, the path adds to those only.
+
+    gate: the layer gate inside the path, if there is one. A closed section leaves its running statistics as they are.
+    """
+
+    def __init__(self, path: nn.Module, shortcut: nn.Module, section: Section, gate: Gate | None = None) -> None:
+        super().__init__()
+        self.path, self.shortcut, self.gate = path, shortcut, gate
+        self.norms = [m for m in path.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
         self.post = nn.ReLU(inplace=True) if section.post == "relu" else nn.Identity()
         self.in_place = isinstance(section.path[-1], OVERWRITABLE)
         self.channels: Tensor | None
         self.register_buffer("channels", None if section.channels is None else torch.tensor(section.channels, dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.path(x)
+        closed = self.gate is not None and float(self.gate.value.detach()) == 0.0
+        with _frozen(self.norms if closed else []):
+            y: Tensor = self.path(x)
         h: Tensor = self.shortcut(x)
         if self.channels is not None:
             y = h.index_add(1, self.channels, y)
@@ -82,13 +105,25 @@ class Residual(nn.Module):
         return out
 
 
-class Module(nn.Module):
-    """The network as a module: x ↦ logits. `parts`: refprune's layer name → the layer's module."""
+@contextlib.contextmanager
+def _frozen(norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> Iterator[None]:
+    """Batch statistics are used, running ones are not moved."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
-    def __init__(self, network: Network) -> None:
+
+class Module(nn.Module):
+    """The network as a module: x ↦ logits. `parts`: refprune's layer name → the layer's module; `gates`: gate group's → its."""
+
+    def __init__(self, network: Network, gated: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.gated = network, gated
         self.parts: dict[str, nn.Module] = {}
+        self.gates: dict[str, Gate] = {}
         self.body = self._chain(network.layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,11 +140,22 @@ class Module(nn.Module):
 
     def _modules_of(self, layer: Layer, before: Layer | None) -> list[nn.Module]:
         if isinstance(layer, Section):
-            return [Residual(self._chain(layer.path), self._chain(layer.shortcut), layer)]
+            return [self._residual(layer)]
+        if isinstance(layer, UnitGate) and self.gated:
+            self.gates[layer.name] = Gate()
+            return [self.gates[layer.name]]
         padding, around = _padding(layer)
         module = _module(layer, self.network.input_shapes[layer.name], padding, in_place=isinstance(before, OVERWRITABLE))
         self.parts[layer.name] = module
         return [*around, module]
+
+    def _residual(self, section: Section) -> Residual:
+        shortcut = self._chain(section.shortcut)
+        if not (self.gated and section.gate):
+            return Residual(self._chain(section.path), shortcut, section)
+        gate = self.gates[section.name] = Gate()
+        before, behind = section.path[: section.gate_index()], section.path[section.gate_index() :]
+        return Residual(nn.Sequential(self._chain(before), gate, self._chain(behind)), shortcut, section, gate)
 
 
 def _padding(layer: Layer) -> tuple[tuple[int, int], list[nn.Module]]:
@@ -172,9 +218,17 @@ def _activation(layer: Activation, in_place: bool) -> nn.Module:
     return modules[layer.kind]
 
 
-def build(network: Network) -> Module:
+def build(network: Network, *, gated: bool = False) -> Module:
     """The module of `network` with weights of PyTorch's own. InputError for a convention that PyTorch's layers lack."""
-    return Module(network)
+    return Module(network, gated)
+
+
+def set_gates(module: Module, gates: Tensor) -> Module:
+    """The same module with the gates (G,) in the order of the network's: 0 and 1, or any numbers; differentiable."""
+    for group in module.network.gates:
+        value = gates[group.slice]
+        module.gates[group.name].value = value[0] if group.kind == "layer" else value
+    return module
 
 
 def load(module: Module, params: Mapping[str, Array], statistics: Mapping[str, Array] | None = None) -> Module:
@@ -214,3 +268,136 @@ def _tensor(module: Module, name: str) -> Tensor:
 
 def _array(tensor: Tensor) -> Array:
     return np.array(tensor.detach().numpy(), order="C")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# As an implementation to be verified
+
+
+class TorchImplementation(TorchFunctions):
+    """Gated training in PyTorch; replace what is yours and verify it: `class Mine(TorchImplementation)`."""
+
+    def module(self, spec: Mapping[str, Any], params: Arrays, statistics: Arrays, *, train: bool) -> Module:
+        """The gated module of a spec with these numbers. Declines conventions that PyTorch lacks."""
+        try:
+            module = build(from_json(spec), gated=True)
+        except InputError as error:
+            raise NotImplementedError(str(error)) from error
+        module.to(getattr(torch, self.precision))
+        load(module, params, statistics).train(train)
+        return module
+
+    def loss(self, module: Module, output: Tensor, target: Array) -> Tensor:
+        kind, reduction = module.network.loss.kind, module.network.loss.reduction
+        wanted = self.tensor(target)
+        if kind == "cross_entropy":
+            return nn.functional.cross_entropy(output, wanted, reduction=reduction)
+        return squared_error(output, wanted, reduction)
+
+    def network(
+        self, spec: Any, params: Arrays, statistics: Arrays, x: Array, target: Array, gates: Array, train: bool
+    ) -> dict[str, Any]:
+        module = self.module(spec, params, statistics, train=train)
+        layers: dict[str, Tensor] = {}
+        for name, part in module.parts.items():
+            part.register_forward_hook(lambda m, i, y, name=name: layers.__setitem__(name, y.detach().clone()))
+        xi, inputs = (self.tensor(a).requires_grad_() for a in (gates, x))
+        output = set_gates(module, xi)(inputs)
+        loss = self.loss(module, output, target)
+        loss.backward()
+        found = {"output": output, "loss": loss, "params": of_parameters(module, gradient), "layers": layers}
+        found |= {"gates": gradient(xi), "input": inputs.grad}
+        return found | ({"statistics": running(module)} if train else {})
+
+    def theta_gradient(
+        self, spec: Any, params: Arrays, statistics: Arrays, x: Array, target: Array, theta: Array, train: bool
+    ) -> dict[str, Any]:
+        """The mean over all gate vectors, differentiated by autograd."""
+        module = self.module(spec, params, statistics, train=train)
+        on = self.tensor(theta).requires_grad_()
+        total = torch.zeros((), dtype=on.dtype)
+        for bits in itertools.product((0.0, 1.0), repeat=len(theta)):
+            gates = torch.tensor(bits, dtype=on.dtype)
+            probability = torch.where(gates == 1.0, on, 1.0 - on).prod()
+            total = total + probability * self.loss(module, set_gates(module, gates)(self.tensor(x)), target)
+        total.backward()
+        return {"value": total, "theta": gradient(on), "params": of_parameters(module, gradient)}
+
+    def estimates(self, module: Module, x: Array, target: Array, theta: Tensor, uniform: Tensor) -> Tensor:
+        """Reinforce with a leave-one-out baseline from K samples, (G,)."""
+        samples = (uniform < theta).to(theta.dtype)
+        with torch.no_grad():
+            c = torch.stack([self.loss(module, set_gates(module, xi)(self.tensor(x)), target) for xi in samples])
+        k = len(c)
+        baseline = (c.sum() - c) / (k - 1) if k > 1 else torch.zeros_like(c)
+        return ((c - baseline)[:, None] * (samples - theta) / (theta * (1.0 - theta))).mean(0)
+
+    def theta_estimate(
+        self,
+        spec: Any,
+        params: Arrays,
+        statistics: Arrays,
+        x: Array,
+        target: Array,
+        theta: Array,
+        uniform: Array,
+        train: bool,
+    ) -> Tensor:
+        module = self.module(spec, params, statistics, train=train)
+        return self.estimates(module, x, target, self.tensor(theta), self.tensor(uniform))
+
+    def training_steps(
+        self,
+        spec: Any,
+        params: Arrays,
+        statistics: Arrays,
+        theta: Array,
+        x: Array,
+        target: Array,
+        gates: Array,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+        theta_learning_rate: float,
+        beta: float,
+        estimator: str,
+    ) -> dict[str, Any]:
+        require(estimator == "taylor", f"estimator {estimator} here")
+        module = self.module(spec, params, statistics, train=True)
+        sgd = torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+        t, losses = self.tensor(theta), []
+        for images, labels, xi in zip(x, target, gates, strict=True):
+            on = self.tensor(xi).requires_grad_()
+            sgd.zero_grad()
+            loss = self.loss(module, set_gates(module, on)(self.tensor(images)), labels)
+            loss.backward()
+            sgd.step()
+            t = (t - theta_learning_rate * (gradient(on) + beta)).clamp(0.0, 1.0)
+            losses.append(loss.detach())
+        velocity = of_parameters(module, lambda p: sgd.state[p]["momentum_buffer"]) if momentum > 0.0 else {}
+        found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
+        return found | {"theta": t, "loss": torch.stack(losses)}
+
+    def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:
+        """Numbers of parameters, and multiply-accumulates counted while the module runs."""
+        network = from_json(spec)
+        try:
+            module = build(network).eval()
+        except InputError as error:
+            raise NotImplementedError(str(error)) from error
+        macs: list[int] = []
+        for part in module.parts.values():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                part.register_forward_hook(lambda m, i, y: macs.append(m.weight.numel() * y.shape[2:].numel()))
+        module(torch.zeros((1, *network.input_shape)))
+        return {"parameters": sum(p.numel() for p in module.parameters()), "macs": sum(macs)}
+
+
+def gradient(leaf: Tensor) -> Tensor:
+    """What the backward pass left at a leaf; zeros where nothing flowed."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def running(module: Module) -> Arrays:
+    """Copies of the running statistics, under refprune's names."""
+    return {name: _array(_tensor(module, name)) for name in module.network.statistics_shapes}

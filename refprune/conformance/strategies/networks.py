@@ -5,14 +5,19 @@ Random weights and biases keep entries off the kinks, but for structural zeros (
 take the declared subgradient.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from tolerance import assert_close
 
-from refprune.backend import ORACLE
-from refprune.layerspec import (
+from ...backend import ORACLE
+from ...implementation import EVERY, Conventions
+from ...layers import Array, Pair
+from ...layerspec import (
     ACTIVATIONS,
     Activation,
     AveragePool,
@@ -21,15 +26,17 @@ from refprune.layerspec import (
     Dense,
     Flatten,
     GlobalAveragePool,
+    Layer,
     MaxPool,
     Section,
+    Shape,
     SubsamplePad,
     UnitGate,
 )
-from refprune.objective import BatchLoss
-from refprune.rounding import network_tolerance
-from refprune.spec import Loss, Network
-from refprune.streams import Streams
+from ...network import Arrays
+from ...objective import BatchLoss
+from ...spec import Loss, Network
+from ...streams import Streams
 
 GATES = ("random", "zeros", "ones", "fractional")
 
@@ -44,14 +51,14 @@ class Case:
     train: bool
     gate_kind: str = "random"
 
-    def normal(self, purpose, shape):
+    def normal(self, purpose: str, shape: Shape) -> Array:
         return Streams(self.seed).normal(purpose, 0, shape)
 
-    def uniform(self, purpose, shape):
+    def uniform(self, purpose: str, shape: Shape) -> Array:
         return Streams(self.seed).uniform(purpose, 0, shape)
 
     @property
-    def params(self):
+    def params(self) -> Arrays:
         """Weights N(0, 2/fan-in), biases N(0, ¼), gains in [½, 3/2]."""
         arrays = {}
         for name, shape in self.network.parameter_shapes.items():
@@ -63,7 +70,7 @@ class Case:
         return arrays
 
     @property
-    def statistics(self):
+    def statistics(self) -> Arrays:
         shapes = self.network.statistics_shapes
         return {
             name: 0.5 + self.uniform(name, shape) if name.endswith(".variance") else 0.3 * self.normal(name, shape)
@@ -71,54 +78,24 @@ class Case:
         }
 
     @property
-    def x(self):
+    def x(self) -> Array:
         return self.normal("x", (self.batch, *self.network.input_shape))
 
     @property
-    def target(self):
+    def target(self) -> Array:
         (outputs,) = self.network.output_shape
         if self.network.loss.kind == "cross_entropy":
             return (self.uniform("target", (self.batch,)) * outputs).astype(np.int64)
         return self.normal("target", (self.batch, outputs))
 
     @property
-    def gates(self):
+    def gates(self) -> Array:
         u = self.uniform("gates", (self.network.gate_count,))
         return {"random": (u < 0.6) * 1.0, "zeros": 0.0 * u, "ones": 0.0 * u + 1.0, "fractional": u}[self.gate_kind]
 
     @property
-    def loss(self):
+    def loss(self) -> BatchLoss:
         return BatchLoss(self.network, ORACLE, self.params, self.x, self.target, self.statistics, self.train)
-
-
-# Comparing: every tensor that is judged, by name -----------------------------------------------------------------------
-
-
-def tensors(loss, gates, *, run_closed=True):
-    """Loss, output and all gradients of the implementation; the evaluation they came from.
-
-    The backward pass of a training step, without the input's gradient, must give the same bits.
-    """
-    evaluation = loss.evaluate(gates, run_closed=run_closed)
-    gradients, training = (loss.gradients(evaluation, input_gradient=wanted) for wanted in (True, False))
-    assert_close("gates", training.gates, gradients.gates, 0.0)
-    for name, gradient in training.params.items():
-        assert_close(f"{name} without the input's gradient", gradient, gradients.params[name], 0.0, network=loss.network)
-    named = {"loss": evaluation.loss, "output": evaluation.tape.output, "gates": gradients.gates, "input": gradients.input}
-    return named | gradients.params, evaluation
-
-
-def bounds(loss, gates, *, unit=2.0**-53, **options):
-    """How far a correct implementation may be from it, under the same names (E2)."""
-    t = network_tolerance(loss, gates, unit=unit, run_closed=True, **options)
-    return {"loss": t.loss, "output": t.output, "gates": t.gates, "input": t.input} | t.params
-
-
-def assert_tensors(got, want, tolerances, **context):
-    """Every tensor of `want` is there and within its tolerance."""
-    __tracebackhide__ = True
-    for name, wanted in want.items():
-        assert_close(name, np.asarray(got[name]), np.asarray(wanted), tolerances[name], **context)
 
 
 # Structure ------------------------------------------------------------------------------------------------------------
@@ -131,35 +108,40 @@ class Style:
     norm: bool
     unit_gates: bool
     activations: tuple[str, ...]
+    conventions: Conventions
+
+    def choice(self, draw: st.DrawFn, convention: str) -> Any:
+        """One of the values that the convention may have; its first most often."""
+        allowed = self.conventions[convention]
+        return draw(st.sampled_from((allowed[0], *allowed)))
 
 
-def _activation(draw, style, *, keeps_zero=False):
+def _activation(draw: st.DrawFn, style: Style, *, keeps_zero: bool = False) -> Activation:
     kind = draw(st.sampled_from(style.activations))
     if keeps_zero and kind == "sigmoid":
         kind = "tanh"
-    at_zero = draw(st.sampled_from((0.0, 0.0, 0.5)))
-    return Activation(kind, slope=draw(st.sampled_from((0.01, 0.3))), at_zero=at_zero)
+    return Activation(kind, slope=draw(st.sampled_from((0.01, 0.3))), at_zero=style.choice(draw, "at_zero"))
 
 
-def _norm(draw, style):
+def _norm(draw: st.DrawFn, style: Style) -> tuple[BatchNorm, ...]:
     if not style.norm or draw(st.integers(0, 3)) == 0:
         return ()
-    of, variance = draw(st.sampled_from(("batch", "running"))), draw(st.sampled_from(("unbiased", "biased")))
+    of, variance = style.choice(draw, "momentum_of"), style.choice(draw, "running_variance")
     return (BatchNorm(draw(st.sampled_from((1e-5, 1e-2))), draw(st.sampled_from((0.1, 0.3))), of, variance),)
 
 
-def _pool(draw, *, same_size=False, size=4):
+def _pool(draw: st.DrawFn, style: Style, *, same_size: bool = False) -> MaxPool | AveragePool:
     """A pool of images with at least 2×2 pixels, or one that keeps the size."""
     kernel = (3, 3) if same_size else (2, draw(st.integers(1, 2)))
     stride = (1, 1) if same_size else (2, draw(st.integers(1, 2)))
     side = (1, 1) if same_size else (0, draw(st.integers(0, 1)))
     padding = (side, side) if same_size else (side, (0, 0))
     if draw(st.booleans()):
-        return MaxPool(kernel, stride, padding, ties=draw(st.sampled_from(("first", "first", "last"))))
-    return AveragePool(kernel, stride, padding, count_padding=draw(st.booleans()))
+        return MaxPool(kernel, stride, padding, ties=style.choice(draw, "ties"))
+    return AveragePool(kernel, stride, padding, count_padding=style.choice(draw, "count_padding"))
 
 
-def _unit(draw, style, affine, *, gated, pool=()):
+def _unit(draw: st.DrawFn, style: Style, affine: Layer, *, gated: bool, pool: tuple[Layer, ...] = ()) -> tuple[Layer, ...]:
     """affine, [norm], activation, [gate], [pool]; the gate may stand before the activation or behind the pool too (N4)."""
     norm = _norm(draw, style)
     place = draw(st.sampled_from(("after", "after", "before", "last"))) if gated else "none"
@@ -174,7 +156,9 @@ def _unit(draw, style, affine, *, gated, pool=()):
     return (affine, *norm, *order[place])
 
 
-def _affine(draw, image, width, *, stride=(1, 1), kernel=None, groups=1):
+def _affine(
+    draw: st.DrawFn, image: bool, width: int, *, stride: Pair = (1, 1), kernel: int | None = None, groups: int = 1
+) -> Dense | Conv:
     bias = draw(st.booleans())
     if not image:
         return Dense(width, bias)
@@ -183,7 +167,7 @@ def _affine(draw, image, width, *, stride=(1, 1), kernel=None, groups=1):
     return Conv(width, (k, k), stride, (side, side), groups=groups, bias=bias)
 
 
-def _shortcut(draw, style, image, width, new_width, stride):
+def _shortcut(draw: st.DrawFn, style: Style, image: bool, width: int, new_width: int, stride: Pair) -> tuple[Layer, ...]:
     """Identity where nothing changes its shape, else option A (images only, not narrower) or B."""
     kinds = ["B"]
     if (width, (1, 1)) == (new_width, stride):
@@ -200,7 +184,7 @@ def _shortcut(draw, style, image, width, new_width, stride):
     return (affine, *_norm(draw, style))
 
 
-def _section(draw, style, image, shape):
+def _section(draw: st.DrawFn, style: Style, image: bool, shape: Sequence[int]) -> tuple[Section, int, Pair]:
     """(section, the stream's new width, its stride)."""
     width = shape[0]
     changes = draw(st.booleans())
@@ -211,7 +195,7 @@ def _section(draw, style, image, shape):
     path = list((*_norm(draw, style), _activation(draw, style)) if draw(st.integers(0, 4)) == 0 else ())
     for k in range(depth - 1):
         affine = _affine(draw, image, draw(st.integers(1, 4)), stride=stride if k == 0 else (1, 1))
-        pool = (_pool(draw, same_size=True),) if image and draw(st.integers(0, 4)) == 0 else ()
+        pool = (_pool(draw, style, same_size=True),) if image and draw(st.integers(0, 4)) == 0 else ()
         path += _unit(draw, style, affine, gated=style.unit_gates and draw(st.booleans()), pool=pool)
     channels = tuple(draw(st.permutations(range(new_width)))) if draw(st.integers(0, 4)) == 0 else None
     channels = channels and channels[: draw(st.integers(1, new_width))]
@@ -226,10 +210,11 @@ def _section(draw, style, image, shape):
     return Section(tuple(path), shortcut, gate, place, post, channels), new_width, stride
 
 
-def _blocks(draw, style, image, shape, limit, least=0):
+def _blocks(draw: st.DrawFn, style: Style, image: bool, start: Shape, limit: int, least: int = 0) -> tuple[list[Layer], Shape]:
     """`least` to `limit` plain layers and sections; only what no section follows at once may have unit gates."""
     kinds = draw(st.lists(st.sampled_from(("plain", "section", "section")), min_size=least, max_size=limit))
-    layers, shape = [], list(shape)
+    layers: list[Layer] = []
+    shape = list(start)
     for kind, follower in zip(kinds, [*kinds[1:], "plain"], strict=False):
         if kind == "section":
             section, shape[0], stride = _section(draw, style, image, shape)
@@ -241,7 +226,7 @@ def _blocks(draw, style, image, shape, limit, least=0):
         groups = 2 if image and not gated and not after_gate and shape[0] % 2 == 0 and draw(st.booleans()) else 1
         width = draw(st.sampled_from((2, 4))) if groups == 2 else draw(st.integers(1, 4))
         affine = _affine(draw, image, width, groups=groups)
-        pool = (_pool(draw),) if image and min(shape[1:]) >= 4 and draw(st.booleans()) else ()
+        pool = (_pool(draw, style),) if image and min(shape[1:]) >= 4 and draw(st.booleans()) else ()
         layers += _unit(draw, style, affine, gated=gated, pool=pool)
         shape = [width, *(pool[0].output_shape((width, *shape[1:]))[1:] if pool else shape[1:])]
     return layers, tuple(shape)
@@ -253,11 +238,21 @@ losses = st.sampled_from(
 
 
 @st.composite
-def networks(draw, *, norm=None, unit_gates=None, image=None, activations=ACTIVATIONS, limit=3):
+def networks(
+    draw: st.DrawFn,
+    *,
+    norm: bool | None = None,
+    unit_gates: bool | None = None,
+    image: bool | None = None,
+    activations: Sequence[str] = ACTIVATIONS,
+    limit: int = 3,
+    conventions: Conventions = EVERY,
+) -> Network:
     """Dense and convolutional chains of plain layers and sections, with a dense head."""
     flags = [draw(st.booleans()) if flag is None else flag for flag in (norm, unit_gates, image)]
-    style = Style(flags[0], flags[1], tuple(activations))
-    layers, shape = [], (draw(st.integers(1, 5)),)
+    style = Style(bool(flags[0]), bool(flags[1]), tuple(activations), conventions)
+    layers: list[Layer] = []
+    shape: Shape = (draw(st.integers(1, 5)),)
     input_shape = shape
     if flags[2]:
         input_shape = (draw(st.integers(1, 3)), draw(st.integers(4, 6)), draw(st.integers(4, 6)))
@@ -273,7 +268,7 @@ def networks(draw, *, norm=None, unit_gates=None, image=None, activations=ACTIVA
     return Network(input_shape, tuple(layers), draw(losses))
 
 
-def _ends_gated(layers):
+def _ends_gated(layers: Sequence[Layer]) -> bool:
     """Do the last layer's units have gates that no affine layer has read yet?"""
     for layer in reversed(layers):
         if isinstance(layer, UnitGate):
@@ -284,7 +279,14 @@ def _ends_gated(layers):
 
 
 @st.composite
-def cases(draw, *, gates=("random", "random", "zeros", "ones"), train=None, **structure):
+def cases(
+    draw: st.DrawFn,
+    /,
+    *,
+    gates: Sequence[str] = ("random", "random", "zeros", "ones"),
+    train: bool | None = None,
+    **structure: Any,
+) -> Case:
     """A network with a batch (1 only where no train-mode batch-norm forbids it), a mode, gates and a seed."""
     network = draw(networks(**structure))
     mode = draw(st.booleans()) if train is None else train
@@ -293,12 +295,12 @@ def cases(draw, *, gates=("random", "random", "zeros", "ones"), train=None, **st
     return Case(network, draw(st.integers(least, 5)), seed, mode, draw(st.sampled_from(gates)))
 
 
-def gated_cases(least=1, **options):
+def gated_cases(least: int = 1, **options: Any) -> st.SearchStrategy[Case]:
     """Cases with at least that many gates: an ungated section or a missing one is replaced, nothing is filtered away."""
     return cases(**options).map(lambda case: _with_gates(case, least))
 
 
-def _with_gates(case, least):
+def _with_gates(case: Case, least: int) -> Case:
     """A gated section is put before the head until there are enough gates."""
     network = case.network
     while network.gate_count < least:

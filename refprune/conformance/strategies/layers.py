@@ -4,13 +4,18 @@
 on purpose. Dimension letters: N batch, C channels, H×W pixels, O output channels, kh×kw kernel.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+
+from ...layers import Array, Pair
+from ...layerspec import Shape
 
 #: Smooth cases: |x| ≥ MARGIN before a ReLU, any two entries of a pooled image differ by ≥ MARGIN.
 MARGIN = 0.05
@@ -23,37 +28,37 @@ class Case:
     """A call f(*arrays, *constants, **options); gradients exist for the arrays only."""
 
     op: str
-    arrays: tuple[np.ndarray, ...]
+    arrays: tuple[Array, ...]
     options: Mapping[str, Any]
-    constants: tuple[np.ndarray, ...] = ()
+    constants: tuple[Array, ...] = ()
     seed: int = 0
     smooth: bool = True
 
-    def normal(self, purpose, shape, dtype=np.float64):
+    def normal(self, purpose: int, shape: Shape, dtype: Any = np.float64) -> Array:
         """Random numbers that belong to this case: the same for the same purpose and shape."""
         return np.asarray(np.random.default_rng([self.seed, purpose]).standard_normal(shape)).astype(dtype)
 
-    def astype(self, dtype):
+    def astype(self, dtype: Any) -> Case:
         """The case in another precision; integer constants (labels) stay. Real constants stay real."""
         real = np.zeros(0, dtype).real.dtype
         constants = tuple(c.astype(real) if c.dtype.kind == "f" else c for c in self.constants)
         return dataclasses.replace(self, arrays=tuple(a.astype(dtype) for a in self.arrays), constants=constants)
 
-    def relaid(self, layout):
+    def relaid(self, layout: str) -> Case:
         """The same numbers in another memory layout."""
         arrays, constants = (tuple(relayout(a, layout) for a in group) for group in (self.arrays, self.constants))
         return dataclasses.replace(self, arrays=arrays, constants=constants)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shapes = " ".join(str(a.shape) for a in (*self.arrays, *self.constants))
         kind = "smooth" if self.smooth else "integer"
         return f"Case({self.op} {shapes} {dict(self.options)} {kind} seed={self.seed})"
 
-    def _repr_pretty_(self, printer, cycle):
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))  # Hypothesis would print the fields
 
 
-def relayout(a, layout):
+def relayout(a: Array, layout: str) -> Array:
     """A copy of `a` in the memory layout named; what has at most one element along every axis cannot differ."""
     if layout == "Fortran":
         return np.array(a, order="F")
@@ -69,32 +74,35 @@ def relayout(a, layout):
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**32 - 1)
 
+Rng = np.random.Generator
+Size = int | Shape
+
 
 @st.composite
-def shapes_nchw(draw, n=4, c=4, hw=6):
+def shapes_nchw(draw: st.DrawFn, n: int = 4, c: int = 4, hw: int = 6) -> Shape:
     return draw(st.integers(1, n)), draw(st.integers(1, c)), draw(st.integers(1, hw)), draw(st.integers(1, hw))
 
 
 @st.composite
-def shapes_nc(draw, n=5, c=6):
+def shapes_nc(draw: st.DrawFn, n: int = 5, c: int = 6) -> Pair:
     return draw(st.integers(1, n)), draw(st.integers(1, c))
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
-def uniform(rng, shape, smooth, low=-3.0, high=3.0):
+def uniform(rng: Rng, shape: Size, smooth: bool, low: float = -3.0, high: float = 3.0) -> Array:
     return np.asarray(rng.uniform(low, high, shape)) if smooth else np.asarray(rng.integers(-2, 3, shape).astype(float))
 
 
-def off_zero(rng, shape, smooth):
+def off_zero(rng: Rng, shape: Shape, smooth: bool) -> Array:
     """Smooth: MARGIN ≤ |x| ≤ 3."""
     if not smooth:
         return uniform(rng, shape, smooth)
-    return rng.uniform(MARGIN, 3.0, shape) * rng.choice((-1.0, 1.0), shape)
+    return np.asarray(rng.uniform(MARGIN, 3.0, shape) * rng.choice((-1.0, 1.0), shape))
 
 
-def distinct(rng, shape, smooth):
+def distinct(rng: Rng, shape: Shape, smooth: bool) -> Array:
     """Smooth: any two entries differ by at least MARGIN; positive and negative."""
     if not smooth:
         return uniform(rng, shape, smooth)
@@ -103,7 +111,7 @@ def distinct(rng, shape, smooth):
     return 2.0 * MARGIN * order + rng.uniform(0.0, MARGIN, shape)
 
 
-def spread(rng, shape, smooth):
+def spread(rng: Rng, shape: Shape, smooth: bool) -> Array:
     """Smooth: per channel its own mean (up to 2) and standard deviation (e^-2 … e^2)."""
     if not smooth:
         return uniform(rng, shape, smooth)
@@ -115,7 +123,7 @@ def spread(rng, shape, smooth):
 
 
 @st.composite
-def dense_cases(draw, op, smooth):
+def dense_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     (n, i), o, seed = draw(shapes_nc()), draw(st.integers(1, 5)), draw(seeds)
     rng = np.random.default_rng(seed)
     shapes = [(n, i), (o, i), (o,)][: draw(st.integers(2, 3))]
@@ -123,7 +131,7 @@ def dense_cases(draw, op, smooth):
 
 
 @st.composite
-def conv2d_cases(draw, op, smooth):
+def conv2d_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     """Groups (depthwise: one channel per group), stride beyond the kernel, dilation, another padding on every side."""
     seed, groups = draw(seeds), draw(st.integers(1, 3))
     n, c, o = draw(st.integers(1, 3)), groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
@@ -142,7 +150,7 @@ def conv2d_cases(draw, op, smooth):
 
 
 @st.composite
-def shapes_normalised(draw, least):
+def shapes_normalised(draw: st.DrawFn, least: int) -> Shape:
     """N×C or N×C×H×W with at least `least` values per channel."""
     c = draw(st.integers(1, 4))
     if draw(st.booleans()):
@@ -152,7 +160,7 @@ def shapes_normalised(draw, least):
 
 
 @st.composite
-def batch_norm_cases(draw, op, smooth):
+def batch_norm_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     train = op == "batch_norm"
     shape, seed = draw(shapes_normalised(2 if train else 1)), draw(seeds)
     eps, rng = draw(st.sampled_from((1e-5, 1e-3, 0.1))), np.random.default_rng(seed)
@@ -162,7 +170,7 @@ def batch_norm_cases(draw, op, smooth):
 
 
 @st.composite
-def activation_cases(draw, op, smooth):
+def activation_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     rng = np.random.default_rng(seed)
     if op != "leaky_relu":
@@ -172,7 +180,7 @@ def activation_cases(draw, op, smooth):
 
 
 @st.composite
-def pool_cases(draw, op, smooth):
+def pool_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     """Padding below the kernel on every side, so that each window holds a real pixel."""
     n, c, seed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(seeds)
     kernel, stride, padding, size = [], [], [], []
@@ -182,7 +190,7 @@ def pool_cases(draw, op, smooth):
         stride.append(draw(st.integers(1, 4)))
         padding.append((draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))))
         size.append(max(k - sum(padding[-1]), 1) + draw(st.integers(0, 4)))
-    options = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": tuple(padding)}
+    options: dict[str, Any] = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": tuple(padding)}
     if op == "max_pool":
         options["ties"] = draw(st.sampled_from(("first", "last")))
     else:
@@ -193,14 +201,14 @@ def pool_cases(draw, op, smooth):
 
 
 @st.composite
-def image_cases(draw, op, smooth):
+def image_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     seed = draw(seeds)
     x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
     return Case(op, (x,), {}, seed=seed, smooth=smooth)
 
 
 @st.composite
-def subsample_pad_cases(draw, op, smooth):
+def subsample_pad_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     seed, stride = draw(seeds), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     options = {"stride": stride, "before": draw(st.integers(0, 3)), "after": draw(st.integers(0, 3))}
     x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
@@ -208,7 +216,7 @@ def subsample_pad_cases(draw, op, smooth):
 
 
 @st.composite
-def add_cases(draw, op, smooth):
+def add_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     """All channels, or path on a non-empty subset of them in any order."""
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     channels = None
@@ -220,7 +228,7 @@ def add_cases(draw, op, smooth):
 
 
 @st.composite
-def gate_cases(draw, op, smooth):
+def gate_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     rng = np.random.default_rng(seed)
     g = uniform(rng, draw(st.sampled_from(((), shape[1:2]))), smooth)
@@ -228,10 +236,11 @@ def gate_cases(draw, op, smooth):
 
 
 @st.composite
-def loss_cases(draw, op, smooth):
+def loss_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(shapes_nc()), draw(seeds)
     rng = np.random.default_rng(seed)
     x = uniform(rng, shape, smooth)
+    reductions: tuple[str, ...]
     if op == "cross_entropy":
         constant, reductions = rng.integers(0, shape[1], shape[0]), ("mean", "sum")
     else:
@@ -240,13 +249,13 @@ def loss_cases(draw, op, smooth):
 
 
 @st.composite
-def weight_decay_cases(draw, op, smooth):
+def weight_decay_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     options = {"strength": draw(st.sampled_from((0.0, 5e-4, 0.3)))}
     return Case(op, (uniform(np.random.default_rng(seed), shape, smooth),), options, seed=seed, smooth=smooth)
 
 
-_FAMILIES = {
+_FAMILIES: dict[str, Callable[[str, bool], st.SearchStrategy[Case]]] = {
     "dense": dense_cases,
     "conv2d": conv2d_cases,
     "batch_norm": batch_norm_cases,
@@ -270,15 +279,15 @@ _FAMILIES = {
 OPS = tuple(_FAMILIES)
 
 
-def cases(op):
+def cases(op: str) -> st.SearchStrategy[Case]:
     """Smooth cases of one operation, at least MARGIN away from its kinks."""
     return _FAMILIES[op](op, True)
 
 
-def integer_cases(op):
+def integer_cases(op: str) -> st.SearchStrategy[Case]:
     """Entries in -2 … 2: zeros and ties everywhere, and sums of products without rounding."""
     return _FAMILIES[op](op, False)
 
 
-def all_cases(op):
+def all_cases(op: str) -> st.SearchStrategy[Case]:
     return st.one_of(cases(op), integer_cases(op))

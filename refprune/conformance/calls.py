@@ -1,0 +1,204 @@
+"""Calling an implementation: what it gave, and everything that it should not have done on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import InputError
+from ..implementation import Implementation
+from ..layers import Array
+from ..network import Arrays
+from .methods import Arguments, Description, Method
+
+
+class Reply(NamedTuple):
+    """kind: "answer", "declined" (NotImplementedError), "raises", "hangs", "dies".
+
+    answer: name → array, nested names joined by "/". message: what was raised, or how it ended. printed: what went to the
+    standard output. changed: arguments that the call has changed. repeatable: whether a second call gave the same bits; None
+    if it was not asked.
+    """
+
+    kind: str
+    answer: Arrays
+    message: str = ""
+    printed: str = ""
+    changed: tuple[str, ...] = ()
+    repeatable: bool | None = None
+    seconds: float = 0.0
+
+
+class Caller(Protocol):
+    """Somebody who can be asked."""
+
+    description: Description
+
+    def call(self, method: Method, arguments: Arguments, *, twice: bool) -> Reply: ...
+
+    def close(self) -> None: ...
+
+
+def describe(implementation: Implementation) -> Description:
+    """What it declares, and the methods that it overrides. InputError for an unknown precision."""
+    kind = type(implementation)
+    own = tuple(
+        name
+        for name, base in vars(Implementation).items()
+        if callable(base) and not name.startswith("_") and getattr(kind, name) is not base
+    )
+    if implementation.precision not in ("float64", "float32", "bfloat16"):
+        allowed = "'float64', 'float32', 'bfloat16'"
+        raise InputError(f"precision: {implementation.precision!r} is not known; allowed are {allowed}")
+    conventions = {name: tuple(values) for name, values in implementation.conventions.items()}
+    return Description(
+        kind.__name__, implementation.precision, conventions, implementation.estimator, implementation.deterministic, own
+    )
+
+
+def load(target: str) -> Implementation:
+    """The implementation that "package.module:Name" or "path/adapter.py:Name" names: a class to be called, or an instance.
+
+    InputError where it does not exist or is no Implementation; what the import itself raises comes through.
+    """
+    where, _, name = target.partition(":")
+    if not where or not name:
+        raise InputError(f"adapter: expected package.module:Name or file.py:Name, got {target!r}")
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise InputError(f"adapter: there is no file {where}")
+        sys.path.insert(0, str(path.parent.resolve()))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, os.getcwd())
+        module = importlib.import_module(where)
+    if not hasattr(module, name):
+        raise InputError(f"adapter: {where} has no {name}")
+    found = getattr(module, name)
+    implementation = found() if isinstance(found, type) else found
+    if not isinstance(implementation, Implementation):
+        raise InputError(f"adapter: {target} is a {type(implementation).__name__}, not a refprune.Implementation")
+    return implementation
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One call
+
+
+def perform(implementation: Implementation, name: str, results: tuple[str, ...], arguments: Arguments, *, twice: bool) -> Reply:
+    """Call the method; what it raises becomes part of the reply. Arguments whose names begin with "_" are the oracle's only."""
+    arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
+    arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
+    given = _copied(arguments)
+    started = time.monotonic()
+    try:
+        answer = named(results, getattr(implementation, name)(**given))
+        seconds = time.monotonic() - started
+        repeatable = None
+        if twice:
+            again = named(results, getattr(implementation, name)(**_copied(arguments)))
+            repeatable = answer.keys() == again.keys() and all(_same(answer[n], again[n]) for n in answer)
+    except NotImplementedError as error:
+        return Reply("declined", {}, str(error))
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return Reply("raises", {}, f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})")
+    changed = tuple(n for n, value in arguments.items() if not _equal(value, given[n]))
+    return Reply("answer", answer, "", "", changed, repeatable, seconds)
+
+
+def named(results: tuple[str, ...], value: Any) -> Arrays:
+    """What a method returned, by name; None is left out. ValueError where it is neither of what is documented."""
+    if isinstance(value, Mapping):
+        return dict(_flat(value, ""))
+    if not results:
+        raise ValueError(f"returned {type(value).__name__}, documented is a dict")
+    parts = value if len(results) > 1 else (value,)
+    if not isinstance(parts, tuple | list) or len(parts) != len(results):
+        count = len(parts) if isinstance(parts, tuple | list) else 1
+        raise ValueError(f"returned {count} results, documented are {len(results)}: {', '.join(results)}")
+    return dict(_flat(dict(zip(results, parts, strict=True)), ""))
+
+
+def _flat(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Array]]:
+    found: list[tuple[str, Array]] = []
+    for key, part in value.items():
+        if isinstance(part, Mapping):
+            found += _flat(part, f"{prefix}{key}/")
+        elif part is not None:
+            found.append((f"{prefix}{key}", _array(part)))
+    return found
+
+
+def _array(value: Any) -> Array:
+    """A copy as a NumPy array; PyTorch tensors (bfloat16 ones as float32) are detached."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.array(value.numpy())
+    array = np.array(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _copied(arguments: Arguments) -> Arguments:
+    """Arrays that nobody else holds, and containers too."""
+    return {name: _copy(value) for name, value in arguments.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: _copy(v) for key, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def _same(a: Array, b: Array) -> bool:
+    """The same bits, NaN included."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and _same(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In this process
+
+
+class InProcess:
+    """An implementation that is called here: for tests in one's own suite. A hang cannot be ended."""
+
+    def __init__(self, implementation: Implementation) -> None:
+        self.implementation = implementation
+        self.description = describe(implementation)
+
+    def call(self, method: Method, arguments: Arguments, *, twice: bool) -> Reply:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            reply = perform(self.implementation, method.name, method.results, arguments, twice=twice)
+        return reply._replace(printed=printed.getvalue())
+
+    def close(self) -> None:
+        """Nothing is held."""

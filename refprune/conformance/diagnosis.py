@@ -1,0 +1,65 @@
+"""Which known mistake does a wrong answer look like? The one whose numbers the candidate gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..layers import Array
+from ..network import Arrays
+from .known import KNOWN
+from .methods import Arguments, Method, widened
+from .planting import Mistake, planted
+from .verdicts import Expectation, compare
+
+
+class Evidence(NamedTuple):
+    """One wrong answer: what was asked (in the candidate's precision), what came, what is right."""
+
+    arguments: Arguments
+    answer: Arrays
+    expected: Expectation
+
+
+def named(method: Method, evidence: Sequence[Evidence], unit: float) -> list[Mistake]:
+    """The known mistakes that explain every wrong answer, all tensors of it."""
+    return [mistake for mistake in KNOWN if evidence and _explains(mistake, method, evidence, unit)]
+
+
+def _explains(mistake: Mistake, method: Method, evidence: Sequence[Evidence], unit: float) -> bool:
+    with planted(mistake) as backend:
+        for arguments, answer, expected in evidence:
+            try:
+                with np.errstate(all="ignore"):
+                    values = method.values(widened(arguments), backend)
+            except Exception:
+                return False  # a mutant that cannot answer at all explains nothing
+            if not _matches(answer, values, expected, unit):
+                return False
+    return True
+
+
+def _matches(answer: Mapping[str, Array], values: Mapping[str, Array], expected: Expectation, unit: float) -> bool:
+    """Does every tensor have the mutant's numbers, and is the mutant wrong in one of them?"""
+    wrong = False
+    for name, right in expected.values.items():
+        if name not in answer:
+            continue
+        if name not in values or values[name].shape != right.shape:
+            return False
+        allowed, mutant = expected.tolerance[name], values[name]
+        both_nan = np.isnan(mutant) & np.isnan(answer[name])
+        got, theirs = (np.where(both_nan, 0.0, a) for a in (answer[name], mutant))
+        room = np.max(allowed, initial=0.0) * _growth(mutant, right) + 8.0 * unit * np.abs(theirs)  # entries may have moved
+        if not compare(name, got, theirs, room, unit=unit).holds:
+            return False
+        wrong = wrong or not compare(name, mutant, right, allowed, unit=unit).holds
+    return wrong
+
+
+def _growth(mutant: Array, right: Array) -> float:
+    """A mutant whose numbers are larger rounds more: by the ratio of the largest, at least 1."""
+    sizes = [float(np.max(np.abs(a[np.isfinite(a)]), initial=0.0)) for a in (mutant, right)]
+    return max(1.0, sizes[0] / sizes[1]) if sizes[1] > 0.0 else 1.0

@@ -1,0 +1,9 @@
+"""Every mistake that a diagnosis knows."""
+
+from __future__ import annotations
+
+from .mistakes import MISTAKES
+from .mistakes_of_others import OTHERS
+from .planting import Mistake
+
+KNOWN: tuple[Mistake, ...] = (*MISTAKES, *OTHERS)

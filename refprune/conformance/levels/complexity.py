@@ -1,0 +1,46 @@
+"""What a network costs, expected and in all, and what presses on θ because of it (N6, C1–C5)."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ... import complexity
+from ...backend import ORACLE, Backend
+from ...network import Arrays
+from ...penalty import Penalty, reference
+from ...rounding import LAYER_FACTOR, smallest_normal
+from ...spec import from_json, to_json
+from ..methods import Arguments, Description, Method
+from ..strategies import networks as strategies
+from ..verdicts import Expectation
+
+
+@st.composite
+def _cases(draw: st.DrawFn, described: Description) -> Arguments:
+    case = draw(strategies.gated_cases(least=1, gates=("fractional",), conventions=described.conventions))
+    rates = {name: draw(st.sampled_from((0.0, 0.25, 0.5, 1.0))) for name in ("alpha", "balance")}
+    return {"spec": to_json(case.network), "theta": case.gates, "nu": draw(st.sampled_from((0.25, 1.0))), **rates}
+
+
+def _values(arguments: Arguments, backend: Backend) -> Arrays:
+    a, network = arguments, from_json(arguments["spec"])
+    pressing = Penalty(network, reference(network), 0.0, a["nu"], a["alpha"], a["balance"])
+    found = {"parameters": complexity.parameters(network), "macs": complexity.macs(network)}
+    expected = {f"expected_{q}": complexity.expected(network, a["theta"], q) for q in ("parameters", "macs")}
+    numbers = found | expected | {"penalty": pressing.value(a["theta"])}
+    return {name: np.asarray(float(value)) for name, value in numbers.items()} | {"beta": pressing.gradient(a["theta"])}
+
+
+def _expectation(arguments: Arguments, unit: float) -> Expectation:
+    """Counts are exact as far as the precision holds integers; expectations are sums of products of three factors."""
+    right = _values(arguments, ORACLE)
+    network = from_json(arguments["spec"])
+    terms = len(complexity.terms(network)) + max(arguments["theta"].size, 1)
+    tolerance = {name: LAYER_FACTOR * unit * terms**0.5 * np.abs(v) + smallest_normal(unit) for name, v in right.items()}
+    tolerance |= {name: np.asarray(0.0) for name in ("parameters", "macs")}
+    tolerance["beta"] = LAYER_FACTOR * unit * terms**0.5 * np.full(right["beta"].shape, np.abs(right["beta"]).max(initial=0.0))
+    return Expectation(right, tolerance)
+
+
+METHODS: tuple[Method, ...] = (Method("complexity", "complexity", (), _cases, _values, _expectation),)

@@ -1,0 +1,89 @@
+"""Whole networks at given gates: output, loss, statistics and all gradients, in data-flow order (N1–N4, O3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ...backend import Backend
+from ...layers import Array
+from ...network import Arrays
+from ...objective import BatchLoss, update_statistics
+from ...spec import from_json, to_json
+from ..methods import Arguments, Description, Method
+from ..strategies import networks as strategies
+from ..traced import Traced, expectation, watching
+
+
+def batch_of(case: strategies.Case) -> Arguments:
+    """What every method gets that runs a network on one batch."""
+    return {
+        "spec": to_json(case.network),
+        "params": case.params,
+        "statistics": case.statistics,
+        "x": case.x,
+        "target": case.target,
+    }
+
+
+def draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.cases(conventions=described.conventions)
+    return cases.map(lambda case: batch_of(case) | {"gates": case.gates, "train": case.train})
+
+
+def loss_of(arguments: Arguments, backend: Backend, *, train: bool | None = None) -> BatchLoss:
+    """The batch's loss that the arguments describe."""
+    a = arguments
+    mode = a["train"] if train is None else train
+    return BatchLoss(from_json(a["spec"]), backend, a["params"], a["x"], a["target"], a["statistics"], mode)
+
+
+def run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
+    """Layers forward, output, loss, statistics, then gradients from the last layer to the first, gates, input."""
+    seen: list[tuple[Array, Mapping[str, Any]]] = []
+    layers: Arrays = {}
+
+    def observe(name: str, y: Array) -> None:
+        layers[f"layers/{name}"] = np.array(y)
+
+    loss = loss_of(arguments, watching(backend, seen))
+    evaluation = loss.evaluate(arguments["gates"], run_closed=True, branches=branches, observe=observe)
+    gradients = loss.gradients(evaluation, input_gradient=True)
+    tape, network = evaluation.tape, loss.network
+    tensors = layers | {"output": tape.output, "loss": np.asarray(evaluation.loss)}
+    roundings: Arrays = {}
+    if loss.train:
+        updated = update_statistics(network, dict(arguments["statistics"]), tape.batch_statistics)
+        tensors |= {f"statistics/{name}": value for name, value in updated.items()}
+        roundings = averaging(arguments["statistics"], updated)
+    tensors |= {f"params/{name}": gradients.params[name] for name in reversed(network.parameter_shapes)}
+    assert gradients.input is not None
+    tensors |= {"gates": gradients.gates, "input": gradients.input}
+    names = {name: f"branches/{name}" for name in tape.branches}
+    inputs = {names[name]: into for name, into in zip(tape.branches, seen, strict=True)}
+    return Traced(tensors, {names[name]: branch for name, branch in tape.branches.items()}, inputs, roundings)
+
+
+def averaging(old: Mapping[str, Array], new: Mapping[str, Array]) -> Arrays:
+    """Sizes of what is rounded in a running average."""
+    return {f"statistics/{name}": np.abs(old[name]) + np.abs(value) for name, value in new.items() if value is not old[name]}
+
+
+def _of_layers(branches: Mapping[str, Array]) -> Arrays:
+    return {name.removeprefix("branches/"): branch for name, branch in branches.items()}
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "network",
+        "network",
+        (),
+        draw,
+        lambda arguments, backend: run(arguments, backend, {}).tensors,
+        lambda arguments, unit: expectation(lambda b, taken: run(arguments, b, _of_layers(taken)), unit),
+        8.0,
+    ),
+)

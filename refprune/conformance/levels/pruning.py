@@ -1,0 +1,118 @@
+"""Which gates go, and the network without them (N3, N4, D4, D6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ... import dynamics, pruning
+from ...backend import ORACLE, Backend
+from ...layers import Array
+from ...network import Arrays
+from ...objective import BatchLoss
+from ...spec import from_json
+from ...surgery import prune
+from ..methods import Arguments, Description, Method
+from ..strategies import networks as strategies
+from ..traced import Traced, expectation, watching
+from ..verdicts import Expectation
+from .networks import _of_layers, batch_of
+
+#: Distance from the border of the domain of attraction, relative to the two summands, within which nothing is judged.
+BORDER = 64.0
+
+
+@st.composite
+def _decisions(draw: st.DrawFn) -> Arguments:
+    """θ on the threshold too."""
+    threshold = draw(st.sampled_from((0.0, 0.125, 0.5)))
+    theta = draw(st.lists(st.one_of(st.just(threshold), st.floats(0.0, 1.0, width=32)), min_size=1, max_size=6))
+    return {"theta": np.array(theta), "threshold": threshold}
+
+
+@st.composite
+def _states(draw: st.DrawFn) -> Arguments:
+    """Points of the plane (‖W‖, θ) around the saddle."""
+    n, rng = draw(st.integers(1, 6)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rates = {name: draw(st.sampled_from(values)) for name, values in _RATES.items()}
+    kappa = np.exp(rng.uniform(-1.0, 1.0, n))
+    w, theta = rates["beta"] / kappa * rng.uniform(0.0, 2.5, n), np.minimum(rng.uniform(0.0, 1.0, n), 1.0)
+    return {"w": w, "theta": theta, "kappa": kappa, **rates}
+
+
+_RATES = {"beta": (0.125, 0.5), "decay": (0.0, 0.125, 1.0), "ratio": (0.0625, 1.0)}
+
+
+def _attracted(arguments: Arguments, backend: Backend) -> Arrays:
+    a = {name: value for name, value in arguments.items() if name not in ("w", "theta", "decay")}
+    decay = np.full_like(arguments["w"], arguments["decay"])
+    return {"attracted": dynamics.in_domain(arguments["w"], arguments["theta"], decay=decay, **a)}
+
+
+def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
+    """Right on both sides within the rounding of the border: moved by that much either way, the answer must stay."""
+    a, right = arguments, _attracted(arguments, ORACLE)["attracted"]
+    room = BORDER * unit
+    moved = []
+    for by in (room, -room):
+        there = {**a, "w": a["w"] * (1.0 + by) + by, "theta": a["theta"] * (1.0 + by)}
+        moved.append(_attracted(there, ORACLE)["attracted"])
+    undecided = (moved[0] != right) | (moved[1] != right)
+    return Expectation({"attracted": right}, {"attracted": undecided * 1.0})
+
+
+@st.composite
+def _removals(draw: st.DrawFn, described: Description) -> Arguments:
+    """Any gates but the last unit of a plain layer; a section that loses all units of a layer is closed."""
+    case = draw(strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions))
+    network = case.network
+    keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
+    arguments = batch_of(case) | {"keep": keep, "train": case.train}
+    del arguments["target"]
+    return arguments
+
+
+def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
+    """The masked network's output, sections without units closed, and what the smaller one holds."""
+    a, network, keep = arguments, from_json(arguments["spec"]), arguments["keep"]
+    cut = prune(network, keep, fix=np.ones(keep.shape, dtype=bool))
+    gates = keep * 1.0
+    for name in cut.closed_for_emptiness:
+        if name in network.gate_slices:
+            gates[network.gate_slices[name]] = 0.0
+    seen: list[tuple[Array, Mapping[str, object]]] = []
+    (outputs,) = network.output_shape
+    labels = network.loss.kind == "cross_entropy"
+    target = np.zeros(len(a["x"]), dtype=np.int64) if labels else np.zeros((len(a["x"]), outputs))
+    loss = BatchLoss(network, watching(backend, seen), a["params"], a["x"], target, a["statistics"], a["train"])
+    tape = loss.evaluate(gates, run_closed=True, branches=branches).tape
+    left = cut.arrays(a["params"])
+    tensors = {"output": tape.output, "parameters": np.asarray(float(sum(p.size for p in left.values())))}
+    tensors |= {f"params/{name}": p for name, p in left.items()}
+    names = {name: f"branches/{name}" for name in tape.branches}
+    inputs = {names[name]: into for name, into in zip(tape.branches, seen, strict=True)}
+    return Traced(tensors, {names[name]: branch for name, branch in tape.branches.items()}, inputs, {})
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "pruning_decision",
+        "pruning",
+        ("keep",),
+        lambda described: _decisions(),
+        lambda a, backend: {"keep": pruning.above(a["theta"], a["threshold"])},
+        lambda a, unit: Expectation({"keep": a["theta"] > a["threshold"]}, {"keep": np.zeros(a["theta"].shape)}),
+    ),
+    Method("attracted", "pruning", ("attracted",), lambda described: _states(), _attracted, _attracted_expectation),
+    Method(
+        "compact",
+        "pruning",
+        (),
+        _removals,
+        lambda arguments, backend: _run(arguments, backend, {}).tensors,
+        lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, _of_layers(taken)), unit),
+        2.0,
+    ),
+)

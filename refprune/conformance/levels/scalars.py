@@ -1,0 +1,259 @@
+"""Scalar formulas: hyper-prior, its minimiser and the profiled penalty, KL, priors, the projected step (F, P, O6).
+
+Tolerance of a formula (E2, *derived here*): a correct implementation may err as if every input, and every summand of the
+result, had been rounded: LAYER_FACTOR·u·√(Σ (x ∂f/∂x)² + f² + Σ summands²). The derivatives are differences of the oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from scipy.special import gammaln
+
+from ... import flattening, mixture, scalar, train
+from ...backend import ORACLE, Backend
+from ...config import Config
+from ...layers import Array
+from ...network import Arrays
+from ...rounding import LAYER_FACTOR, smallest_normal
+from ..methods import Arguments, Method
+from ..verdicts import Expectation
+
+#: Relative step of the differences that measure how a formula depends on its inputs.
+STEP = 2.0**-20
+
+PRIORS: dict[str, Callable[..., Any]] = {
+    "spike_slab": mixture.SpikeSlab,
+    "student_t": mixture.StudentT,
+    "laplace": mixture.Laplace,
+    "horseshoe": mixture.Horseshoe,
+}
+
+
+def _moved(value: Any, factor: float, unit_interval: bool) -> Any:
+    moved = value * factor
+    return np.minimum(moved, 1.0) if unit_interval else moved
+
+
+def conditioned(
+    values: Callable[[Arguments], Arrays],
+    arguments: Arguments,
+    inputs: Sequence[str],
+    summands: Callable[[Arguments], dict[str, Any]],
+    unit: float,
+) -> Expectation:
+    """Right values with the tolerance above. inputs: the arguments to move; summands: result → their sizes."""
+    right, sizes = values(arguments), summands(arguments)
+    squares = {name: np.square(v) + np.square(sizes.get(name, 0.0)) for name, v in right.items()}
+    with np.errstate(all="ignore"):
+        for name in inputs:
+            bounded = name in ("theta", "pi")
+            up, down = (values({**arguments, name: _moved(arguments[name], 1.0 + s * STEP, bounded)}) for s in (1, -1))
+            spans = np.asarray(_moved(arguments[name], 1.0 + STEP, bounded) - arguments[name] * (1.0 - STEP))
+            share = np.where(spans == 0.0, 0.0, 1.0 / np.where(spans == 0.0, 1.0, spans)) * arguments[name]
+            for key in right:
+                slope = (up[key] - down[key]) * _fitting(share, up[key])
+                squares[key] = squares[key] + np.square(np.where(np.isfinite(slope), slope, 0.0))
+        tolerance = {
+            name: np.where(np.isfinite(s), LAYER_FACTOR * unit * np.sqrt(s), 0.0) + smallest_normal(unit)
+            for name, s in squares.items()
+        }
+    return Expectation(right, tolerance)
+
+
+def _fitting(share: Array, result: Array) -> Array:
+    """`share` per entry of the input, for a result that has one entry for each, or for each block, or otherwise."""
+    if share.shape == result.shape or share.ndim == 0:
+        return share
+    return np.asarray(np.max(np.abs(share)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is asked
+
+gates = st.integers(1, 4)
+probabilities = st.one_of(
+    st.sampled_from((0.0, 1.0, 0.5)), st.floats(0.01, 0.99), st.floats(1e-6, 1e-3), st.floats(1e-4, 1e-2).map(lambda d: 1.0 - d)
+)
+#: log γ: ordinary, or −Nβ of a large data set; not so small that the plain log((γ−1)/log γ) loses its digits.
+logarithms = st.one_of(
+    st.just(0.0), st.floats(0.1, 12.0), st.floats(-12.0, -0.1), st.floats(-3000.0, -12.0), st.floats(12.0, 3000.0)
+)
+
+
+@st.composite
+def _vectors(draw: st.DrawFn, /, **kinds: st.SearchStrategy[float]) -> Arguments:
+    """Arrays of one length, one for each name."""
+    n = draw(gates)
+    return {name: np.array(draw(st.lists(kind, min_size=n, max_size=n))) for name, kind in kinds.items()}
+
+
+@st.composite
+def _prior_cases(draw: st.DrawFn) -> Arguments:
+    kind = draw(st.sampled_from(tuple(PRIORS)))
+    block = kind in ("spike_slab", "student_t")
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 5))) if block else (draw(st.integers(1, 5)),)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    w = rng.standard_normal(shape) * draw(st.sampled_from((0.03, 0.3, 3.0)))
+    w = np.sign(w) * np.maximum(np.abs(w), 1e-3)  # the Laplace prior has a kink at 0, the horseshoe a pole
+    width = draw(st.sampled_from((0.125, 0.5, 2.0)))
+    parameters: dict[str, float] = {
+        "spike_slab": {"pi": draw(st.sampled_from((0.25, 0.5, 0.875))), "precision": width, "spike": 2.0**-7},
+        "student_t": {"degrees": draw(st.sampled_from((1.0, 3.0, 8.0))), "width": width},
+        "laplace": {"width": width},
+        "horseshoe": {"width": width},
+    }[kind]
+    return {"w": w, "kind": kind, "parameters": parameters}
+
+
+@st.composite
+def _steps(draw: st.DrawFn) -> Arguments:
+    n, rng = draw(st.integers(1, 6)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    theta = np.array(draw(st.lists(probabilities, min_size=n, max_size=n)))
+    rates = {"beta": draw(st.sampled_from((0.0, 0.125, 1.0))), "learning_rate": draw(st.sampled_from((0.0625, 0.5, 2.0)))}
+    return {"theta": theta, "gradient": rng.standard_normal(n), **rates}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is right
+
+
+def _prior(arguments: Arguments, backend: Backend) -> Arrays:
+    found = backend.prior_density(arguments["w"], PRIORS[arguments["kind"]](**arguments["parameters"]))
+    return {"log_density": np.asarray(found.log_density), "score": np.asarray(found.score)}
+
+
+def _prior_summands(arguments: Arguments) -> dict[str, Any]:
+    """The constant of the density, its logarithms of Γ, and how much of the score is a mixture's."""
+    p, w = arguments["parameters"], arguments["w"]
+    right = _prior(arguments, ORACLE)
+    at_zero = _prior({**arguments, "w": np.full_like(w, 1e-3)}, ORACLE)["log_density"]
+    size = np.abs(at_zero) + np.abs(right["log_density"] - at_zero) + 1.0
+    d = w.shape[-1] if w.ndim == 2 else 1
+    if arguments["kind"] == "student_t":
+        size = size + abs(gammaln((p["degrees"] + d) / 2)) + abs(gammaln(p["degrees"] / 2)) + d
+    if arguments["kind"] == "spike_slab":
+        prior = mixture.SpikeSlab(**p)
+        (a, b), r = prior.log_odds(d), prior.responsibility(w)
+        odds = (abs(a) + abs(b) * np.square(w).sum(axis=-1) + d) * r * (1.0 - r) / p["spike"]
+        return {"log_density": size + d, "score": np.abs(w) * odds[:, None]}
+    return {"log_density": size}
+
+
+def _responsibility(arguments: Arguments, backend: Backend) -> Arrays:
+    prior = mixture.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
+    return {"responsibility": prior.responsibility(arguments["w"])}
+
+
+def _responsibility_summands(arguments: Arguments) -> dict[str, Any]:
+    prior = mixture.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
+    (a, b), r, w = prior.log_odds(arguments["w"].shape[-1]), prior.responsibility(arguments["w"]), arguments["w"]
+    return {"responsibility": r * (1.0 - r) * (abs(a) + abs(b) * np.square(w).sum(axis=-1) + w.shape[-1])}
+
+
+def _hyper_prior(arguments: Arguments, backend: Backend) -> Arrays:
+    found = backend.flattening_density(arguments["pi"], arguments["log_gamma"])
+    return {"log_density": np.asarray(found.log_density), "slope": np.asarray(found.slope)}
+
+
+def _log_gamma_sizes(arguments: Arguments) -> Any:
+    """|log γ|, the normaliser's size, and logarithms of numbers near 1."""
+    return np.abs(arguments["log_gamma"]) + np.abs(flattening.log_normaliser(arguments["log_gamma"])) + 1.0
+
+
+def _pi_star_summands(arguments: Arguments) -> dict[str, Any]:
+    """logit θ and log γ, whose sum is logit π* (F6)."""
+    t, l = arguments["theta"], arguments["log_gamma"]  # noqa: E741
+    p = flattening.pi_star(t, l)
+    inside = np.where((t > 0.0) & (t < 1.0), t, 0.5)
+    return {"pi_star": p * (1.0 - p) * (np.abs(np.log(inside / (1.0 - inside))) + np.abs(l))}
+
+
+def _kl_summands(arguments: Arguments) -> dict[str, Any]:
+    t, p = arguments["theta"], arguments["pi"]
+    parts = [(t, t), (t, p), (1.0 - t, 1.0 - t), (1.0 - t, 1.0 - p)]
+    return {"kl": sum(np.abs(a * np.log(np.where(b > 0.0, b, 1.0))) for a, b in parts) + 2.0}
+
+
+def _theta_step(arguments: Arguments, backend: Backend) -> Arrays:
+    moved = arguments["theta"] - arguments["learning_rate"] * (arguments["gradient"] + arguments["beta"])
+    return {"theta": train._project(moved, Config())}
+
+
+def _theta_step_expectation(arguments: Arguments, unit: float) -> Expectation:
+    """Where the step ends well outside [0, 1], the projection is exact."""
+    right = _theta_step(arguments, ORACLE)["theta"]
+    rate, pull = arguments["learning_rate"], np.abs(arguments["gradient"]) + arguments["beta"]
+    size = LAYER_FACTOR * unit * (arguments["theta"] + rate * pull) + smallest_normal(unit)
+    moved = arguments["theta"] - rate * (arguments["gradient"] + arguments["beta"])
+    outside = (moved < -size) | (moved > 1.0 + size)
+    return Expectation({"theta": right}, {"theta": np.where(outside, 0.0, size)})
+
+
+def _method(
+    name: str,
+    draw: st.SearchStrategy[Arguments],
+    values: Callable[[Arguments, Backend], Arrays],
+    inputs: Sequence[str],
+    summands: Callable[[Arguments], dict[str, Any]] = lambda arguments: {},
+    results: tuple[str, ...] = (),
+) -> Method:
+    def expect(arguments: Arguments, unit: float) -> Expectation:
+        return conditioned(lambda a: values(a, ORACLE), arguments, inputs, summands, unit)
+
+    return Method(name, "scalars", results or (name,), lambda described: draw, values, expect)
+
+
+_OF_THETA = _vectors(theta=probabilities, log_gamma=logarithms)
+_COUNTED = st.fixed_dictionaries({"log_gamma": logarithms, "samples": st.integers(1, 60_000)})
+_BLOCKS = _prior_cases().filter(lambda a: a["kind"] == "spike_slab").map(lambda a: {"w": a["w"], **a["parameters"]})
+
+METHODS: tuple[Method, ...] = (
+    _method(
+        "pi_star",
+        _OF_THETA,
+        lambda a, backend: {"pi_star": np.asarray(backend.flattening_profile(a["theta"], a["log_gamma"]).pi_star)},
+        ("theta", "log_gamma"),
+        _pi_star_summands,
+    ),
+    _method(
+        "penalty",
+        _OF_THETA,
+        lambda a, backend: {"penalty": np.asarray(backend.flattening_profile(a["theta"], a["log_gamma"]).penalty)},
+        ("theta", "log_gamma"),
+        lambda a: {"penalty": _log_gamma_sizes(a)},
+    ),
+    _method(
+        "penalty_slope",
+        _OF_THETA,
+        lambda a, backend: {"penalty_slope": flattening.penalty_slope(a["log_gamma"])},
+        ("log_gamma",),
+    ),
+    _method(
+        "kl",
+        _vectors(theta=probabilities, pi=probabilities),
+        lambda a, backend: {"kl": np.asarray(scalar.bernoulli_kl(a["theta"], a["pi"]))},
+        ("theta", "pi"),
+        _kl_summands,
+    ),
+    _method(
+        "hyper_prior",
+        _vectors(pi=probabilities, log_gamma=logarithms),
+        _hyper_prior,
+        ("pi", "log_gamma"),
+        lambda a: {"log_density": _log_gamma_sizes(a)},
+        ("log_density", "slope"),
+    ),
+    _method(
+        "beta",
+        _COUNTED,
+        lambda a, backend: {"beta": np.asarray(flattening.beta_from_log_gamma(a["log_gamma"], a["samples"]))},
+        ("log_gamma",),
+    ),
+    _method("prior", _prior_cases(), _prior, ("w",), _prior_summands, ("log_density", "score")),
+    _method("responsibility", _BLOCKS, _responsibility, ("w",), _responsibility_summands),
+    Method("theta_step", "scalars", ("theta",), lambda described: _steps(), _theta_step, _theta_step_expectation),
+)

@@ -1,0 +1,100 @@
+"""k steps of projected SGD for given gates and batches (O6), every step's branches and noise carried into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ... import train
+from ...backend import Backend
+from ...config import Config
+from ...estimators import ESTIMATORS
+from ...layers import Array
+from ...network import Arrays
+from ...objective import BatchLoss, update_statistics
+from ...spec import from_json
+from ..methods import Arguments, Description, Method
+from ..strategies import networks as strategies
+from ..traced import Traced, expectation, watching
+from .networks import averaging, batch_of
+
+
+@st.composite
+def _cases(draw: st.DrawFn, described: Description) -> Arguments:
+    case = draw(strategies.gated_cases(least=1, train=True, limit=2, conventions=described.conventions))
+    steps, g = draw(st.integers(1, 4)), case.network.gate_count
+    arguments = batch_of(case)
+    (outputs,) = case.network.output_shape
+    labels = case.network.loss.kind == "cross_entropy"
+    target = (
+        (case.uniform("targets", (steps, case.batch)) * outputs).astype(np.int64)
+        if labels
+        else case.normal("targets", (steps, case.batch, outputs))
+    )
+    return arguments | {
+        "theta": np.round(case.uniform("theta", (g,)) * 10.0) / 10.0,  # the ends are reached
+        "x": case.normal("inputs", (steps, case.batch, *case.network.input_shape)),
+        "target": target,
+        "gates": (case.uniform("steps", (steps, g)) < 0.7) * 1.0,
+        "learning_rate": draw(st.sampled_from((0.0625, 0.015625))),
+        "momentum": draw(st.sampled_from((0.0, 0.5, 0.875))),
+        "weight_decay": draw(st.sampled_from((0.0, 0.125))),
+        "theta_learning_rate": draw(st.sampled_from((0.0625, 1.0))),
+        "beta": draw(st.sampled_from((0.0, 0.25))),
+        "estimator": draw(st.sampled_from(described.conventions["estimator"])),
+    }
+
+
+def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
+    """Losses, then parameters and momenta, running statistics and θ after the last step; branches of every step."""
+    a, network = arguments, from_json(arguments["spec"])
+    params, statistics, theta = dict(a["params"]), dict(a["statistics"]), a["theta"]
+    velocity = {name: np.zeros_like(p) for name, p in params.items()}
+    losses: list[float] = []
+    taken: Arrays = {}
+    inputs: dict[str, tuple[Array, Mapping[str, Any]]] = {}
+    roundings: Arrays = {}
+    theta_size = np.abs(theta)
+    options = {"learning_rate": a["learning_rate"], "momentum": a["momentum"], "decay": a["weight_decay"]}
+    for k, (x, target, gates) in enumerate(zip(a["x"], a["target"], a["gates"], strict=True)):
+        seen: list[tuple[Array, Mapping[str, Any]]] = []
+        prefix = f"branches/{k}/"
+        given = {name.removeprefix(prefix): b for name, b in branches.items() if name.startswith(prefix)}
+        loss = BatchLoss(network, watching(backend, seen), params, x, target, statistics, True)
+        evaluation = loss.evaluate(gates, run_closed=True, branches=given)
+        taken |= {prefix + name: branch for name, branch in evaluation.tape.branches.items()}
+        inputs |= {prefix + name: into for name, into in zip(evaluation.tape.branches, seen, strict=True)}
+        gradients = loss.gradients(evaluation)
+        quiet = BatchLoss(network, backend, params, x, target, statistics, True)
+        estimate = ESTIMATORS[a["estimator"]].function(quiet, evaluation, gradients.gates, theta, gates[None])
+        ascent = estimate.gradient + a["beta"]
+        theta = train._project(theta - a["theta_learning_rate"] * ascent, Config())
+        theta_size = theta_size + a["theta_learning_rate"] * (np.abs(estimate.gradient) + a["beta"])
+        updated = update_statistics(network, statistics, evaluation.tape.batch_statistics)
+        for name, size in averaging(statistics, updated).items():
+            roundings[name] = roundings[name] + size if name in roundings else size
+        statistics = updated
+        for name, w in params.items():
+            params[name], velocity[name] = backend.momentum_step(w, velocity[name], gradients.params[name], **options)
+        losses.append(float(evaluation.loss))
+    tensors: Arrays = {"loss": np.array(losses)}
+    for name in reversed(network.parameter_shapes):
+        tensors |= {f"velocity/{name}": velocity[name], f"params/{name}": params[name]}
+    tensors |= {f"statistics/{name}": value for name, value in statistics.items()} | {"theta": theta}
+    return Traced(tensors, taken, inputs, {**roundings, "theta": theta_size})
+
+
+METHODS: tuple[Method, ...] = (
+    Method(
+        "training_steps",
+        "training",
+        (),
+        _cases,
+        lambda arguments, backend: _run(arguments, backend, {}).tensors,
+        lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, taken), unit),
+        0.5,
+    ),
+)

@@ -1,0 +1,79 @@
+"""What a method of an `Implementation` is asked and what its answer must be: the record that the levels are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backend import ORACLE, Backend
+from ..implementation import Conventions
+from ..network import Arrays
+from ..noise import map_floats
+from .verdicts import Expectation
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an implementation says of itself; provided: the methods that it has."""
+
+    name: str
+    precision: str
+    conventions: Conventions
+    estimator: str
+    deterministic: bool
+    provided: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of `Implementation`.
+
+    results: names of what a tuple holds, in order; () for a dict with names of its own. draw: strategy of arguments for what is
+    described. values(arguments, backend): the right answer, by name, in data-flow order; a mutant's with a mutant
+    backend. expect(arguments, unit): the same with tolerances. share: of all examples, relative to the other methods'.
+    """
+
+    name: str
+    level: str
+    results: tuple[str, ...]
+    draw: Callable[[Description], SearchStrategy[Arguments]]
+    values: Callable[[Arguments, Backend], Arrays]
+    expect: Callable[[Arguments, float], Expectation]
+    share: float = 1.0
+
+
+def in_precision(arguments: Mapping[str, Any], precision: str) -> Arguments:
+    """The arguments with every array of floats rounded to what the precision holds, in the dtype in which it travels."""
+    return {name: map_floats(value, lambda a: rounded(a, precision)) for name, value in arguments.items()}
+
+
+def rounded(a: Any, precision: str) -> Any:
+    """float64, float32, or float32 holding bfloat16 numbers (rounded to nearest, ties to even)."""
+    if precision != "bfloat16":
+        return np.asarray(a, dtype=precision)
+    bits = np.asarray(a, dtype=np.float32).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return nearest.view(np.float32)
+
+
+def dtype_of(precision: str) -> str:
+    """In which dtype arrays of a precision travel."""
+    return "float64" if precision == "float64" else "float32"
+
+
+def widened(arguments: Mapping[str, Any]) -> Arguments:
+    """The arguments for the oracle: the same numbers in float64."""
+    return {name: map_floats(value, np.float64) for name, value in arguments.items()}
+
+
+def oracle_values(method: Method, arguments: Mapping[str, Any]) -> Arrays:
+    """What is right, in float64."""
+    return method.values(widened(arguments), ORACLE)

@@ -1,0 +1,118 @@
+"""Mistakes of implementations with automatic differentiation, forward and backward wrong together, and of their training.
+
+refprune's own audit is not tested with these: most are right mathematics for another convention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import flattening, layers
+from .planting import Mistake, gradient, instead, options, output
+
+Sides = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _one_sided(padding: Sides) -> Sides:
+    (top, bottom), (left, right) = padding
+    return (top + bottom, 0), (left + right, 0)
+
+
+def _nesterov(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    velocity = momentum * v + (g + decay * w)
+    return w - learning_rate * (g + decay * w + momentum * velocity), velocity
+
+
+def _decoupled(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    velocity = momentum * v + g
+    return w * (1.0 - learning_rate * decay) - learning_rate * velocity, velocity
+
+
+def _rate_in_velocity(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    velocity = momentum * v + learning_rate * (g + decay * w)
+    return w - velocity, velocity
+
+
+def _dampened(w: Any, v: Any, g: Any, *, learning_rate: float, momentum: float, decay: float) -> Any:
+    """PyTorch's dampening, equal to the momentum: the first step has none."""
+    first = not np.any(v)
+    velocity = momentum * v + (1.0 if first else 1.0 - momentum) * (g + decay * w)
+    return w - learning_rate * velocity, velocity
+
+
+def _penalty(slope: float) -> Any:
+    return lambda f: lambda theta, log_gamma: f(theta, log_gamma) + (slope - 1.0) * -np.asarray(log_gamma) * theta
+
+
+OTHERS: tuple[Mistake, ...] = (
+    Mistake(
+        "gate forgotten, forward and backward",
+        "layers:gate",
+        output(lambda y, x, g: x),
+        ("N1", "G1"),
+        also=(("layers:gate_vjp", lambda f: lambda s, dy: (dy, np.zeros_like(f(s, dy)[1]))),),
+    ),
+    Mistake("no gradient for the gate", "layers:gate_vjp", gradient(1, lambda g, s, dy: np.zeros_like(g)), ("G1",)),
+    Mistake("gradient of the gate of one example", "layers:gate_vjp", gradient(1, lambda g, s, dy: g * len(dy)), ("G1",)),
+    Mistake("sign of the gate's gradient", "layers:gate_vjp", gradient(1, lambda g, s, dy: -g), ("G1", "O2")),
+    Mistake(
+        "penalty without its constant", "flattening:penalty", instead(lambda t, g: -np.asarray(t) * np.asarray(g)), ("F3",)
+    ),
+    Mistake("log γ to the base 10", "flattening:penalty", lambda f: lambda t, g: f(t, np.asarray(g) / np.log(10.0)), ("F3",)),
+    Mistake("penalty's slope twice", "flattening:penalty", _penalty(2.0), ("F3",)),
+    Mistake(
+        "γ−1 for log γ in the slope", "flattening:penalty_slope", instead(lambda g: -np.expm1(np.minimum(g, 700.0))), ("F3",)
+    ),
+    Mistake(
+        "prior's KL at π = θ", "flattening:penalty", instead(lambda t, g: flattening.log_density(t, g) * -1.0), ("F2", "F3")
+    ),
+    Mistake("sum for mean in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "sum"), ("O1", "G1")),
+    Mistake("mean for sum in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "mean"), ("O1", "G1")),
+    Mistake("squared error: mean over all entries", "layers:mean_squared_error", options(reduction=lambda r: "mean"), ("G1",)),
+    Mistake(
+        "squared error: mean over the batch", "layers:mean_squared_error", options(reduction=lambda r: "batch_mean"), ("G1",)
+    ),
+    Mistake("squared error: sum", "layers:mean_squared_error", options(reduction=lambda r: "sum"), ("G1",)),
+    Mistake("batch-norm without eps", "layers:batch_norm", options(eps=lambda e: 0.0), ("G1",)),
+    Mistake("eval batch-norm without eps", "layers:batch_norm_eval", options(eps=lambda e: 0.0), ("G1",)),
+    Mistake("padding on one side only", "layers:conv2d", options(padding=_one_sided), ("G1",)),
+    Mistake("average pool: padding not counted", "layers:average_pool", options(count_padding=lambda c: False), ("G1",)),
+    Mistake("average pool: padding counted", "layers:average_pool", options(count_padding=lambda c: True), ("G1",)),
+    Mistake("slope of the leaky ReLU forgotten", "layers:leaky_relu", options(slope=lambda s: 0.0), ("G1",)),
+    Mistake(
+        "sum for mean in the global average pool",
+        "layers:global_average_pool",
+        output(lambda y, x: y * (x.shape[2] * x.shape[3])),
+        ("G1",),
+        also=(("layers:global_average_pool_vjp", gradient(0, lambda g, s, dy: g * (g.shape[2] * g.shape[3]))),),
+    ),
+    Mistake(
+        "GELU by its tanh formula, forward and backward",
+        "layers:gelu",
+        instead(layers.gelu_tanh),
+        ("G1",),
+        also=(("layers:gelu_vjp", instead(layers.gelu_tanh_vjp)),),
+    ),
+    Mistake(
+        "bias left out",
+        "layers:dense",
+        lambda f: lambda x, w, b=None: f(x, w),
+        ("G1",),
+        also=(("layers:dense_vjp", gradient(2, lambda g, s, dy: np.zeros_like(g))),),
+    ),
+    Mistake("Nesterov momentum", "optimiser:momentum_step", instead(_nesterov), ("O6",)),
+    Mistake("momentum with PyTorch's dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
+    Mistake("decoupled weight decay", "optimiser:momentum_step", instead(_decoupled), ("O6",)),
+    Mistake("learning rate inside the velocity", "optimiser:momentum_step", instead(_rate_in_velocity), ("O6",)),
+    Mistake("no weight decay", "optimiser:momentum_step", options(decay=lambda d: 0.0), ("O1", "O6")),
+    Mistake("weight decay twice", "optimiser:momentum_step", options(decay=lambda d: 2.0 * d), ("O1", "O6")),
+    Mistake("no momentum", "optimiser:momentum_step", options(momentum=lambda m: 0.0), ("O6",)),
+    Mistake(
+        "closed sections move their running statistics",
+        "network:Tape.is_closed",
+        instead(lambda self, step: False),
+        ("N4", "O9"),
+    ),
+)

@@ -1,0 +1,206 @@
+"""The results of `refprune verify` as text, HTML, JSON and JUnit's XML."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from .. import report
+from .campaign import HARMLESS, Finding, Outcome
+from .methods import Description
+from .verdicts import Comparison
+
+#: So many tensors that differ are listed behind the first.
+FURTHER = 4
+
+
+def conforms(outcomes: Sequence[Outcome]) -> bool:
+    """Is nothing wrong, and has something been judged?"""
+    judged = any(o.verdict == "conforms" for o in outcomes)
+    return judged and all(o.verdict != "DEVIATES" for o in outcomes)
+
+
+HEAD = ("method", "level", "examples", "kinks", "largest error/tolerance", "verdict")
+
+
+def cells(o: Outcome) -> tuple[str, ...]:
+    """The method's row of the table."""
+    if not o.provided:
+        return o.method, o.level, "", "", "", o.verdict
+    declined = f" ({o.declined} declined)" if o.declined else ""
+    kinks = f"{o.kinks}" + (f" + {o.undecided} undecided" if o.undecided else "")
+    return o.method, o.level, f"{o.examples}{declined}", kinks, f"{o.ratio:.2g}", o.verdict
+
+
+def table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+    """A row for every method that is provided."""
+    return [HEAD, *(cells(o) for o in outcomes if o.provided)]
+
+
+def finding_lines(finding: Finding) -> list[str]:
+    """What is wrong, where along the data flow it begins, and what it looks like."""
+    lines = [f"{finding.method}: {finding.kind}" + (f": {finding.message}" if finding.message else "")]
+    first = finding.first
+    if first is not None:
+        lines.append(f"  the first difference along the data flow is in {_tensor(first)}")
+        lines += [f"    {entry.text()}" for entry in first.worst]
+        right = [c.name for c in finding.comparisons[: finding.comparisons.index(first)]]
+        if right:
+            lines.append(f"  right before it: {_listed(right)}")
+        others = [c for c in finding.comparisons if not c.holds and c is not first]
+        lines += [f"  then {_tensor(c)}" for c in others[:FURTHER]]
+        if len(others) > FURTHER:
+            lines.append(f"  and {len(others) - FURTHER} more")
+    if finding.mistakes:
+        lines += [f"  these are the numbers of a known mistake: {m.name} ({', '.join(m.claims)})" for m in finding.mistakes]
+    elif finding.kind == "deviates":
+        lines.append("  no known mistake has these numbers")
+    lines.append(f"  smallest example: {_shapes(finding.arguments)}")
+    return lines
+
+
+def _tensor(c: Comparison) -> str:
+    size = int(np.prod(c.shape))
+    certain = ", beyond any order of summation" if c.certain else ""
+    return f"{c.name} {c.shape}: {c.off} of {size} entries, up to {c.ratio:.3g} tolerances{certain}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} … {', '.join(names[-3:])}"
+
+
+def _shapes(arguments: dict[str, Any]) -> str:
+    """Arguments in a line: shapes of arrays, plain values, kinds of layers."""
+    parts = []
+    for name, value in arguments.items():
+        if isinstance(value, np.ndarray):
+            small = value.size <= 4
+            parts.append(f"{name} {np.array2string(value, separator=', ') if small else value.shape}")
+        elif name == "spec":
+            parts.append("layers " + " → ".join(layer.get("name", "") for layer in value["layers"]))
+        elif not isinstance(value, dict):
+            parts.append(f"{name}={value!r}")
+    return re.sub(r"\s+", " ", ", ".join(parts))
+
+
+def text(outcomes: Sequence[Outcome], description: Description) -> str:
+    """The table, what is missing, every finding, the verdict in one line."""
+    lines = [report.text_table(table(outcomes)), ""]
+    missing = [o.method for o in outcomes if not o.provided]
+    if missing:
+        lines += [f"not provided, and therefore not judged: {', '.join(missing)}", ""]
+    for outcome in outcomes:
+        for finding in outcome.findings:
+            lines += [*finding_lines(finding), ""]
+    judged = sum(o.examples - o.declined for o in outcomes)
+    wrong = [o.method for o in outcomes if o.verdict == "DEVIATES"]
+    what = f"{description.name} ({description.precision}): "
+    if wrong:
+        return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
+    if not conforms(outcomes):
+        return "\n".join([*lines, what + "nothing could be judged"])
+    rate = 100.0 * (1.0 - 0.05 ** (1.0 / judged))
+    lines.append(what + f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of them would have been seen")
+    return "\n".join(lines)
+
+
+def page(outcomes: Sequence[Outcome], description: Description, target: str) -> str:
+    """A self-contained HTML page."""
+    body = []
+    for outcome in outcomes:
+        for finding in outcome.findings:
+            first, *rest = finding_lines(finding)
+            lines = html.escape("\n".join(rest))
+            body.append(f"<h2>{html.escape(first)}</h2><pre>{lines}</pre>{_picture(finding)}")
+    missing = ", ".join(o.method for o in outcomes if not o.provided)
+    if missing:
+        body.append(f"<h2>Not provided, not judged</h2><p>{html.escape(missing)}</p>")
+    verdict = "conforms" if conforms(outcomes) else "deviates"
+    return report.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
+
+
+def _picture(finding: Finding) -> str:
+    """Error/tolerance of every tensor in data-flow order, on a logarithmic scale."""
+    shown = [c for c in finding.comparisons if c.ratio > 0.0]
+    if len(shown) < 2:
+        return ""
+    drawing, axes = report.figure("error / tolerance along the data flow", "", "")
+    heights = [min(max(c.ratio, 1e-3), 1e12) for c in shown]
+    axes.bar(range(len(shown)), heights, color=["tab:blue" if c.holds else "tab:red" for c in shown])
+    axes.axhline(1.0, color="black", lw=0.8)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, fontsize=6)
+    return report.svg(drawing)
+
+
+def as_json(outcomes: Sequence[Outcome], description: Description, target: str, seed: int) -> dict[str, Any]:
+    """Everything but the arrays."""
+    return {
+        "format": "refprune-verify-1",
+        "target": target,
+        "precision": description.precision,
+        "seed": seed,
+        "conforms": conforms(outcomes),
+        "methods": [
+            {
+                "method": o.method,
+                "level": o.level,
+                "verdict": o.verdict,
+                "examples": o.examples,
+                "declined": o.declined,
+                "kinks": o.kinks,
+                "undecided": o.undecided,
+                "largest_ratio": o.ratio,
+                "tensors": sorted(o.tensors),
+                "seconds": round(o.seconds, 3),
+                "findings": [_finding_json(f) for f in o.findings],
+            }
+            for o in outcomes
+        ],
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    tensors = [
+        {
+            "name": c.name,
+            "shape": c.shape,
+            "ratio": _number(c.ratio),
+            "entries_off": c.off,
+            "certainly_wrong": c.certain,
+            "worst": [{key: _number(v) for key, v in entry._asdict().items()} for entry in c.worst],
+        }
+        for c in finding.comparisons
+    ]
+    mistakes = [{"name": m.name, "claims": m.claims} for m in finding.mistakes]
+    first = None if finding.first is None else finding.first.name
+    return {"kind": finding.kind, "message": finding.message, "first": first, "mistakes": mistakes, "tensors": tensors}
+
+
+def _number(value: Any) -> Any:
+    """JSON knows no infinities: they, and NaN, as strings."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def junit(outcomes: Sequence[Outcome], target: str) -> bytes:
+    """A test case for every method: failed where it deviates, skipped where it was not judged."""
+    suite = ElementTree.Element("testsuite", name=f"refprune verify {target}")
+    counts = {"tests": len(outcomes), "failures": 0, "skipped": 0, "errors": 0}
+    for o in outcomes:
+        case = ElementTree.SubElement(suite, "testcase", classname=o.level, name=o.method, time=f"{o.seconds:.3f}")
+        if o.verdict == "DEVIATES":
+            counts["failures"] += 1
+            wrong = [f for f in o.findings if f.kind not in HARMLESS]
+            failure = ElementTree.SubElement(case, "failure", message=", ".join(f.kind for f in wrong))
+            failure.text = "\n".join(line for f in wrong for line in finding_lines(f))
+        elif o.verdict != "conforms":
+            counts["skipped"] += 1
+            ElementTree.SubElement(case, "skipped", message=o.verdict)
+    suite.attrib |= {name: str(count) for name, count in counts.items()}
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written

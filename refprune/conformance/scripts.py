@@ -1,0 +1,67 @@
+"""An example as a script that needs only the adapter, NumPy and refprune's oracle for the right answer."""
+
+from __future__ import annotations
+
+import pprint
+from typing import Any
+
+import numpy as np
+
+from .campaign import Finding
+
+SCRIPT = '''"""{title}
+
+{message}
+"""
+
+import numpy as np
+
+from refprune.conformance import calls, methods
+from refprune.conformance.levels import METHODS
+{load}
+
+arguments = {arguments}
+
+method = METHODS[{method!r}]
+asked = {{name: value for name, value in arguments.items() if not name.startswith("_")}}
+got = calls.named(method.results, implementation.{method}(**asked))
+want = methods.oracle_values(method, arguments)
+for name in want:
+    if name in got:
+        print(name, "got", got[name], "wanted", want[name], sep="\\n")
+'''
+
+
+def script(finding: Finding, target: str) -> str:
+    """The finding's smallest example as Python source that prints both sides. target: as for `refprune verify`."""
+    return SCRIPT.format(
+        title=f"The smallest example for which {target} {finding.kind} in {finding.method}.",
+        message=finding.message or (finding.first.worst[0].text() if finding.first and finding.first.worst else ""),
+        load=f"\nimplementation = calls.load({target!r})",
+        arguments=pprint.pformat(_source(finding.arguments), width=124, sort_dicts=False),
+        method=finding.method,
+    )
+
+
+class _Array:
+    """An array that prints as the call that makes it, every bit."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __repr__(self) -> str:
+        a = self.array
+        values = [repr(float(v)) if a.dtype.kind == "f" else repr(int(v)) for v in a.ravel()]
+        listed = ", ".join(values).replace("nan", "np.nan").replace("inf", "np.inf")
+        shape = "" if a.ndim == 1 else f".reshape({a.shape})"
+        return f"np.array([{listed}], dtype={a.dtype.name!r}){shape}"
+
+
+def _source(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _Array(value)
+    if isinstance(value, dict):
+        return {key: _source(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_source(v) for v in value)
+    return value

@@ -1,0 +1,32 @@
+"""The same judgement in somebody's own test suite, by one line: `test_mine = conformance(Mine)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..implementation import Implementation
+from . import campaign, reporting
+from .calls import InProcess
+
+
+def conformance(
+    implementation: Callable[[], Implementation], *, examples: int = 25, seed: int = 0, levels: tuple[str, ...] = ()
+) -> Any:
+    """A pytest test with one item for each method that the implementation has (of the levels or methods named).
+
+    implementation: its class, or a function that makes one. examples: of each method. It runs in the test's own process, so
+    a call that hangs cannot be ended. A failure's message is what `refprune verify` would print.
+    """
+    import pytest
+
+    caller = InProcess(implementation())
+    provided = [m for m in campaign.chosen(levels) if m.name in caller.description.provided]
+
+    @pytest.mark.parametrize("method", provided, ids=[m.name for m in provided])
+    def test(method: Any) -> None:
+        (outcome,) = campaign.run(caller, [method], examples, seed)
+        lines = [line for finding in outcome.findings for line in reporting.finding_lines(finding)]
+        assert outcome.verdict != "DEVIATES", "\n".join(lines)
+
+    return test

@@ -1,0 +1,131 @@
+"""What is right for a computation with kinks: values, tolerances by noise with frozen branches, the other branches (E2, E3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import ORACLE, Backend
+from ..layers import Array
+from ..network import Arrays
+from ..rounding import LAYER_FACTOR, noise_tolerance, smallest_normal
+from .verdicts import Expectation
+
+#: All choices of so many ambiguous branches are tried; more make a case undecided.
+MOST_AMBIGUOUS = 6
+
+
+class Traced(NamedTuple):
+    """One run: tensors by name, in data-flow order; branches by name, with what went into each kinked function.
+
+    inputs: branch's name → (the function's input, the options it was called with, without `branch`). roundings: tensor's name
+    → sizes of elementwise operations that no function of a Backend does.
+    """
+
+    tensors: Arrays
+    branches: Arrays
+    inputs: dict[str, tuple[Array, Mapping[str, Any]]]
+    roundings: Mapping[str, Array]
+
+
+Run = Callable[[Backend, Mapping[str, Array]], Traced]
+
+
+class Choice(NamedTuple):
+    """Another branch that is as right as the one taken: entry `place` of the array `name` may be `value`."""
+
+    name: str
+    place: tuple[int, ...]
+    value: int
+
+
+def watching(backend: Backend, seen: list[tuple[Array, Mapping[str, Any]]]) -> Backend:
+    """The backend, whose functions with kinks note their inputs and options in `seen`."""
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Array, **options: Any) -> Any:
+            seen.append((x, {name: value for name, value in options.items() if name != "branch"}))
+            return function(x, **options)
+
+        return run
+
+    return dataclasses.replace(backend, leaky_relu=noting(backend.leaky_relu), max_pool=noting(backend.max_pool))
+
+
+def expectation(run: Run, unit: float, branches: Mapping[str, Array] | None = None, *, more: bool = True) -> Expectation:
+    """What a computation must give, for an implementation of roundoff `unit`; on `branches`, if given, else the oracle's own.
+
+    more: whether other branches may be asked for.
+    """
+    base = run(ORACLE, branches or {})
+    inputs = {f"into {name}": x for name, (x, _) in base.inputs.items()}
+
+    def perturbed(backend: Backend) -> Arrays:
+        traced = run(backend, base.branches)
+        return traced.tensors | {f"into {name}": x for name, (x, _) in traced.inputs.items()}
+
+    tolerance = noise_tolerance(perturbed, base.tensors | inputs, unit=unit)
+    tolerance |= {name: tolerance[name] + LAYER_FACTOR * unit * size for name, size in base.roundings.items()}
+    if not more:
+        return Expectation(base.tensors, tolerance)
+    kinks, choices = _kinks(base, tolerance, smallest_normal(unit))
+
+    def alternatives() -> Iterator[Expectation]:
+        if len(choices) > MOST_AMBIGUOUS:
+            return
+        for count in range(1, len(choices) + 1):
+            for chosen in itertools.combinations(choices, count):
+                taken = {name: array.copy() for name, array in base.branches.items()}
+                for name, place, value in chosen:
+                    taken[name][place] = value
+                yield expectation(run, unit, taken, more=False)
+
+    def on_branches(shown: Mapping[str, Array]) -> Expectation:
+        return expectation(run, unit, {**base.branches, **shown}, more=False)
+
+    return Expectation(base.tensors, tolerance, {}, base.branches, kinks, len(choices), alternatives, on_branches)
+
+
+def _kinks(base: Traced, tolerance: Mapping[str, Array], tiny: float) -> tuple[Arrays, list[Choice]]:
+    """Each branch entry's distance from its kink in tolerances, and all other choices within one.
+
+    What no noise reaches (behind a closed gate, a dead unit) is exact on both sides: its tie is judged by the convention.
+    """
+    kinks: Arrays = {}
+    choices: list[Choice] = []
+    for name, taken in base.branches.items():
+        (x, options), allowed = base.inputs[name], tolerance[f"into {name}"]
+        allowed = np.where(allowed > 2.0 * tiny, allowed, 0.0)
+        if "slope" in options:
+            kinks[name] = _in_tolerances(np.abs(x), allowed)
+            near = np.argwhere((kinks[name] <= 1.0) & (allowed > 0.0))
+            choices += [Choice(name, tuple(map(int, i)), -1 if x[tuple(i)] > 0.0 else 1) for i in near]
+            continue
+        kernel = options["kernel"]
+        taps = range(kernel[0] * kernel[1])
+        values = [_tap(x, tap, taken, options) for tap in taps]
+        noises = [_tap(allowed, tap, taken, options) for tap in taps]
+        largest, noise = (ORACLE.max_pool(a, branch=taken, **options)[0] for a in (x, allowed))
+        kinks[name] = np.full(taken.shape, np.inf)
+        for tap in taps:
+            with np.errstate(invalid="ignore"):
+                gap = _in_tolerances(largest - values[tap], noise + np.maximum(noises[tap], 0.0))
+            gap = np.where((taken == tap) | ~np.isfinite(values[tap]) | (noise + noises[tap] <= 0.0), np.inf, gap)
+            kinks[name] = np.minimum(kinks[name], gap)
+            choices += [Choice(name, tuple(map(int, i)), tap) for i in np.argwhere(gap <= 1.0)]
+    return kinks, choices
+
+
+def _in_tolerances(distance: Array, allowed: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(distance == 0.0, np.where(allowed > 0.0, 0.0, np.inf), distance / allowed))
+
+
+def _tap(x: Array, tap: int, taken: Array, options: Mapping[str, Any]) -> Array:
+    """Entry `tap` of every window of a pool."""
+    values: Array = ORACLE.max_pool(x, branch=np.full(taken.shape, tap), **options)[0]
+    return values

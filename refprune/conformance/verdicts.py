@@ -1,0 +1,168 @@
+"""Is an answer right? Every tensor against its own tolerance, entry by entry (SPEC E1–E4); kinks are judged on both branches.
+
+An `Expectation` holds the right values, in data-flow order, with their tolerances; `judge` compares an answer with it. The
+first tensor in that order that differs is where the difference begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ..layers import Array
+from ..network import Arrays
+from ..rounding import UNIT
+
+#: So many worst entries of a tensor are kept.
+WORST = 5
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """values: name → what is right, in data-flow order; tolerance: how far a correct implementation may be from it.
+
+    certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → by how
+    much each pre-activation is off its kink, in tolerances (below 1: either branch is right). ambiguous: how many entries
+    that concerns. alternatives: what is right on other branches, for all choices of the ambiguous ones; empty if they are too
+    many. on_branches: the same expectation on branches that the candidate shows.
+    """
+
+    values: Arrays
+    tolerance: Arrays
+    certain: Arrays = field(default_factory=dict)
+    branches: Arrays = field(default_factory=dict)
+    kinks: Arrays = field(default_factory=dict)
+    ambiguous: int = 0
+    alternatives: Callable[[], Iterator[Expectation]] = lambda: iter(())
+    on_branches: Callable[[Mapping[str, Array]], Expectation] | None = None
+
+
+class Entry(NamedTuple):
+    """One entry of a tensor: both values, and their distance in four measures."""
+
+    place: tuple[int, ...]
+    got: float
+    want: float
+    absolute: float
+    relative: float
+    ulps: float
+    ratio: float
+
+    def text(self) -> str:
+        where = f"[{', '.join(map(str, self.place))}]" if self.place else ""
+        measures = f"abs {self.absolute:.3g}, rel {self.relative:.3g}, {self.ulps:.3g} ulp, {self.ratio:.3g} tolerances"
+        return f"{where or '()'}: got {self.got:.9g}, wanted {self.want:.9g} ({measures})"
+
+
+class Comparison(NamedTuple):
+    """One tensor: the largest error/tolerance, how many entries are off, the worst of them, and whether E1 rules one out."""
+
+    name: str
+    shape: tuple[int, ...]
+    ratio: float
+    off: int
+    certain: bool
+    worst: tuple[Entry, ...]
+
+    @property
+    def holds(self) -> bool:
+        return self.off == 0
+
+
+class Verdict(NamedTuple):
+    """kind: "conforms", "kink" (on another branch than the oracle's), "undecided" (too many kinks), or "deviates".
+
+    comparisons: all tensors that both sides have, in data-flow order.
+    """
+
+    kind: str
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def first(self) -> Comparison | None:
+        """The first tensor along the data flow that differs."""
+        return next((c for c in self.comparisons if not c.holds), None)
+
+    @property
+    def ratio(self) -> float:
+        return max((c.ratio for c in self.comparisons), default=0.0)
+
+
+def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float, certain: Array | None = None) -> Comparison:
+    """|got − want| ≤ tolerance everywhere? Equal infinities are equal; NaN where a number is wanted is off.
+
+    What exceeds the largest number of the precision is wanted as an infinity.
+
+    ulp: the spacing 2u·2^⌊log₂|want|⌋ of numbers of precision `unit` at the wanted value.
+    """
+    got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+    largest = float(np.finfo(np.float64 if unit == UNIT["float64"] else np.float32).max)
+    want = np.where(np.abs(want) > largest, np.copysign(np.inf, want), want)
+    tolerance = np.broadcast_to(tolerance, want.shape)
+    with np.errstate(all="ignore"):
+        error = np.where(got == want, 0.0, np.abs(got - want))
+        ratio = np.where(error == 0.0, 0.0, np.where(np.isnan(error), np.inf, error / tolerance))
+    off = ~(ratio <= 1.0)
+    entries = []
+    for flat in np.argsort(-ratio, axis=None, kind="stable")[:WORST] if off.any() else ():
+        index = np.unravel_index(flat, want.shape)
+        if not off[index]:
+            break
+        w, e = float(want[index]), float(error[index])
+        with np.errstate(all="ignore"):
+            size = np.abs(np.float64(w))
+            relative = float(np.float64(e) / size)
+            ulps = float(np.float64(e) / (2.0 * unit * np.exp2(np.floor(np.log2(size)))))
+        place = tuple(int(i) for i in index)
+        entries.append(Entry(place, float(got[index]), w, e, relative, ulps, float(ratio[index])))
+    beyond = certain is not None and bool((error > certain).any())
+    return Comparison(name, want.shape, float(ratio.max(initial=0.0)), int(off.sum()), beyond, tuple(entries))
+
+
+def _compared(expected: Expectation, answer: Mapping[str, Array], unit: float) -> tuple[Comparison, ...]:
+    return tuple(
+        compare(name, answer[name], want, expected.tolerance[name], unit=unit, certain=expected.certain.get(name))
+        for name, want in expected.values.items()
+        if name in answer
+    )
+
+
+def _wrong_branches(expected: Expectation, answer: Mapping[str, Array], unit: float) -> tuple[tuple[Comparison, ...], bool]:
+    """Branches that differ although the pre-activation is beyond its noise; and whether others differ at a kink."""
+    wrong, kink = [], False
+    for name, want in expected.branches.items():
+        if name in answer:
+            differs = answer[name] != want
+            near = expected.kinks[name] <= 1.0
+            kink = kink or bool((differs & near).any())
+            if (differs & ~near).any():
+                wrong.append(compare(name, np.where(near, want, answer[name]), want, np.zeros(want.shape), unit=unit))
+    return tuple(wrong), kink
+
+
+def judge(expected: Expectation, answer: Mapping[str, Array], unit: float) -> Verdict:
+    """The verdict on an answer that has the right names and shapes. unit: roundoff of its precision.
+
+    Branches that the answer shows are taken if they differ from the oracle's at kinks only (E3). Branches that it does not
+    show: if something is off, all choices of the ambiguous ones are tried; too many make the case undecided.
+    """
+    wrong, kink = _wrong_branches(expected, answer, unit)
+    if kink and not wrong and expected.on_branches is not None:
+        shown = {name: answer[name] for name in expected.branches if name in answer}
+        verdict = judge(expected.on_branches(shown), {n: a for n, a in answer.items() if n not in shown}, unit)
+        return verdict._replace(kind="kink" if verdict.kind == "conforms" else verdict.kind)
+    comparisons = (*wrong, *_compared(expected, answer, unit))
+    if all(c.holds for c in comparisons):
+        return Verdict("conforms", comparisons)
+    if wrong or not expected.ambiguous:
+        return Verdict("deviates", comparisons)
+    tried = False
+    for other in expected.alternatives():
+        tried = True
+        found = _compared(other, answer, unit)
+        if all(c.holds for c in found):
+            return Verdict("kink", found)
+    return Verdict("deviates" if tried else "undecided", comparisons)
