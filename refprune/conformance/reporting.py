@@ -15,6 +15,9 @@ from .campaign import HARMLESS, Finding, Outcome
 from .methods import Description
 from .verdicts import Comparison
 
+#: Characters that no XML may hold; what an implementation raises may.
+FORBIDDEN = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 #: So many tensors that differ are listed behind the first.
 FURTHER = 4
 
@@ -187,6 +190,10 @@ def _number(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return match.group().encode("unicode_escape").decode()
+
+
 def junit(outcomes: Sequence[Outcome], target: str) -> bytes:
     """A test case for every method: failed where it deviates, skipped where it was not judged."""
     suite = ElementTree.Element("testsuite", name=f"refprune verify {target}")
@@ -197,7 +204,7 @@ def junit(outcomes: Sequence[Outcome], target: str) -> bytes:
             counts["failures"] += 1
             wrong = [f for f in o.findings if f.kind not in HARMLESS]
             failure = ElementTree.SubElement(case, "failure", message=", ".join(f.kind for f in wrong))
-            failure.text = "\n".join(line for f in wrong for line in finding_lines(f))
+            failure.text = FORBIDDEN.sub(_escaped, "\n".join(line for f in wrong for line in finding_lines(f)))
         elif o.verdict != "conforms":
             counts["skipped"] += 1
             ElementTree.SubElement(case, "skipped", message=o.verdict)
