@@ -139,7 +139,8 @@ def perform(implementation: Implementation, name: str, results: tuple[str, ...],
         if called:
             return Reply("results", {}, str(error))
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return Reply("raises", {}, f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})")
+        where = "" if last.filename == __file__ else f" ({Path(last.filename).name}, line {last.lineno})"
+        return Reply("raises", {}, f"{type(error).__name__}: {error}{where}")
     changed = tuple(n for n, value in arguments.items() if not _equal(value, given[n]))
     return Reply("answer", answer, "", "", changed, repeatable, seconds)
 
@@ -150,10 +151,12 @@ def named(results: tuple[str, ...], value: Any) -> Arrays:
         return dict(_flat(value, ""))
     if not results:
         raise ValueError(f"returned {type(value).__name__}, documented is a dict")
-    parts = value if len(results) > 1 else (value,)
-    if not isinstance(parts, tuple | list) or len(parts) != len(results):
-        count = len(parts) if isinstance(parts, tuple | list) else 1
-        raise ValueError(f"returned {count} results, documented are {len(results)}: {', '.join(results)}")
+    several = len(results) > 1
+    if several and not isinstance(value, tuple | list):
+        raise ValueError(f"returned {type(value).__name__}, documented are {len(results)} results: {', '.join(results)}")
+    parts = value if several else (value,)
+    if len(parts) != len(results):
+        raise ValueError(f"returned {len(parts)} results, documented are {len(results)}: {', '.join(results)}")
     return dict(_flat(dict(zip(results, parts, strict=True)), ""))
 
 
@@ -176,7 +179,7 @@ def _array(name: str, value: Any) -> Array:
     array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     if array.dtype.kind not in "biuf":
         raise ValueError(f"returned {name} of dtype {array.dtype}; real numbers are documented")
-    return array
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _copied(arguments: Arguments) -> Arguments:

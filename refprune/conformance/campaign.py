@@ -61,7 +61,10 @@ class Finding(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What is known of one method. ratio: the largest error/tolerance of answers that conform; tensors: what was compared."""
+    """What is known of one method.
+
+    ratio: the largest error/tolerance of answers that conform; tensors: what was compared; wanted: what could have been.
+    """
 
     method: str
     level: str
@@ -72,6 +75,7 @@ class Outcome:
     undecided: int = 0
     ratio: float = 0.0
     tensors: set[str] = field(default_factory=set)
+    wanted: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -85,6 +89,11 @@ class Outcome:
         if self.examples == 0:
             return "not asked"
         return "conforms" if self.examples > self.declined else "declined"
+
+    @property
+    def withheld(self) -> list[str]:
+        """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
+        return sorted(self.wanted - self.tensors - {"layers"})
 
 
 class _Wrong(Exception):
@@ -248,6 +257,7 @@ class _Judge:
             self.outcome.kinks += verdict.kind == "kink"
             self.outcome.undecided += verdict.kind == "undecided"
             self.outcome.tensors |= {name.partition("/")[0] for name in reply.answer}
+            self.outcome.wanted |= {name.partition("/")[0] for name in expected.values}
         if verdict.kind != "deviates":
             if self.counting and verdict.kind == "conforms":
                 self.outcome.ratio = max(self.outcome.ratio, verdict.ratio)

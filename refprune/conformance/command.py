@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import check_targets, write_atomically
+from ..files import check_targets, user_cache, write_atomically
 
 #: Without options: about a minute of two cores.
 EXAMPLES = 1500
@@ -49,7 +50,8 @@ def add(commands: Any) -> None:
 
 
 def require(*packages: str) -> None:
-    """InputError, one sentence, for the first package that is not installed."""
+    """InputError, one sentence, for the first package that is not installed. Hypothesis keeps its files out of this folder."""
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(user_cache() / "hypothesis"))
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"verify: {package} is not installed:  pip install -e '.[verify]'")

@@ -58,7 +58,8 @@ class Worker:
 
     def _start(self) -> Any:
         command = [sys.executable, "-P", "-m", "refprune.conformance.worker", self.target, self.precision or ""]
-        # -P: a file of the current folder may be called like a module of Python. A session of its own: Ctrl-C is the caller's, and what the implementation starts is ended with it
+        # -P: a file of the current folder may be called like one of Python's modules; a session of its own: Ctrl-C is the
+        # caller's alone, and what the implementation has started is ended with it
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=hasattr(os, "killpg")
         )
