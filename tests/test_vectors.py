@@ -15,7 +15,7 @@ import pytest
 
 import refprune
 from refprune import cli, layers
-from refprune.conformance import campaign, extremes, vector_files, vectors
+from refprune.conformance import campaign, extremes, reporting, vector_files, vectors
 from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess, describe
 from refprune.conformance.known import KNOWN
@@ -370,6 +370,17 @@ def test_a_mistake_is_found_on_stored_vectors_and_named(stored):
     assert outcome.examples == sum(v.method.name == "gate" for v in stored)  # nothing was drawn
 
 
+def test_the_report_tells_stored_from_drawn(stored):
+    described = describe(BackendImplementation())
+    count = sum(v.method.name == "gate" for v in stored)
+    alone = _judged(BackendImplementation(), stored, "gate").values()
+    assert reporting.text(list(alone), described).endswith(f"conforms in {count} examples")
+    both = _judged(BackendImplementation(), stored, "gate", examples=20).values()
+    assert f"conforms in {count + 20} examples; a mistake that shows in 14 % of those drawn" in reporting.text(
+        list(both), described
+    )
+
+
 def test_stored_values_are_what_counts(stored):
     """A vector whose values say otherwise than the oracle is believed; `vectors check` is there to find it."""
     (first, *_) = [v for v in stored if v.method.name == "gate" and v.result == "valid"]
@@ -434,9 +445,22 @@ def test_the_commands(gate, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["vectors", "export", str(gate), "--per-method", "0"]) == 2
     assert cli.main(["vectors", "export", str(gate), "--level", "nothing"]) == 2
-    (gate / "strange.txt").touch()
-    assert cli.main(["vectors", "export", str(gate)]) == 2
-    assert "holds other files (strange.txt)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["strange.txt", "package.json", "other.npz", "list.json"])
+def test_a_folder_with_other_files_is_left_alone(gate, capsys, name):
+    (gate / name).write_text('{"format": "x"}' if name == "package.json" else "[]")
+    before = sorted(p.name for p in gate.iterdir())
+    assert cli.main(["vectors", "export", str(gate), "--level", "beta"]) == 2
+    assert f"holds other files ({name})" in capsys.readouterr().err
+    assert sorted(p.name for p in gate.iterdir()) == before
+
+
+def test_somebody_elses_readme_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert cli.main(["vectors", "export", str(tmp_path), "--level", "beta"]) == 2
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "holds other files (README.md)" in capsys.readouterr().err
 
 
 def test_check_ends_with_1_where_a_vector_fails(gate, capsys):

@@ -63,7 +63,8 @@ class Finding(NamedTuple):
 class Outcome:
     """What is known of one method.
 
-    ratio: the largest error/tolerance of answers that conform; tensors: what was compared; wanted: what could have been.
+    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
+    conform; tensors: what was compared; wanted: what could have been.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Outcome:
     provided: bool
     examples: int = 0
     declined: int = 0
+    stored: int = 0
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
@@ -166,6 +168,7 @@ class _Judge:
             if failure is not None and (not self.failures or failure.kind == self.failures[0].kind):
                 self.failures.append(failure)
                 names.append(vector.name)
+        self.outcome.stored = self.outcome.examples - self.outcome.declined
         if self.failures:
             found = self.finding()
             where = f"in {len(names)} of {len(stored)} vectors: {', '.join(names)}"

@@ -149,7 +149,6 @@ def _write_failures(options: argparse.Namespace, precision: str, findings: list[
     if not findings:
         return
     options.failures.mkdir(parents=True, exist_ok=True)
-    vector_files.write_beside(options.failures)
     for finding in findings:
         name = f"{finding.method}-{finding.kind.replace(' ', '-')}"
         path = options.failures / f"{name}.py"

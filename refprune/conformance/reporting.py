@@ -120,8 +120,12 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
         return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
     if not conforms(outcomes):
         return "\n".join([*lines, what + "nothing could be judged"])
-    rate = 100.0 * (1.0 - 0.05 ** (1.0 / judged))
-    lines.append(what + f"conforms in {judged} examples; a mistake that shows in {rate:.2g} % of them would have been seen")
+    drawn = judged - sum(o.stored for o in outcomes)
+    seen = ""
+    if drawn > 0:
+        rate = 100.0 * (1.0 - 0.05 ** (1.0 / drawn))
+        seen = f"; a mistake that shows in {rate:.2g} % of {'those drawn' if drawn < judged else 'them'} would have been seen"
+    lines.append(what + f"conforms in {judged} examples{seen}")
     return "\n".join(lines)
 
 
@@ -167,6 +171,7 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "verdict": o.verdict,
                 "examples": o.examples,
                 "declined": o.declined,
+                "stored": o.stored,
                 "kinks": o.kinks,
                 "undecided": o.undecided,
                 "largest_ratio": o.ratio,

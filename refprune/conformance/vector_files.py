@@ -180,6 +180,26 @@ def _plain(value: Any, key: str, arrays: Arrays) -> Any:
 # ----------------------------------------------------------------------------------------------------------------- reading
 
 
+def files_of(directory: Path) -> list[Path]:
+    """All files of a folder of vectors. InputError if there are others, which writing vectors would spoil."""
+    files = sorted(directory.iterdir())
+    vectors = {path.stem for path in files if path.suffix == ".json" and _is_vector(path)}
+    beside = tuple(BESIDE) if vectors else ()
+    ours = {*beside, *(name + ending for name in vectors for ending in (".json", *CONTAINERS.values()))}
+    strangers = [path.name for path in files if path.name not in ours]
+    if strangers:
+        raise InputError(f"{directory}: holds other files ({', '.join(strangers[:3])}); give a new folder")
+    return files
+
+
+def _is_vector(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.rstrip("0123456789"))
+
+
 def read(directory: Path) -> Iterator[Vector]:
     """Every vector of a folder, by name. InputError names the file that is not one, and the field."""
     paths = sorted(path for path in directory.glob("*.json") if path.name not in BESIDE)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import by_name
-from ..errors import InputError
 from ..estimators import ESTIMATORS
 from ..implementation import PYTORCH, Implementation
 from ..network import Arrays
@@ -110,17 +109,13 @@ def export(
     The folder must be new or hold vectors only; those that it holds are replaced. Returns how many there are of each kind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    ours = (*vector_files.BESIDE.values(), ".json", *vector_files.CONTAINERS.values())
-    files = list(directory.iterdir())
-    strangers = [p.name for p in files if p.name not in vector_files.BESIDE and p.suffix not in ours]
-    if strangers:
-        raise InputError(f"{directory}: holds other files ({', '.join(strangers[:3])}); give a new folder")
+    old = vector_files.files_of(directory)
     given = list(extremes())
     asked = {m.name: list(_questions(m, precision, seed, given, max(per_method, TRIED))) for m in methods}
     counts: dict[str, int] = dict.fromkeys(vector_files.RESULTS, 0)
     numbers: dict[tuple[str, str], int] = {}
     found = [*_right(asked, precision, per_method), *_wrong(asked, precision)]
-    for path in files:
+    for path in old:
         path.unlink()
     for vector in found:
         key = (vector.method.name, vector.result)
