@@ -21,8 +21,10 @@ from refprune.conformance.calls import InProcess, describe
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
 from refprune.conformance.planting import planted
+from refprune.conformance.torch_witness import Witness
 from refprune.conformance.verdicts import compare
 from refprune.errors import InputError
+from refprune.estimators import ESTIMATORS
 from refprune.rounding import UNIT
 
 STORED = Path(__file__).parents[1] / "validation" / "vectors"
@@ -250,6 +252,17 @@ def test_an_invalid_vector_that_is_right_or_another_mistakes_is_seen(invalid, st
     vector_files.write(invalid, vector._replace(flags=vector.flags._replace(mistake="a typing error")))
     (row,) = vectors.check(invalid, [ORACLE])
     assert row.oracle == "no known mistake has this name"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method"), [*((e, "theta_estimate") for e in ESTIMATORS), ("exact", "complexity"), ("exact", "prior")]
+)
+def test_the_second_witness_is_right_on_drawn_examples_too(estimator, method):
+    """Its estimators, enumeration of costs and quadrature share nothing with what they are compared with."""
+    (outcome,) = campaign.run(InProcess(Witness(estimator)), [METHODS[method]], 25, 0)
+    assert outcome.verdict == "conforms", outcome.findings
+    assert outcome.withheld == []
+    assert outcome.declined <= 5
 
 
 # Writing ------------------------------------------------------------------------------------------------------------------

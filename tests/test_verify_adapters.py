@@ -338,6 +338,15 @@ def test_what_cannot_be_read_is_no_hang(tmp_path):
     assert (reply.kind, reply.message) == ("results", "returned beta of dtype object; real numbers are documented")
 
 
+@pytest.mark.parametrize("body", ["sys.stdout = None", "sys.stdout.close()"])
+def test_an_adapter_may_lose_its_standard_output(tmp_path, body):
+    (tmp_path / "mine.py").write_text(ADAPTER.format(body=body))
+    worker = Worker(f"{tmp_path / 'mine.py'}:Mine", limit=20.0)
+    replies = [worker.call(METHODS["beta"], {"log_gamma": 1.0, "samples": 2}, twice=False) for _ in range(2)]
+    worker.close()
+    assert [(r.kind, float(r.answer["beta"])) for r in replies] == [("answer", -0.5)] * 2
+
+
 # The user's side --------------------------------------------------------------------------------------------------------
 
 

@@ -145,8 +145,8 @@ def write(directory: Path, vector: Vector, container: str = "npz") -> None:
         "source": f"refprune {__version__}",
     }
     write_atomically(directory / file, _packed({n: np.array(a, order="C") for n, a in arrays.items()}, container))
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(directory / f"{vector.name}.json", text.encode())
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in content.items()]
+    write_atomically(directory / f"{vector.name}.json", ("{\n " + ",\n ".join(lines) + "\n}\n").encode())
 
 
 def write_beside(directory: Path) -> None:

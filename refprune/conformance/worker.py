@@ -162,7 +162,8 @@ def _serve(target: str, precision: str, requests: IO[bytes], replies: IO[bytes],
         printed.truncate()
         name, results, arguments, twice = request
         reply = perform(implementation, name, results, arguments, twice=twice)
-        sys.stdout.flush()
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # the implementation may have closed or replaced it
+            sys.stdout.flush()
         printed.seek(0)
         _send(replies, reply._replace(printed=printed.read(2000).decode(errors="replace")))
 
