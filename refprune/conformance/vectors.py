@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import by_name
+from ..backend import Backend, by_name
 from ..estimators import ESTIMATORS
 from ..implementation import PYTORCH, Implementation
 from ..network import Arrays
@@ -136,18 +136,18 @@ def _right(asked: Mapping[str, Sequence[_Question]], precision: str, per_method:
 def _wrong(asked: Mapping[str, Sequence[_Question]], precision: str) -> Iterator[Vector]:
     """For every known mistake the smallest question of the first method in which it shows, whatever the rounding."""
     unit = UNIT[precision]
-    by_size = [sorted(questions, key=_size) for questions in asked.values()]
+    by_size = [q for questions in asked.values() for q in sorted(questions, key=_size)]
     for mistake in KNOWN:
-        for q in (q for questions in by_size for q in questions):
-            with planted(mistake) as backend:
-                shown = _shown(q, _attempt(lambda b=backend, q=q: q.method.values(widened(q.arguments), b)), unit)  # type: ignore[misc]
-            if shown:
-                convention = conventions_of(q.method, q.arguments)
-                aim = f"an implementation must not have this mistake: {mistake.name}"
-                flags = Flags(aim, _bug_class(q.method, shown), mistake.name, convention, 0)
-                tolerance = {name: q.expected.tolerance[name] for name in shown}
-                yield Vector("", q.method, precision, "invalid", q.arguments, shown, tolerance, flags)
-                break
+        with planted(mistake) as backend:
+            answers = ((q, _shown(q, _attempt(q, backend), unit)) for q in by_size)
+            found = next(((q, shown) for q, shown in answers if shown), None)
+        if found is not None:
+            q, shown = found
+            convention = conventions_of(q.method, q.arguments)
+            aim = f"an implementation must not have this mistake: {mistake.name}"
+            flags = Flags(aim, _bug_class(q.method, shown), mistake.name, convention, 0)
+            tolerance = {name: q.expected.tolerance[name] for name in shown}
+            yield Vector("", q.method, precision, "invalid", q.arguments, shown, tolerance, flags)
 
 
 def _size(question: _Question) -> int:
@@ -155,11 +155,11 @@ def _size(question: _Question) -> int:
     return sum(8 * a.size + 200 for a in question.expected.values.values())
 
 
-def _attempt(values: Callable[[], Arrays]) -> Arrays:
+def _attempt(question: _Question, mutant: Backend) -> Arrays:
     """What a mutant answers; nothing if it cannot answer at all."""
     try:
         with np.errstate(all="ignore"):
-            return values()
+            return question.method.values(widened(question.arguments), mutant)
     except Exception:
         return {}
 
