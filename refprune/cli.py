@@ -336,27 +336,13 @@ def _bench(options: argparse.Namespace) -> int:
     return 0 if bench.holds(results) else 1
 
 
-def _check_targets(**targets: Path | None) -> None:
-    """InputError for files that could not be written when minutes have gone by."""
-    given = {f"--{name}": path for name, path in targets.items() if path is not None}
-    for name, path in given.items():
-        if not path.parent.is_dir():
-            raise InputError(f"{name} {path}: the folder {path.parent} does not exist")
-        if path.is_dir():
-            raise InputError(f"{name} {path}: is a folder; the name of a file is allowed")
-        if not os.access(path.parent, os.W_OK):
-            raise InputError(f"{name} {path}: nothing can be written into the folder {path.parent}")
-    if len({path.resolve() for path in given.values()}) < len(given):
-        raise InputError(f"{' and '.join(given)}: are the same file, {path}; two files are allowed")
-
-
 def _audit(options: argparse.Namespace) -> int:
     from . import audit, files
     from .audit.claims import Context
 
     claims = audit.select(options.only)
     audit.require("sympy", "mpmath", *(["matplotlib"] if options.report else []))
-    _check_targets(report=options.report, json=options.json)
+    files.check_targets(report=options.report, json=options.json)
     context, started = Context(options.seed), time.monotonic()
     print(audit.row(None) + "\n" + "-" * audit.LINE)
     results = audit.run(claims, context, lambda result: print(audit.row(result), flush=True))

@@ -39,6 +39,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: cannot be written ({error})") from error
 
 
+def check_targets(**targets: Path | None) -> None:
+    """InputError for files that could not be written when minutes have gone by."""
+    given = {f"--{name}": path for name, path in targets.items() if path is not None}
+    for name, path in given.items():
+        if not path.parent.is_dir():
+            raise InputError(f"{name} {path}: the folder {path.parent} does not exist")
+        if path.is_dir():
+            raise InputError(f"{name} {path}: is a folder; the name of a file is allowed")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{name} {path}: nothing can be written into the folder {path.parent}")
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise InputError(f"{' and '.join(given)}: are the same file, {path}; two files are allowed")
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """No other process holds this file's lock inside the block; the lock goes with its process. InputError if one does.

@@ -40,7 +40,8 @@ class Implementation:
     A method that cannot do what one call asks raises NotImplementedError: the call is counted as declined, not as passed.
 
     precision: "float64", "float32", or "bfloat16", which travels as float32 arrays of bfloat16 numbers.
-    conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own.
+    conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own, in which a
+    convention that is not named is PyTorch's.
     estimator: which estimator of O5 `theta_estimate` is.
     deterministic: whether two equal calls must give equal bits.
     """

@@ -171,7 +171,7 @@ def test_the_smallest_example_runs_as_a_script(tmp_path, capsys):
     adapter.write_text(ADAPTER.format(name="Mine", body="return x * g, dy, (x * dy).sum()"))
     mine = load(f"{adapter}:Mine")
     (finding,) = judged(mine, "gate")["gate"].findings
-    exec(compile(scripts.script(finding, f"{adapter}:Mine"), "script.py", "exec"), {})
+    exec(compile(scripts.script(finding, f"{adapter}:Mine", "float64"), "script.py", "exec"), {})
     printed = capsys.readouterr().out
     assert "got" in printed
     assert "wanted" in printed

@@ -10,21 +10,22 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..errors import InputError
-from ..implementation import Implementation
+from ..estimators import ESTIMATORS
+from ..implementation import EVERY, PYTORCH, Implementation
 from ..layers import Array
 from ..network import Arrays
 from .methods import Arguments, Description, Method
 
 
 class Reply(NamedTuple):
-    """kind: "answer", "declined" (NotImplementedError), "raises", "hangs", "dies".
+    """kind: "answer", "declined" (NotImplementedError), "raises", "results" (not what is documented), "hangs", "dies".
 
     answer: name → array, nested names joined by "/". message: what was raised, or how it ended. printed: what went to the
     standard output. changed: arguments that the call has changed. repeatable: whether a second call gave the same bits; None
@@ -51,20 +52,33 @@ class Caller(Protocol):
 
 
 def describe(implementation: Implementation) -> Description:
-    """What it declares, and the methods that it overrides. InputError for an unknown precision."""
+    """What it declares, and the methods that it overrides. InputError for a precision, convention or estimator unknown."""
     kind = type(implementation)
     own = tuple(
         name
         for name, base in vars(Implementation).items()
-        if callable(base) and not name.startswith("_") and getattr(kind, name) is not base
+        if callable(base) and not name.startswith("_") and (name in vars(implementation) or getattr(kind, name) is not base)
     )
-    if implementation.precision not in ("float64", "float32", "bfloat16"):
-        allowed = "'float64', 'float32', 'bfloat16'"
-        raise InputError(f"precision: {implementation.precision!r} is not known; allowed are {allowed}")
-    conventions = {name: tuple(values) for name, values in implementation.conventions.items()}
+    _one_of("precision", implementation.precision, ("float64", "float32", "bfloat16"))
+    _one_of("estimator", implementation.estimator, tuple(ESTIMATORS))
+    if not isinstance(implementation.conventions, Mapping):
+        raise InputError(f"conventions: got {implementation.conventions!r}; a mapping of names to tuples of values is allowed")
+    conventions = dict(PYTORCH)
+    for name, values in implementation.conventions.items():
+        _one_of("conventions", name, tuple(EVERY))
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InputError(f"conventions: {name} is {values!r}; a tuple of values out of {tuple(EVERY[name])} is allowed")
+        for value in values:
+            _one_of(f"conventions: {name}", value, tuple(EVERY[name]))
+        conventions[name] = tuple(values)
     return Description(
-        kind.__name__, implementation.precision, conventions, implementation.estimator, implementation.deterministic, own
+        kind.__name__, implementation.precision, conventions, implementation.estimator, bool(implementation.deterministic), own
     )
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
 
 
 def load(target: str) -> Implementation:
@@ -80,11 +94,12 @@ def load(target: str) -> Implementation:
         if not path.is_file():
             raise InputError(f"adapter: there is no file {where}")
         sys.path.insert(0, str(path.parent.resolve()))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        called = f"adapter {path.stem}"  # no module's name: the file may be called like one that it needs
+        spec = importlib.util.spec_from_file_location(called, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[called] = module
         spec.loader.exec_module(module)
     else:
         sys.path.insert(0, os.getcwd())
@@ -105,21 +120,27 @@ def load(target: str) -> Implementation:
 def perform(implementation: Implementation, name: str, results: tuple[str, ...], arguments: Arguments, *, twice: bool) -> Reply:
     """Call the method; what it raises becomes part of the reply. Arguments whose names begin with "_" are the oracle's only."""
     arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
-    arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
     given = _copied(arguments)
     started = time.monotonic()
+    called = False
     try:
-        answer = named(results, getattr(implementation, name)(**given))
+        value, called = getattr(implementation, name)(**given), True
         seconds = time.monotonic() - started
+        answer = named(results, value)
         repeatable = None
         if twice:
-            again = named(results, getattr(implementation, name)(**_copied(arguments)))
+            called = False
+            value, called = getattr(implementation, name)(**_copied(arguments)), True
+            again = named(results, value)
             repeatable = answer.keys() == again.keys() and all(_same(answer[n], again[n]) for n in answer)
     except NotImplementedError as error:
         return Reply("declined", {}, str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if called:
+            return Reply("results", {}, str(error))
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return Reply("raises", {}, f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})")
+        where = "" if last.filename == __file__ else f" ({Path(last.filename).name}, line {last.lineno})"
+        return Reply("raises", {}, f"{type(error).__name__}: {error}{where}")
     changed = tuple(n for n, value in arguments.items() if not _equal(value, given[n]))
     return Reply("answer", answer, "", "", changed, repeatable, seconds)
 
@@ -130,10 +151,12 @@ def named(results: tuple[str, ...], value: Any) -> Arrays:
         return dict(_flat(value, ""))
     if not results:
         raise ValueError(f"returned {type(value).__name__}, documented is a dict")
-    parts = value if len(results) > 1 else (value,)
-    if not isinstance(parts, tuple | list) or len(parts) != len(results):
-        count = len(parts) if isinstance(parts, tuple | list) else 1
-        raise ValueError(f"returned {count} results, documented are {len(results)}: {', '.join(results)}")
+    several = len(results) > 1
+    if several and not isinstance(value, tuple | list):
+        raise ValueError(f"returned {type(value).__name__}, documented are {len(results)} results: {', '.join(results)}")
+    parts = value if several else (value,)
+    if len(parts) != len(results):
+        raise ValueError(f"returned {len(parts)} results, documented are {len(results)}: {', '.join(results)}")
     return dict(_flat(dict(zip(results, parts, strict=True)), ""))
 
 
@@ -143,18 +166,20 @@ def _flat(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Array]]:
         if isinstance(part, Mapping):
             found += _flat(part, f"{prefix}{key}/")
         elif part is not None:
-            found.append((f"{prefix}{key}", _array(part)))
+            found.append((f"{prefix}{key}", _array(f"{prefix}{key}", part)))
     return found
 
 
-def _array(value: Any) -> Array:
-    """A copy as a NumPy array; PyTorch tensors (bfloat16 ones as float32) are detached."""
+def _array(name: str, value: Any) -> Array:
+    """A copy as a NumPy array; PyTorch tensors (bfloat16 as float32) are detached. ValueError unless its numbers are real."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-        return np.array(value.numpy())
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     array = np.array(value)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"returned {name} of dtype {array.dtype}; real numbers are documented")
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _copied(arguments: Arguments) -> Arguments:

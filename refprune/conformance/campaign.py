@@ -18,6 +18,7 @@ from .diagnosis import Evidence, named
 from .levels import LEVELS, METHODS
 from .methods import Arguments, Method, dtype_of, in_precision, widened
 from .planting import Mistake
+from .vector_files import Vector
 from .verdicts import Comparison, Expectation, Verdict, judge
 
 #: Of each method, so many first calls are made twice.
@@ -39,9 +40,9 @@ HARMLESS = ("prints",)
 class Finding(NamedTuple):
     """Something that an implementation should not do.
 
-    kind: "deviates", or "raises", "shape", "dtype", "not finite", "names", "changes its input", "not repeatable", "prints",
-    "hangs", "dies", "undecided". arguments: the smallest example; comparisons: of all tensors, in data-flow order; answer: what
-    it gave; mistakes: the known ones that it looks like.
+    kind: "deviates", or "raises", "results", "shape", "dtype", "not finite", "names", "changes its input", "not repeatable",
+    "prints", "hangs", "dies", "undecided". arguments: the smallest example; comparisons: of all tensors, in data-flow order;
+    answer: what it gave; mistakes: the known ones that it looks like.
     """
 
     method: str
@@ -60,28 +61,41 @@ class Finding(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What is known of one method. ratio: the largest error/tolerance of answers that conform; tensors: what was compared."""
+    """What is known of one method.
+
+    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
+    conform; tensors: what was compared; wanted: what could have been.
+    """
 
     method: str
     level: str
     provided: bool
     examples: int = 0
     declined: int = 0
+    stored: int = 0
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
     tensors: set[str] = field(default_factory=set)
+    wanted: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """ "not provided", "declined" (every call), "conforms" or "DEVIATES"."""
+        """ "not provided", "not asked", "declined" (every call), "conforms" or "DEVIATES"."""
         if not self.provided:
             return "not provided"
         if any(f.kind not in HARMLESS for f in self.findings):
             return "DEVIATES"
+        if self.examples == 0:
+            return "not asked"
         return "conforms" if self.examples > self.declined else "declined"
+
+    @property
+    def withheld(self) -> list[str]:
+        """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
+        return sorted(self.wanted - self.tensors - {"layers"})
 
 
 class _Wrong(Exception):
@@ -102,15 +116,23 @@ def run(
     examples: int,
     seed: int,
     say: Callable[[Outcome], None] = lambda outcome: None,
+    *,
+    stored: Sequence[Vector] = (),
 ) -> list[Outcome]:
-    """Judge every method; `say` hears of each as soon as it is done. examples: in all, shared out among what is provided."""
+    """Judge every method; `say` hears of each as soon as it is done. examples: in all, shared out among what is provided.
+
+    stored: vectors that are asked first. Where one of them fails nothing is drawn; examples may be 0, then nothing is at all.
+    """
     shares = sum(m.share for m in methods if m.name in caller.description.provided)
     outcomes = []
     for method in methods:
         outcome = Outcome(method.name, method.level, method.name in caller.description.provided)
         if outcome.provided:
             started = time.monotonic()
-            _Judge(caller, method, outcome).campaign(max(1, round(examples * method.share / shares)), seed)
+            inquiry = _Judge(caller, method, outcome)
+            inquiry.vectors([v for v in stored if v.method is method and v.asks(caller.description)])
+            if examples > 0 and outcome.verdict != "DEVIATES":
+                inquiry.campaign(max(1, round(examples * method.share / shares)), seed)
             outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
         say(outcome)
@@ -134,7 +156,23 @@ class _Judge:
         self.unit = UNIT[self.precision]
         self.failures: list[_Failure] = []
         self.stopped = False
+        self.counting = True
         self.since = 0.0
+
+    def vectors(self, stored: Sequence[Vector]) -> None:
+        """Ask every one of them; the smallest that fails becomes the finding, which names all that fail alike."""
+        names: list[str] = []
+        for vector in stored:
+            arguments = in_precision(vector.arguments, self.precision)
+            failure = self.asked(arguments, lambda v=vector, a=arguments: v.expectation(a, self.precision))  # type: ignore[misc]
+            if failure is not None and (not self.failures or failure.kind == self.failures[0].kind):
+                self.failures.append(failure)
+                names.append(vector.name)
+        self.outcome.stored = self.outcome.examples - self.outcome.declined
+        if self.failures:
+            found = self.finding()
+            where = f"in {len(names)} of {len(stored)} vectors: {', '.join(names)}"
+            self.outcome.findings.append(found._replace(message=f"{found.message}, {where}".removeprefix(", ")))
 
     def campaign(self, examples: int, seed: int) -> None:
         """Draw, ask, judge; after the first failure only smaller versions of it, for a while; then name it."""
@@ -164,28 +202,35 @@ class _Judge:
             self.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:
-        """One example; raises _Wrong if it fails."""
-        if self.stopped or (self.failures and time.monotonic() - self.since > SHRINKING):
+        """One drawn example, or a smaller one of the first that failed; raises _Wrong if it fails."""
+        if self.failures and time.monotonic() - self.since > SHRINKING:
             return
         arguments = in_precision(arguments, self.precision)
-        o = self.outcome
-        twice = self.caller.description.deterministic and not self.failures and o.examples < REPEATED
-        reply = self.caller.call(self.method, arguments, twice=twice)
-        if not self.failures:
-            o.examples += 1
-            o.declined += reply.kind == "declined"
-        if reply.kind == "declined":
-            return
-        if reply.kind in ("hangs", "dies"):
-            self.note(reply.kind, reply.message, arguments, {})
-            self.stopped = True
-            return
-        self.manners(reply, arguments)
-        failure = self.failure(reply, arguments)
+        self.counting = not self.failures
+        failure = self.asked(arguments, lambda: self.method.expect(widened(arguments), self.unit))
         if failure is not None and (not self.failures or failure.kind == self.failures[0].kind):
             self.since = self.since or time.monotonic()
             self.failures.append(failure)
             raise _Wrong
+
+    def asked(self, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:
+        """Ask once; what is wrong with the answer, if anything. After a hang or a death nothing is asked any more."""
+        if self.stopped:
+            return None
+        o = self.outcome
+        twice = self.caller.description.deterministic and self.counting and o.examples < REPEATED
+        reply = self.caller.call(self.method, arguments, twice=twice)
+        if self.counting:
+            o.examples += 1
+            o.declined += reply.kind == "declined"
+        if reply.kind == "declined":
+            return None
+        if reply.kind in ("hangs", "dies"):
+            self.note(reply.kind, reply.message, arguments, {})
+            self.stopped = True
+            return None
+        self.manners(reply, arguments)
+        return self.failure(reply, arguments, expect)
 
     def manners(self, reply: Reply, arguments: Arguments) -> None:
         """What is wrong whatever the numbers are."""
@@ -201,22 +246,23 @@ class _Judge:
         if all(f.kind != kind for f in self.outcome.findings):
             self.outcome.findings.append(Finding(self.method.name, kind, message, arguments, answer))
 
-    def failure(self, reply: Reply, arguments: Arguments) -> _Failure | None:
+    def failure(self, reply: Reply, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:
         """What is wrong with the answer, if anything."""
-        if reply.kind == "raises":
+        if reply.kind in ("raises", "results"):
             return self.failed(reply.kind, reply.message, arguments, {}, Expectation({}, {}))
         with np.errstate(all="ignore"):
-            expected = self.method.expect(widened(arguments), self.unit)
+            expected = expect()
         complaint = _form(reply.answer, expected, dtype_of(self.precision))
         if complaint is not None:
             return self.failed(*complaint, arguments, reply.answer, expected)
         verdict = judge(expected, reply.answer, self.unit)
-        if not self.failures:
+        if self.counting:
             self.outcome.kinks += verdict.kind == "kink"
             self.outcome.undecided += verdict.kind == "undecided"
             self.outcome.tensors |= {name.partition("/")[0] for name in reply.answer}
+            self.outcome.wanted |= {name.partition("/")[0] for name in expected.values}
         if verdict.kind != "deviates":
-            if not self.failures and verdict.kind == "conforms":
+            if self.counting and verdict.kind == "conforms":
                 self.outcome.ratio = max(self.outcome.ratio, verdict.ratio)
             return None
         return self.failed("deviates", "", arguments, reply.answer, expected, verdict)

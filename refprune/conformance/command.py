@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import write_atomically
+from ..files import check_targets, user_cache, write_atomically
 
 #: Without options: about a minute of two cores.
 EXAMPLES = 1500
@@ -25,8 +26,9 @@ def add(commands: Any) -> None:
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
-    failures = Path("verify-failures")
-    verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"for scripts (default: {failures})")
+    verify.add_argument("--vectors", metavar="DIR", type=Path, help="stored vectors to ask first; alone with --examples 0")
+    failures, what = Path("verify-failures"), "for what fails, as a script and a vector"
+    verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"{what} (default: {failures})")
     verify.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
     verify.add_argument("--json", metavar="FILE", type=Path, help="write everything found")
     verify.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit's XML for a continuous integration")
@@ -36,17 +38,20 @@ def add(commands: Any) -> None:
     actions = vectors.add_subparsers(required=True, metavar="action")
     export = actions.add_parser("export", help="write vectors of every method")
     export.add_argument("directory", metavar="DIR", type=Path)
-    export.add_argument("--per-method", metavar="N", type=int, default=2, help="vectors of a method (default: 2)")
-    export.add_argument("--dtype", choices=["float64", "float32"], default="float64")
-    export.add_argument("--seed", metavar="N", type=int, default=0)
+    export.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all)")
+    export.add_argument("--per-method", metavar="N", type=int, default=1, help="drawn examples of a method (default: 1)")
+    export.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="of arguments and tolerances")
+    export.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawn examples")
+    export.add_argument("--format", choices=["npz", "safetensors"], default="npz", help="of the files of arrays")
     export.set_defaults(command=_export)
-    check = actions.add_parser("check", help="derive each again by two witnesses, the oracle and PyTorch")
+    check = actions.add_parser("check", help="derive each again by two witnesses; exit code 1 if one fails")
     check.add_argument("directory", metavar="DIR", type=Path)
     check.set_defaults(command=_check)
 
 
 def require(*packages: str) -> None:
-    """InputError, one sentence, for the first package that is not installed."""
+    """InputError, one sentence, for the first package that is not installed. Hypothesis keeps its files out of this folder."""
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(user_cache() / "hypothesis"))
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"verify: {package} is not installed:  pip install -e '.[verify]'")
@@ -55,31 +60,37 @@ def require(*packages: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command; 0 conforms, 1 deviates, 2 could not run (InputError)."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
-    from . import campaign, reporting
+    from . import campaign, reporting, vector_files
     from .worker import Worker
 
-    if options.examples < 1 or options.time_limit <= 0.0:
-        raise InputError("--examples and --time-limit must be positive")
-    outputs = [path for path in (options.report, options.json, options.junit) if path is not None]
-    for path in outputs:
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist")
-    methods = campaign.chosen([name for name in options.level.split(",") if name])
+    fewest = 1 if options.vectors is None else 0
+    if options.examples < fewest:
+        raise InputError(f"--examples: must be at least {fewest}, got {options.examples}")
+    if not 0.0 < options.time_limit < float("inf"):
+        raise InputError(f"--time-limit: must be a positive number of seconds, got {options.time_limit}")
+    check_targets(report=options.report, json=options.json, junit=options.junit)
+    if options.failures.exists() and not options.failures.is_dir():
+        raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
+    methods = campaign.chosen(_named(options.level))
+    stored = [] if options.vectors is None else list(vector_files.read(options.vectors))
     worker = Worker(options.adapter, options.time_limit, options.dtype)
     try:
-        outcomes = campaign.run(worker, methods, options.examples, options.seed, _say)
+        outcomes = campaign.run(worker, methods, options.examples, options.seed, _say, stored=stored)
     finally:
         worker.close()
     description = worker.description
     print(reporting.text(outcomes, description))
-    _write_scripts(options, [f for o in outcomes for f in o.findings if f.arguments])
+    if stored:
+        fitting = sum(v.method in methods and v.asks(description) for v in stored)
+        print(f"{fitting} of {len(stored)} vectors of {options.vectors} are for these methods and conventions")
+    _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     judged = [o for o in outcomes if o.verdict == "conforms"]
     if reporting.conforms(outcomes) and options.examples == EXAMPLES:
         least = min(judged, key=lambda o: o.examples)
         print(f"{least.examples} to {max(o.examples for o in judged)} examples a method; --examples 10000 finds rarer mistakes")
     if options.json:
         found = reporting.as_json(outcomes, description, options.adapter, options.seed)
-        write_atomically(options.json, json.dumps(found, indent=1, ensure_ascii=False).encode())
+        write_atomically(options.json, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False).encode())
     if options.junit:
         write_atomically(options.junit, reporting.junit(outcomes, options.adapter))
     if options.report:
@@ -88,29 +99,39 @@ def run(options: argparse.Namespace) -> int:
     return 0 if reporting.conforms(outcomes) else 1
 
 
+def _named(listed: str) -> list[str]:
+    return [name for name in listed.split(",") if name]
+
+
 def _export(options: argparse.Namespace) -> int:
-    require("hypothesis")
-    from . import vectors
+    require("hypothesis", *(["safetensors"] if options.format == "safetensors" else []))
+    from . import campaign, vectors
 
     if options.per_method < 1:
         raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
-    count = vectors.export(options.directory, per_method=options.per_method, precision=options.dtype, seed=options.seed)
-    print(f"{count} vectors in {options.directory}")
+    counts = vectors.export(
+        options.directory,
+        methods=campaign.chosen(_named(options.level)),
+        per_method=options.per_method,
+        precision=options.dtype,
+        seed=options.seed,
+        container=options.format,
+    )
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    print(f"{sum(counts.values())} vectors in {options.directory}: {listed}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
     require("hypothesis", "torch")
     from . import vectors
-    from .calls import InProcess, load
 
-    torch = InProcess(load("refprune.conformance.torch_adapter:TorchImplementation"))
-    checked = list(vectors.check(options.directory, torch))
+    checked = list(vectors.check(options.directory))
     for row in checked:
         if not row.holds:
-            print(f"{row.path}: oracle {row.oracle}; PyTorch {row.second}")
-    twice = sum(row.second == "holds" for row in checked)
-    print(f"{len(checked)} vectors, {sum(row.holds for row in checked)} hold, {twice} of them by both witnesses")
+            print(f"{options.directory / row.name}.json ({row.result}): oracle {row.oracle}; {row.witness} {row.second}")
+    twice = sum(row.holds and row.second == "holds" for row in checked)
+    print(f"{len(checked)} vectors, {sum(row.holds for row in checked)} hold, {twice} of them by two witnesses")
     return 0 if all(row.holds for row in checked) else 1
 
 
@@ -119,13 +140,21 @@ def _say(outcome: Any) -> None:
         print(f"{outcome.method}: {outcome.verdict}, {outcome.seconds:.1f} s", file=sys.stderr)
 
 
-def _write_scripts(options: argparse.Namespace, findings: list[Any]) -> None:
-    """Every finding's example as a script that runs alone."""
+def _write_failures(options: argparse.Namespace, precision: str, findings: list[Any]) -> None:
+    """Every finding's example as a script that runs alone, and as a vector with the right values."""
+    from . import vector_files
+    from .levels import METHODS
     from .scripts import script
 
-    if findings:
-        options.failures.mkdir(parents=True, exist_ok=True)
+    if not findings:
+        return
+    options.failures.mkdir(parents=True, exist_ok=True)
     for finding in findings:
-        path = options.failures / f"{finding.method}-{finding.kind.replace(' ', '-')}.py"
-        write_atomically(path, script(finding, options.adapter).encode())
+        name = f"{finding.method}-{finding.kind.replace(' ', '-')}"
+        path = options.failures / f"{name}.py"
+        write_atomically(path, script(finding, options.adapter, precision).encode())
+        aim = f"for which {options.adapter} was found to fail: {finding.kind}"
+        vector = vector_files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim)
+        vector_files.write(options.failures, vector)
         print(f"python {path}  runs the smallest example of: {finding.method} {finding.kind}")
+    print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")

@@ -25,10 +25,11 @@ class Evidence(NamedTuple):
 
 def named(method: Method, evidence: Sequence[Evidence], unit: float) -> list[Mistake]:
     """The known mistakes that explain every wrong answer, all tensors of it."""
-    return [mistake for mistake in KNOWN if evidence and _explains(mistake, method, evidence, unit)]
+    return [mistake for mistake in KNOWN if evidence and explains(mistake, method, evidence, unit)]
 
 
-def _explains(mistake: Mistake, method: Method, evidence: Sequence[Evidence], unit: float) -> bool:
+def explains(mistake: Mistake, method: Method, evidence: Sequence[Evidence], unit: float) -> bool:
+    """Does a mistake have the numbers of every one of these answers?"""
     with planted(mistake) as backend:
         for arguments, answer, expected in evidence:
             try:

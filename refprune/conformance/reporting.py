@@ -15,6 +15,9 @@ from .campaign import HARMLESS, Finding, Outcome
 from .methods import Description
 from .verdicts import Comparison
 
+#: What neither XML nor a terminal should get; what an implementation raises may hold it.
+CONTROL = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 #: So many tensors that differ are listed behind the first.
 FURTHER = 4
 
@@ -61,7 +64,11 @@ def finding_lines(finding: Finding) -> list[str]:
     elif finding.kind == "deviates":
         lines.append("  no known mistake has these numbers")
     lines.append(f"  smallest example: {_shapes(finding.arguments)}")
-    return lines
+    return [CONTROL.sub(_escaped, line) for line in lines]
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match.group().encode("unicode_escape").decode()
 
 
 def _tensor(c: Comparison) -> str:
@@ -88,12 +95,21 @@ def _shapes(arguments: dict[str, Any]) -> str:
     return re.sub(r"\s+", " ", ", ".join(parts))
 
 
+def unjudged(outcomes: Sequence[Outcome]) -> list[str]:
+    """What no verdict is about: methods that are not provided, results that are not given."""
+    missing = [o.method for o in outcomes if not o.provided]
+    withheld = [f"{o.method}: {', '.join(o.withheld)}" for o in outcomes if o.withheld]
+    return [
+        f"{what}, and therefore not judged: {listed}"
+        for what, listed in (("not provided", ", ".join(missing)), ("not given", "; ".join(withheld)))
+        if listed
+    ]
+
+
 def text(outcomes: Sequence[Outcome], description: Description) -> str:
     """The table, what is missing, every finding, the verdict in one line."""
     lines = [report.text_table(table(outcomes)), ""]
-    missing = [o.method for o in outcomes if not o.provided]
-    if missing:
-        lines += [f"not provided, and therefore not judged: {', '.join(missing)}", ""]
+    lines += [line + "\n" for line in unjudged(outcomes)]
     for outcome in outcomes:
         for finding in outcome.findings:
             lines += [*finding_lines(finding), ""]
@@ -104,8 +120,12 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
         return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
     if not conforms(outcomes):
         return "\n".join([*lines, what + "nothing could be judged"])
-    rate = 100.0 * (1.0 - 0.05 ** (1.0 / judged))
-    lines.append(what + f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of them would have been seen")
+    drawn = judged - sum(o.stored for o in outcomes)
+    seen = ""
+    if drawn > 0:
+        rate = 100.0 * (1.0 - 0.05 ** (1.0 / drawn))
+        seen = f"; a mistake that shows in {rate:.2g} % of {'those drawn' if drawn < judged else 'them'} would have been seen"
+    lines.append(what + f"conforms in {judged} examples{seen}")
     return "\n".join(lines)
 
 
@@ -117,9 +137,7 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
             first, *rest = finding_lines(finding)
             lines = html.escape("\n".join(rest))
             body.append(f"<h2>{html.escape(first)}</h2><pre>{lines}</pre>{_picture(finding)}")
-    missing = ", ".join(o.method for o in outcomes if not o.provided)
-    if missing:
-        body.append(f"<h2>Not provided, not judged</h2><p>{html.escape(missing)}</p>")
+    body += [f"<p>{html.escape(line)}</p>" for line in unjudged(outcomes)]
     verdict = "conforms" if conforms(outcomes) else "deviates"
     return report.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
 
@@ -153,10 +171,12 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "verdict": o.verdict,
                 "examples": o.examples,
                 "declined": o.declined,
+                "stored": o.stored,
                 "kinks": o.kinks,
                 "undecided": o.undecided,
                 "largest_ratio": o.ratio,
                 "tensors": sorted(o.tensors),
+                "withheld": o.withheld,
                 "seconds": round(o.seconds, 3),
                 "findings": [_finding_json(f) for f in o.findings],
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pprint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,28 @@ for name in want:
 '''
 
 
-def script(finding: Finding, target: str) -> str:
-    """The finding's smallest example as Python source that prints both sides. target: as for `refprune verify`."""
+def script(finding: Finding, target: str, precision: str) -> str:
+    """The finding's smallest example as Python source that prints both sides.
+
+    target: as for `refprune verify`; a file is named by its full path, so that the script runs from any folder. precision:
+    in which the implementation was judged.
+    """
+    message = finding.message or (finding.first.worst[0].text() if finding.first and finding.first.worst else "")
+    where, _, name = target.rpartition(":")
+    full = f"{Path(where).resolve()}:{name}" if where.endswith(".py") else target
     return SCRIPT.format(
-        title=f"The smallest example for which {target} {finding.kind} in {finding.method}.",
-        message=finding.message or (finding.first.worst[0].text() if finding.first and finding.first.worst else ""),
-        load=f"\nimplementation = calls.load({target!r})",
+        title=_quoted(f"The smallest example for which {target} {finding.kind} in {finding.method}."),
+        message=_quoted(message),
+        load=f"\nimplementation = calls.load({full!r})\nimplementation.precision = {precision!r}",
         arguments=pprint.pformat(_source(finding.arguments), width=124, sort_dicts=False),
         method=finding.method,
     )
+
+
+def _quoted(text: str) -> str:
+    """`text` for the inside of a docstring: what is raised may hold quotes, backslashes and control characters."""
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode()
+    return shown.replace("\\", "\\\\").replace('"', "'")
 
 
 class _Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import InputError
 from ..implementation import Implementation
 from . import campaign, reporting
 from .calls import InProcess
@@ -16,12 +17,15 @@ def conformance(
     """A pytest test with one item for each method that the implementation has (of the levels or methods named).
 
     implementation: its class, or a function that makes one. examples: of each method. It runs in the test's own process, so
-    a call that hangs cannot be ended. A failure's message is what `refprune verify` would print.
+    a call that hangs cannot be ended. A failure's message is what `refprune verify` would print. InputError if nothing is
+    provided: a test without items would pass.
     """
     import pytest
 
     caller = InProcess(implementation())
     provided = [m for m in campaign.chosen(levels) if m.name in caller.description.provided]
+    if not provided:
+        raise InputError(f"{caller.description.name}: provides no method{' of ' + ', '.join(levels) if levels else ''}")
 
     @pytest.mark.parametrize("method", provided, ids=[m.name for m in provided])
     def test(method: Any) -> None:

@@ -90,19 +90,23 @@ def expectation(run: Run, unit: float, branches: Mapping[str, Array] | None = No
     return Expectation(base.tensors, tolerance, {}, base.branches, kinks, len(choices), alternatives, on_branches)
 
 
-def _kinks(base: Traced, tolerance: Mapping[str, Array], tiny: float) -> tuple[Arrays, list[Choice]]:
-    """Each branch entry's distance from its kink in tolerances, and all other choices within one.
+Kinks = dict[str, Mapping[int, Array]]
+
+
+def _kinks(base: Traced, tolerance: Mapping[str, Array], tiny: float) -> tuple[Kinks, list[Choice]]:
+    """The distance of every value of every branch entry from being right, in tolerances, and all other choices within one.
 
     What no noise reaches (behind a closed gate, a dead unit) is exact on both sides: its tie is judged by the convention.
     """
-    kinks: Arrays = {}
+    kinks: Kinks = {}
     choices: list[Choice] = []
     for name, taken in base.branches.items():
         (x, options), allowed = base.inputs[name], tolerance[f"into {name}"]
         allowed = np.where(allowed > 2.0 * tiny, allowed, 0.0)
         if "slope" in options:
-            kinks[name] = _in_tolerances(np.abs(x), allowed)
-            near = np.argwhere((kinks[name] <= 1.0) & (allowed > 0.0))
+            distance = _in_tolerances(np.abs(x), allowed)
+            kinks[name] = dict.fromkeys((-1, 0, 1), distance)
+            near = np.argwhere((distance <= 1.0) & (allowed > 0.0))
             choices += [Choice(name, tuple(map(int, i)), -1 if x[tuple(i)] > 0.0 else 1) for i in near]
             continue
         kernel = options["kernel"]
@@ -110,13 +114,14 @@ def _kinks(base: Traced, tolerance: Mapping[str, Array], tiny: float) -> tuple[A
         values = [_tap(x, tap, taken, options) for tap in taps]
         noises = [_tap(allowed, tap, taken, options) for tap in taps]
         largest, noise = (ORACLE.max_pool(a, branch=taken, **options)[0] for a in (x, allowed))
-        kinks[name] = np.full(taken.shape, np.inf)
+        gaps: dict[int, Array] = {}
         for tap in taps:
             with np.errstate(invalid="ignore"):
                 gap = _in_tolerances(largest - values[tap], noise + np.maximum(noises[tap], 0.0))
             gap = np.where((taken == tap) | ~np.isfinite(values[tap]) | (noise + noises[tap] <= 0.0), np.inf, gap)
-            kinks[name] = np.minimum(kinks[name], gap)
+            gaps[tap] = gap
             choices += [Choice(name, tuple(map(int, i)), tap) for i in np.argwhere(gap <= 1.0)]
+        kinks[name] = gaps
     return kinks, choices
 
 

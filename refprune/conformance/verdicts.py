@@ -24,8 +24,9 @@ WORST = 5
 class Expectation:
     """values: name → what is right, in data-flow order; tolerance: how far a correct implementation may be from it.
 
-    certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → by how
-    much each pre-activation is off its kink, in tolerances (below 1: either branch is right). ambiguous: how many entries
+    certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → each
+    value that a branch may have → how far that is from being right, in tolerances (up to 1: as right as the one taken).
+    ambiguous: how many entries
     that concerns. alternatives: what is right on other branches, for all choices of the ambiguous ones; empty if they are too
     many. on_branches: the same expectation on branches that the candidate shows.
     """
@@ -34,7 +35,7 @@ class Expectation:
     tolerance: Arrays
     certain: Arrays = field(default_factory=dict)
     branches: Arrays = field(default_factory=dict)
-    kinks: Arrays = field(default_factory=dict)
+    kinks: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
     ambiguous: int = 0
     alternatives: Callable[[], Iterator[Expectation]] = lambda: iter(())
     on_branches: Callable[[Mapping[str, Array]], Expectation] | None = None
@@ -91,6 +92,12 @@ class Verdict(NamedTuple):
         return max((c.ratio for c in self.comparisons), default=0.0)
 
 
+def representable(want: Array, unit: float) -> Array:
+    """`want` with an infinity for what exceeds the largest number of a precision of this roundoff."""
+    largest = float(np.finfo(np.float64 if unit == UNIT["float64"] else np.float32).max)
+    return np.where(np.abs(want) > largest, np.copysign(np.inf, want), want) if want.dtype.kind == "f" else want
+
+
 def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float, certain: Array | None = None) -> Comparison:
     """|got − want| ≤ tolerance everywhere? Equal infinities are equal; NaN where a number is wanted is off.
 
@@ -99,8 +106,7 @@ def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float
     ulp: the spacing 2u·2^⌊log₂|want|⌋ of numbers of precision `unit` at the wanted value.
     """
     got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
-    largest = float(np.finfo(np.float64 if unit == UNIT["float64"] else np.float32).max)
-    want = np.where(np.abs(want) > largest, np.copysign(np.inf, want), want)
+    want = representable(want, unit)
     tolerance = np.broadcast_to(tolerance, want.shape)
     with np.errstate(all="ignore"):
         error = np.where(got == want, 0.0, np.abs(got - want))
@@ -136,7 +142,9 @@ def _wrong_branches(expected: Expectation, answer: Mapping[str, Array], unit: fl
     for name, want in expected.branches.items():
         if name in answer:
             differs = answer[name] != want
-            near = expected.kinks[name] <= 1.0
+            near = np.zeros(want.shape, dtype=bool)
+            for value, distance in expected.kinks[name].items():
+                near |= (answer[name] == value) & (distance <= 1.0)
             kink = kink or bool((differs & near).any())
             if (differs & ~near).any():
                 wrong.append(compare(name, np.where(near, want, answer[name]), want, np.zeros(want.shape), unit=unit))

@@ -6,9 +6,11 @@ writes there goes to files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
+import signal
 import struct
 import subprocess
 import sys
@@ -55,8 +57,12 @@ class Worker:
         self.description = self._start()
 
     def _start(self) -> Any:
-        command = [sys.executable, "-m", "refprune.conformance.worker", self.target, self.precision or ""]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-P", "-m", "refprune.conformance.worker", self.target, self.precision or ""]
+        # -P: a file of the current folder may be called like one of Python's modules; a session of its own: Ctrl-C is the
+        # caller's alone, and what the implementation has started is ended with it
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=hasattr(os, "killpg")
+        )
         self._replies: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, args=(self._process.stdout, self._replies), daemon=True).start()
         try:
@@ -64,16 +70,25 @@ class Worker:
         except queue.Empty:
             self.close()
             raise InputError(f"adapter: {self.target} was not loaded within {STARTING:.0f} s") from None
-        if not isinstance(first, tuple) or first[0] != "ready":
+        except BaseException:
             self.close()
-            raise InputError(first[1] if isinstance(first, tuple) else f"adapter: {self.target} ended while it was loaded")
+            raise
+        if not isinstance(first, tuple) or first[0] != "ready":
+            code = None if isinstance(first, tuple) else self._process.wait()
+            self.close()
+            ended = f"adapter: {self.target} ended the process with code {code} while it was loaded"
+            raise InputError(first[1] if isinstance(first, tuple) else ended)
         return first[1]
 
     @staticmethod
     def _listen(stream: IO[bytes], replies: queue.Queue[Any]) -> None:
-        while (message := _receive(stream)) is not None:
+        message: Any = ()
+        while message is not None:
+            try:
+                message = _receive(stream)
+            except (OSError, ValueError):  # closed while it was being read
+                message = None
             replies.put(message)
-        replies.put(None)
 
     def call(self, method: Method, arguments: Arguments, *, twice: bool) -> Reply:
         """One call. What does not answer within the limit (for two calls: twice the limit) is ended and asked once more: the
@@ -109,6 +124,9 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
+            if hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.wait()
             for stream in (self._process.stdin, self._process.stdout):
@@ -134,9 +152,9 @@ def _serve(target: str, precision: str, requests: IO[bytes], replies: IO[bytes],
     except InputError as error:
         _send(replies, ("failed", str(error)))
         return
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = traceback.format_exception_only(error)
-        _send(replies, ("failed", f"adapter: importing {target} raised {''.join(lines).strip()}"))
+        _send(replies, ("failed", f"adapter: loading {target} raised {''.join(lines).strip()}"))
         return
     _send(replies, ("ready", description))
     while (request := _receive(requests)) is not None:
@@ -144,7 +162,8 @@ def _serve(target: str, precision: str, requests: IO[bytes], replies: IO[bytes],
         printed.truncate()
         name, results, arguments, twice = request
         reply = perform(implementation, name, results, arguments, twice=twice)
-        sys.stdout.flush()
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # the implementation may have closed or replaced it
+            sys.stdout.flush()
         printed.seek(0)
         _send(replies, reply._replace(printed=printed.read(2000).decode(errors="replace")))
 
