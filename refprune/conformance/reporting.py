@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .. import report
-from .campaign import HARMLESS, Finding, Outcome
+from .findings import HARMLESS, Finding, Outcome
 from .methods import Description
 from .verdicts import Comparison
 

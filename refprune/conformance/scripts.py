@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .campaign import Finding
+from .findings import Finding
 
 SCRIPT = '''"""{title}
 
