@@ -5,14 +5,14 @@ stakes a share c of what he has on every x_i being large; the stake comes back m
 
     K_n = Π_{i ≤ n} (1 − c + c r_i).
 
-Under H every factor is ≥ 0 and has conditional mean ≤ 1: K is a nonnegative supermartingale that starts at 1, and so is the mean
-of several of them with different shares. By Ville's inequality
+Under H every factor is ≥ 0 and has conditional mean ≤ 1: K is a nonnegative supermartingale that starts at 1, and so is the
+mean of several of them with different shares. By Ville's inequality
 
     P( K_n ≥ 1/α for some n ) ≤ α,
 
-for any distribution, however skewed or dependent, any number of looks, and any rule for when to stop: nothing is asymptotic. That
-the mean is ≥ m is tested by the mirror image; that it is m whatever came before, by a gambler who looks at what came before
-and then bets on one of the two. What is needed is a bound a, for the mean alone cannot be tested without one (Bahadur &
+for any distribution, however skewed or dependent, any number of looks, and any rule for when to stop: nothing is asymptotic.
+That the mean is ≥ m is tested by the mirror image; that it is m whatever came before, by a gambler who looks at what came
+before and then bets on one of the two. What is needed is a bound a, for without one a mean cannot be tested at all (Bahadur &
 Savage 1956). A share c gains most where the mean is m + c·Var/(m − a) or so, at a rate of half the squared bias over the
 variance, as in Wald's test; eight shares, each half of the one before, lie near the best for biases over two decades and cost
 log 8 of evidence.

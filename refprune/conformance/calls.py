@@ -62,9 +62,8 @@ def describe(implementation: Implementation) -> Description:
         allowed = "'float64', 'float32', 'bfloat16'"
         raise InputError(f"precision: {implementation.precision!r} is not known; allowed are {allowed}")
     conventions = {name: tuple(values) for name, values in implementation.conventions.items()}
-    return Description(
-        kind.__name__, implementation.precision, conventions, implementation.estimator, implementation.deterministic, own
-    )
+    i = implementation
+    return Description(kind.__name__, i.precision, conventions, i.estimator, i.deterministic, own, i.samples)
 
 
 def load(target: str) -> Implementation:
@@ -104,7 +103,6 @@ def load(target: str) -> Implementation:
 
 def perform(implementation: Implementation, name: str, results: tuple[str, ...], arguments: Arguments, *, twice: bool) -> Reply:
     """Call the method; what it raises becomes part of the reply. Arguments whose names begin with "_" are the oracle's only."""
-    arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
     arguments = {n: value for n, value in arguments.items() if not n.startswith("_")}
     given = _copied(arguments)
     started = time.monotonic()

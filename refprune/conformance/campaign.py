@@ -5,17 +5,18 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..network import Arrays
 from ..rounding import UNIT
+from . import sequential
 from .calls import Caller, Reply
 from .diagnosis import Evidence, named
 from .findings import Finding, Outcome
-from .levels import LEVELS, METHODS
+from .levels import LEVELS, METHODS, SAMPLED
 from .methods import Arguments, Method, dtype_of, in_precision, widened
 from .verdicts import Expectation, Verdict, form, judge
 
@@ -38,10 +39,11 @@ class _Wrong(Exception):
 
 def chosen(levels: Sequence[str]) -> list[Method]:
     """The methods of the levels, or with these names; all for none. InputError for an unknown one."""
+    every = METHODS | SAMPLED
     for name in levels:
-        if name not in LEVELS and name not in METHODS:
+        if name not in LEVELS and name not in every:
             raise InputError(f"level: {name!r} is not known; allowed are {', '.join(LEVELS)}, or a method's name")
-    return [m for m in METHODS.values() if not levels or m.level in levels or m.name in levels]
+    return [m for m in every.values() if not levels or m.level in levels or m.name in levels]
 
 
 def run(
@@ -58,11 +60,20 @@ def run(
         outcome = Outcome(method.name, method.level, method.name in caller.description.provided)
         if outcome.provided:
             started = time.monotonic()
-            _Judge(caller, method, outcome).campaign(max(1, round(examples * method.share / shares)), seed)
+            count = max(1, round(examples * method.share / shares))
+            if _is_random(caller, method):
+                sequential.judge(caller, method, outcome, count, seed)
+            else:
+                _Judge(caller, method, outcome).campaign(count, seed)
             outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
         say(outcome)
     return outcomes
+
+
+def _is_random(caller: Caller, method: Method) -> bool:
+    """Does it draw random numbers of its own? An estimate from given ones may, where nothing is promised to be repeatable."""
+    return method.name in SAMPLED or (method.name == "theta_estimate" and not caller.description.deterministic)
 
 
 class _Failure(NamedTuple):

@@ -277,6 +277,8 @@ def _array(tensor: Tensor) -> Array:
 class TorchImplementation(TorchFunctions):
     """Gated training in PyTorch; replace what is yours and verify it: `class Mine(TorchImplementation)`."""
 
+    samples = 2
+
     def module(self, spec: Mapping[str, Any], params: Arrays, statistics: Arrays, *, train: bool) -> Module:
         """The gated module of a spec with these numbers. Declines conventions that PyTorch lacks."""
         try:
@@ -324,13 +326,15 @@ class TorchImplementation(TorchFunctions):
         return {"value": total, "theta": gradient(on), "params": of_parameters(module, gradient)}
 
     def estimates(self, module: Module, x: Array, target: Array, theta: Tensor, uniform: Tensor) -> Tensor:
-        """Reinforce with a leave-one-out baseline from K samples, (G,)."""
+        """Reinforce with a leave-one-out baseline from K samples. uniform (…, K, G) → (…, G)."""
         samples = (uniform < theta).to(theta.dtype)
+        distinct, which = torch.unique(samples.flatten(0, -2), dim=0, return_inverse=True)
         with torch.no_grad():
-            c = torch.stack([self.loss(module, set_gates(module, xi)(self.tensor(x)), target) for xi in samples])
-        k = len(c)
-        baseline = (c.sum() - c) / (k - 1) if k > 1 else torch.zeros_like(c)
-        return ((c - baseline)[:, None] * (samples - theta) / (theta * (1.0 - theta))).mean(0)
+            c = torch.stack([self.loss(module, set_gates(module, xi)(self.tensor(x)), target) for xi in distinct])
+        c = c[which].reshape(samples.shape[:-1])
+        k = c.shape[-1]
+        baseline = (c.sum(-1, keepdim=True) - c) / (k - 1) if k > 1 else torch.zeros_like(c)
+        return ((c - baseline)[..., None] * (samples - theta) / (theta * (1.0 - theta))).mean(-2)
 
     def theta_estimate(
         self,
@@ -345,6 +349,24 @@ class TorchImplementation(TorchFunctions):
     ) -> Tensor:
         module = self.module(spec, params, statistics, train=train)
         return self.estimates(module, x, target, self.tensor(theta), self.tensor(uniform))
+
+    def theta_sample(
+        self,
+        spec: Any,
+        params: Arrays,
+        statistics: Arrays,
+        x: Array,
+        target: Array,
+        theta: Array,
+        train: bool,
+        draws: int,
+        seed: int,
+    ) -> Tensor:
+        """All draws at once, from a generator of PyTorch's."""
+        module = self.module(spec, params, statistics, train=train)
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand((draws, self.samples, len(theta)), generator=generator, dtype=torch.float64)
+        return self.estimates(module, x, target, self.tensor(theta), uniform)
 
     def training_steps(
         self,
