@@ -25,7 +25,7 @@ import numpy as np
 from .. import estimators
 from ..backend import Backend
 from ..layers import Array
-from ..objective import BatchLoss
+from ..objective import BatchLoss, Evaluation
 from ..rounding import LAYER_FACTOR
 from .traced import Traced, expectation
 
@@ -117,7 +117,8 @@ def facts(loss: BatchLoss, theta: Array, kind: str, samples: int, unit: float) -
 
 def passes(kind: str, gates: int, samples: int) -> int:
     """Forward passes, whole or in part, of one estimate."""
-    return samples * {"exact": 2**gates, "paired": 1 + gates, "arm": 2, "disarm": 2}.get(kind, 1)
+    of_one: dict[str, int] = {"exact": int(2**gates), "paired": 1 + gates, "arm": 2, "disarm": 2}
+    return samples * of_one.get(kind, 1)
 
 
 def variance(t: Table, kind: str, samples: int) -> Array:
@@ -132,7 +133,7 @@ def variance(t: Table, kind: str, samples: int) -> Array:
         first, second = t.mean(given**2) - t.gradient() ** 2, both - t.gradient() ** 2
         return np.asarray((4.0 * (samples - 2) * first + 2.0 * second) / (samples * (samples - 1)))
     if kind in ("arm", "disarm"):
-        return (_antithetic_square(t, kind) - t.gradient() ** 2) / samples
+        return np.asarray(_antithetic_square(t, kind) - t.gradient() ** 2) / samples
     values = {"taylor": t.slopes, "paired": t.differences(), "reinforce": t.losses[:, None] * t.scores()}[kind]
     return np.asarray(t.mean(values**2) - t.mean(values) ** 2) / samples
 
@@ -179,24 +180,29 @@ def _range(t: Table, kind: str) -> tuple[Array, Array]:
     return -size, size
 
 
-def expected(loss: BatchLoss, theta: Array, kind: str) -> Array:
+def expected(loss: BatchLoss, theta: Array, kind: str, samples: int = 1) -> Array:
     """(G,) mean of one estimate, from the code in `estimators` at the middle of every cell of v: (2G+1)^G of them.
 
-    The cells' borders are all θ and 1 − θ, so that a mistake that compares a gate with another's number is seen too.
+    The cells' borders are all θ and 1 − θ, so that a mistake that compares a gate with another's number is seen too. All
+    estimators but arm and disarm use v to sample the gates and for nothing else: they are asked once for every gate vector,
+    reinforce with a baseline for every pair (a mean over more samples is that over pairs).
     """
-    g = theta.size
     borders = np.unique(np.concatenate([[0.0, 1.0], theta, 1.0 - theta]))
     middles, lengths = 0.5 * (borders[1:] + borders[:-1]), np.diff(borders)
-    known: dict[bytes, tuple[estimators.Estimator | object, ...]] = {}
-    total = np.zeros(g)
-    for cells in itertools.product(range(middles.size), repeat=g):
-        where = list(cells)
-        uniform = middles[where][None]
+    cells: dict[bytes, tuple[float, Array]] = {}
+    for cell in itertools.product(range(middles.size), repeat=theta.size):
+        where = list(cell)
+        v, weight = middles[where], float(np.prod(lengths[where]))
+        key = v.tobytes() if kind in ("arm", "disarm") else estimators.sample(theta, v[None]).tobytes()
+        cells[key] = (weight + cells.get(key, (0.0, v))[0], v)
+    bases: dict[bytes, tuple[Evaluation, Array]] = {}
+    total = np.zeros(theta.size)
+    for rows in itertools.product(cells.values(), repeat=2 if kind == "reinforce" and samples > 1 else 1):
+        uniform = np.stack([v for _, v in rows])
         gates = estimators.sample(theta, uniform[0])
-        key = gates.tobytes()
-        if key not in known:
+        if gates.tobytes() not in bases:
             base = loss.evaluate(gates, run_closed=True)
-            known[key] = (base, loss.gradients(base).gates)
-        base, slopes = known[key]
-        total += np.prod(lengths[where]) * estimators.ESTIMATORS[kind].function(loss, base, slopes, theta, uniform).gradient
+            bases[gates.tobytes()] = base, loss.gradients(base).gates
+        found = estimators.ESTIMATORS[kind].function(loss, *bases[gates.tobytes()], theta, uniform)
+        total += np.prod([weight for weight, _ in rows]) * found.gradient
     return total

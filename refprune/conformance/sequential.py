@@ -12,8 +12,6 @@ moves the mean by no more than it moves each estimate, and is granted to both si
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ..layers import Array
@@ -39,16 +37,11 @@ FALSE_ALARM = 1e-6
 #: Probability of error of the intervals in which a known mistake's mean must lie to be named.
 NAMING = 1e-3
 
-#: After a finding, so many times as many draws are taken in all, to tell mistakes apart.
-LONGER = 4
+#: After a test has rejected, so many times as many draws are taken in all, to tell mistakes apart.
+LONGER = 8
 
-
-class Test(NamedTuple):
-    """One gambler's question: kind of finding, gate, words."""
-
-    kind: str
-    gate: int
-    words: str
+#: |z| from which the report speaks of a bias or of a correlation, once a test has rejected.
+CLEAR = 6.0
 
 
 class Series:
@@ -57,11 +50,9 @@ class Series:
     def __init__(self, known: Facts, draws: int) -> None:
         self.known, self.lags = known, (1, 2, draws)
         self.x = np.zeros((0, known.mean.size))
-        kinds = [("biased", "above"), ("biased", "below")]
-        kinds += [("dependent draws", f"{how} the one {lag} before") for lag in self.lags for how in ("near", "opposite to")]
-        kinds += [("variance", "above")]
-        self.tests = [Test(kind, gate, words) for kind, words in kinds for gate in range(known.mean.size)]
-        self.gamblers = Gamblers(len(self.tests))
+        self.draws = draws
+        self.tests = known.mean.size * (2 + 2 * len(self.lags) + 1)
+        self.gamblers = Gamblers(self.tests)
 
     def outside(self, x: Array) -> Array:
         """Which of the new estimates the declared estimator cannot give, rounding granted."""
@@ -87,10 +78,31 @@ class Series:
         columns.append((x - k.mean) ** 2 / (deviation + k.rounding) ** 2)
         self.gamblers.play(np.concatenate(columns, axis=1))
 
-    def strongest(self) -> tuple[Test, float]:
-        """The test that has gained most, and its evidence."""
-        best = int(self.gamblers.evidence.argmax())
-        return self.tests[best], float(self.gamblers.evidence[best])
+    @property
+    def evidence(self) -> float:
+        """The strongest test's."""
+        return float(self.gamblers.evidence.max())
+
+    def bias(self) -> Array:
+        """(G,) z-scores of the means, beyond what rounding may do."""
+        k, x = self.known, self.x
+        excess = np.maximum(np.abs(x.mean(axis=0) - k.mean) - k.rounding, 0.0)
+        z: Array = excess / np.maximum(x.std(axis=0) / len(x) ** 0.5, k.rounding)
+        return z
+
+    def correlation(self) -> tuple[float, int]:
+        """The largest z-score of a correlation with the draw some way before, about the draws' own mean; and how far before.
+
+        Infinite where all draws of every call are equal, though the declared estimator varies.
+        """
+        k, x = self.known, self.x - self.x.mean(axis=0)
+        spread = np.ptp(self.x.reshape(-1, self.draws, x.shape[1]), axis=1)
+        if (spread <= k.rounding).all() and (k.variance > k.rounding**2).any():
+            return np.inf, 1
+        size = np.maximum(np.square(x).sum(axis=0), k.rounding**2)
+        found = [(float(np.abs((x[lag:] * x[:-lag]).sum(axis=0) / size).max()), lag) for lag in self.lags if lag < len(x)]
+        worst, lag = max(found)
+        return worst * len(x) ** 0.5, lag
 
     def intervals(self, odds: float) -> Array:
         """(G, 2) confidence intervals of the means, rounding granted."""
@@ -99,7 +111,8 @@ class Series:
             interval(self.x[:, g], float(k.low[g] - k.rounding[g]), float(k.high[g] + k.rounding[g]), odds)
             for g in range(k.mean.size)
         ]
-        return np.array(found) + np.stack([-k.rounding, k.rounding], axis=1)
+        granted: Array = np.asarray(found) + np.stack([-k.rounding, k.rounding], axis=1)
+        return granted
 
 
 def judge(caller: Caller, method: Method, outcome: Outcome, calls: int, seed: int) -> None:
@@ -110,7 +123,7 @@ def judge(caller: Caller, method: Method, outcome: Outcome, calls: int, seed: in
     unit = UNIT[described.precision]
     with np.errstate(all="ignore"):
         series = [Series(facts_of(widened(a), unit), draws) for a in asked]
-    odds = log_odds(FALSE_ALARM, sum(len(s.tests) for s in series))
+    odds = log_odds(FALSE_ALARM, sum(s.tests for s in series))
     until = max(calls, len(series))
     seeds = np.random.SeedSequence(seed).generate_state(until)
     suspect: int | None = None
@@ -128,10 +141,9 @@ def judge(caller: Caller, method: Method, outcome: Outcome, calls: int, seed: in
         if x is None or _out_of_range(outcome, series[which], x, question):
             return
         series[which].add(x)
-        _, evidence = series[which].strongest()
         if suspect is None:
-            outcome.ratio = max(outcome.ratio, evidence / odds)
-            if evidence >= odds:
+            outcome.ratio = max(outcome.ratio, series[which].evidence / odds)
+            if series[which].evidence >= odds:
                 suspect = which
                 until = min(until, number + (LONGER - 1) * (len(series[which].x) // draws))
     if suspect is None:
@@ -191,27 +203,33 @@ def _out_of_range(outcome: Outcome, series: Series, x: Array, arguments: Argumen
 
 
 def _finding(method: Method, arguments: Arguments, series: Series, unit: float) -> Finding:
-    """What the strongest test says; for a bias, with the known mistakes whose mean lies in the confidence intervals."""
-    test, evidence = series.strongest()
-    k, g = series.known, test.gate
-    n, mean = len(series.x), series.x.mean(axis=0)
-    declared = arguments["_estimator"]
-    message = f"after {n} draws of gate {g}: "
-    if test.kind == "biased":
-        sigmas = (mean[g] - k.mean[g]) / max(float(series.x[:, g].std()) / n**0.5, float(k.rounding[g]))
-        message += f"mean {mean[g]:.6g}, {declared}'s is {k.mean[g]:.6g} (z = {sigmas:.1f})"
-    elif test.kind == "variance":
-        message += f"variance {series.x[:, g].var():.4g}, {declared}'s is {k.variance[g]:.4g}"
-    else:
-        message += f"a draw's mean is {test.words}"
-    message += f"; evidence e^{evidence:.0f} at a false-alarm rate of {FALSE_ALARM:g}"
+    """What made a test reject: draws that depend on each other, else a bias, else the variance.
+
+    For a bias, with the known mistakes whose mean lies in the confidence intervals. Which of the three it is called is no part
+    of the test: several may be true, and all that is clear is said.
+    """
+    k, declared = series.known, arguments["_estimator"]
+    n, mean, z = len(series.x), series.x.mean(axis=0), series.bias()
+    correlation, lag = series.correlation()
+    ratio = series.x.var(axis=0) / np.maximum(k.variance, k.rounding**2)
+    g, wider = int(z.argmax()), int(ratio.argmax())
+    words = {
+        "dependent draws": f"a draw depends on that {lag} before it (z = {correlation:.3g})",
+        "biased": f"gate {g}'s mean is {mean[g]:.6g}, {declared}'s is {k.mean[g]:.6g} (z = {z[g]:.3g})",
+        "variance": f"gate {wider}'s variance is {ratio[wider]:.3g} times {declared}'s with samples = {arguments['_samples']}",
+    }
+    clear = {"dependent draws": correlation >= CLEAR, "biased": z[g] >= CLEAR, "variance": ratio[wider] > 1.0}
+    kinds = [kind for kind in words if clear[kind]] or ["biased"]
+    kind = kinds[0]
+    message = f"after {n} draws: {'; '.join(words[kind] for kind in kinds)}; "
+    message += f"evidence e^{series.evidence:.0f} at a false-alarm rate of {FALSE_ALARM:g}"
     intervals = series.intervals(log_odds(NAMING, 2 * k.mean.size))
     room = np.maximum(intervals[:, 1] - mean, mean - intervals[:, 0])
-    comparison = compare("theta_sample", mean, k.mean, room, unit=unit)
     answer: Arrays = {"theta_sample": mean}
     found = Evidence(arguments, answer, Expectation({"theta_sample": k.mean}, {"theta_sample": room}))
-    mistakes = tuple(named(SAMPLED["theta_sample"], [found], unit)) if test.kind == "biased" else ()
-    return Finding(method.name, test.kind, message, arguments, answer, (comparison,), mistakes)
+    mistakes = tuple(named(SAMPLED["theta_sample"], [found], unit)) if kind == "biased" else ()
+    comparison = compare("theta_sample", mean, k.mean, room, unit=unit)
+    return Finding(method.name, kind, message, arguments, answer, (comparison,), mistakes)
 
 
 def _remarks(series: list[Series], odds: float, kind: str, samples: int) -> list[str]:

@@ -267,6 +267,7 @@ def _tensor(module: Module, name: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return np.array(tensor.detach().numpy(), order="C")
 
 
@@ -285,8 +286,7 @@ class TorchImplementation(TorchFunctions):
             module = build(from_json(spec), gated=True)
         except InputError as error:
             raise NotImplementedError(str(error)) from error
-        module.to(getattr(torch, self.precision))
-        load(module, params, statistics).train(train)
+        load(module, params, statistics).to(getattr(torch, self.precision)).train(train)
         return module
 
     def loss(self, module: Module, output: Tensor, target: Array) -> Tensor:

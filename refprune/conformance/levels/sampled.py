@@ -53,7 +53,8 @@ def facts_of(arguments: Arguments, unit: float) -> Facts:
 
 
 def _values(arguments: Arguments, backend: Backend) -> Arrays:
-    return {"theta_sample": expected(loss_of(arguments, backend), arguments["theta"], arguments["_estimator"])}
+    a = arguments
+    return {"theta_sample": expected(loss_of(a, backend), a["theta"], a["_estimator"], a["_samples"])}
 
 
 def _expectation(arguments: Arguments, unit: float) -> Expectation:
