@@ -400,19 +400,39 @@ class TorchImplementation(TorchFunctions):
         found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
         return found | {"theta": t, "loss": torch.stack(losses)}
 
+    def compact(self, spec: Any, params: Arrays, statistics: Arrays, keep: Array, x: Array, train: bool) -> dict[str, Any]:
+        """The modules cut and left out, and what is left run."""
+        from .torch_surgery import compact
+
+        smaller, left = compact(self.module(spec, params, statistics, train=train), self.tensor(keep))
+        with torch.no_grad():
+            output = smaller(self.tensor(x))
+        return {"output": output, "parameters": sum(p.numel() for p in smaller.parameters()), "params": left}
+
     def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:
-        """Numbers of parameters, and multiply-accumulates counted while the module runs."""
+        """Counted at the modules; the gradient by autograd."""
+        from .torch_surgery import expected, multiplications, pressure
+
         network = from_json(spec)
         try:
-            module = build(network).eval()
+            module = build(network, gated=True).eval()
         except InputError as error:
             raise NotImplementedError(str(error)) from error
-        macs: list[int] = []
-        for part in module.parts.values():
-            if isinstance(part, (nn.Linear, nn.Conv2d)):
-                part.register_forward_hook(lambda m, i, y: macs.append(m.weight.numel() * y.shape[2:].numel()))
-        module(torch.zeros((1, *network.input_shape)))
-        return {"parameters": sum(p.numel() for p in module.parameters()), "macs": sum(macs)}
+        pixels = multiplications(module, network.input_shape)
+        on = self.tensor(theta).requires_grad_()
+        parameters, macs = expected(module, on, pixels)
+        penalty = nu * pressure(module, on, alpha, balance, pixels)
+        penalty.backward()
+        counts = {
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "macs": sum(part.weight.numel() * n for part, n in pixels.items()),
+        }
+        return counts | {
+            "expected_parameters": parameters,
+            "expected_macs": macs,
+            "penalty": penalty,
+            "beta": gradient(on),
+        }
 
 
 def gradient(leaf: Tensor) -> Tensor:
