@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import estimators, flattening, layers
+from .. import cka, estimators, flattening, layers
 from .planting import Mistake, gradient, instead, options, output
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
@@ -58,6 +58,24 @@ def _baseline(change: Any) -> Any:
             return f(loss, base, gates, theta, uniform)._replace(gradient=((c - baseline)[:, None] * score).mean(axis=0))
 
         return g
+
+    return wrong
+
+
+def _biased_in_batches(f: Any) -> Any:
+    """What each batch's biased CKA is, noted when it is added."""
+
+    def wrong(self: Any, x: Any, y: Any) -> None:
+        f(self, x, y)
+        self.noted = [*getattr(self, "noted", []), cka.cka(x, y, estimator="biased").value]
+
+    return wrong
+
+
+def _mean_of_batches(f: Any) -> Any:
+    def wrong(self: Any) -> Any:
+        s = f(self)
+        return cka.Similarity(float(np.mean(self.noted)), "ok", s.hsic_xy, s.hsic_xx, s.hsic_yy)
 
     return wrong
 
@@ -159,5 +177,12 @@ OTHERS: tuple[Mistake, ...] = (
         "network:Tape.is_closed",
         instead(lambda self, step: False),
         ("N4", "O9"),
+    ),
+    Mistake(
+        "mean of the batches' biased CKA",
+        "cka:MiniBatches.add",
+        _biased_in_batches,
+        ("K4",),
+        also=(("cka:MiniBatches.result", _mean_of_batches),),
     ),
 )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..implementation import PYTORCH, Conventions
 from ..layers import Array
 from ..layerspec import (
     Activation,
@@ -37,7 +38,7 @@ from ..layerspec import (
 )
 from ..network import Arrays
 from ..spec import Network, from_json
-from .torch_functions import TorchFunctions, per_channel, require, squared_error
+from .torch_functions import TorchFunctions, per_channel, squared_error
 
 #: refprune's name of a parameter or statistic → PyTorch's attribute.
 ATTRIBUTES = {"weight": "weight", "bias": "bias", "gain": "weight", "mean": "running_mean", "variance": "running_var"}
@@ -275,9 +276,13 @@ def _array(tensor: Tensor) -> Array:
 # As an implementation to be verified
 
 
+CONVENTIONS: Conventions = {**PYTORCH, "estimator": ("taylor", "paired")}
+
+
 class TorchImplementation(TorchFunctions):
     """Gated training in PyTorch; replace what is yours and verify it: `class Mine(TorchImplementation)`."""
 
+    conventions = CONVENTIONS
     samples = 2
 
     def module(self, spec: Mapping[str, Any], params: Arrays, statistics: Arrays, *, train: bool) -> Module:
@@ -368,6 +373,17 @@ class TorchImplementation(TorchFunctions):
         uniform = torch.rand((draws, self.samples, len(theta)), generator=generator, dtype=torch.float64)
         return self.estimates(module, x, target, self.tensor(theta), uniform)
 
+    def flips(self, module: Module, x: Array, target: Array, gates: Tensor) -> Tensor:
+        """c with each gate on minus c with it off, the others as they are (O5, paired); running statistics stay."""
+        inputs, norms = self.tensor(x), [m for m in module.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+        losses = torch.zeros((len(gates), 2), dtype=gates.dtype)
+        with torch.no_grad(), _frozen(norms):
+            for g, on in itertools.product(range(len(gates)), (0, 1)):
+                flipped = gates.clone()
+                flipped[g] = float(on)
+                losses[g, on] = self.loss(module, set_gates(module, flipped)(inputs), target)
+        return losses[:, 1] - losses[:, 0]
+
     def training_steps(
         self,
         spec: Any,
@@ -384,7 +400,6 @@ class TorchImplementation(TorchFunctions):
         beta: float,
         estimator: str,
     ) -> dict[str, Any]:
-        require(estimator == "taylor", f"estimator {estimator} here")
         module = self.module(spec, params, statistics, train=True)
         sgd = torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
         t, losses = self.tensor(theta), []
@@ -393,8 +408,9 @@ class TorchImplementation(TorchFunctions):
             sgd.zero_grad()
             loss = self.loss(module, set_gates(module, on)(self.tensor(images)), labels)
             loss.backward()
+            ascent = gradient(on) if estimator == "taylor" else self.flips(module, images, labels, on.detach())
             sgd.step()
-            t = (t - theta_learning_rate * (gradient(on) + beta)).clamp(0.0, 1.0)
+            t = (t - theta_learning_rate * (ascent + beta)).clamp(0.0, 1.0)
             losses.append(loss.detach())
         velocity = of_parameters(module, lambda p: sgd.state[p]["momentum_buffer"]) if momentum > 0.0 else {}
         found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
