@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import cka, estimators, flattening, layers
-from .planting import Mistake, gradient, instead, options, output
+from .mistakes_in_cost import terms_put
+from .planting import Mistake, gradient, instead, options, output, result
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -177,6 +178,13 @@ OTHERS: tuple[Mistake, ...] = (
         "network:Tape.is_closed",
         instead(lambda self, step: False),
         ("N4", "O9"),
+    ),
+    Mistake(
+        "MACs counted twice, expected ones too",
+        "complexity:macs",
+        result(lambda n: 2 * n),
+        ("N6", "C1"),
+        also=(("complexity:cost_model", result(terms_put(lambda t, n: t._replace(macs=2 * t.macs)))),),
     ),
     Mistake(
         "mean of the batches' biased CKA",

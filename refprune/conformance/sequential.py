@@ -166,13 +166,15 @@ def _ask(caller: Caller, method: Method, question: Arguments, *, twice: bool) ->
     """One call of `theta_sample`; or one of `theta_estimate` for each draw's uniform numbers, put together."""
     if method.name == "theta_sample":
         return caller.call(method, question, twice=twice)
-    found: list[Array] = []
+    found: list[Reply] = []
     for uniform in question["uniform"]:
-        reply = caller.call(method, question | {"uniform": uniform}, twice=False)
-        if reply.kind != "answer" or reply.printed or reply.changed or method.name not in reply.answer:
-            return reply
-        found.append(reply.answer[method.name])
-    return reply._replace(answer={method.name: np.stack(found)})
+        found.append(caller.call(method, question | {"uniform": uniform}, twice=False))
+        one = found[-1].answer.get(method.name)
+        if one is None or one.shape != question["theta"].shape:
+            return found[-1]
+    printed, changed = "".join(r.printed for r in found), found[-1].changed
+    answer = {method.name: np.stack([r.answer[method.name] for r in found])}
+    return Reply("answer", answer, "", printed, changed, None, sum(r.seconds for r in found))
 
 
 def _estimates(outcome: Outcome, method: Method, reply: Reply, question: Arguments, draws: int, dtype: str) -> Array | None:
