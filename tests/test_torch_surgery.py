@@ -115,7 +115,7 @@ def test_what_is_cut_wrongly_is_seen(name, keep, make, monkeypatch):
 
 
 def test_costs_at_a_vertex_are_those_of_the_compact_module():
-    """What is counted at θ in {0, 1} against the modules that are left, at every vertex that leaves units in each layer (C1)."""
+    """What is counted at θ in {0, 1} against the modules that are left, wherever each layer keeps a unit (C1)."""
     spec = Network((3,), (Section((Dense(2), BatchNorm(), TANH, UnitGate(), Dense(3))), Dense(2), UnitGate(), Dense(2)))
     for code in range(2**5):
         gates = torch.tensor([code >> g & 1 for g in range(5)], dtype=torch.float64)
