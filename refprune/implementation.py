@@ -42,13 +42,17 @@ class Implementation:
     precision: "float64", "float32", or "bfloat16", which travels as float32 arrays of bfloat16 numbers.
     conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own, in which a
     convention that is not named is PyTorch's.
-    estimator: which estimator of O5 `theta_estimate` is.
+    estimator: which estimator of O5 `theta_estimate` and `theta_sample` are: "exact", "paired", "reinforce", "arm", "disarm" or
+    "taylor".
+    samples: how many gate vectors (arm, disarm: pairs) one estimate of `theta_sample` is made of; more than one of reinforce
+    means its leave-one-out baseline.
     deterministic: whether two equal calls must give equal bits.
     """
 
     precision: str = "float64"
     conventions: Conventions = PYTORCH
     estimator: str = "reinforce"
+    samples: int = 1
     deterministic: bool = True
 
     # ------------------------------------------------------------------------------------------------ scalar formulas (F, P)
@@ -247,6 +251,24 @@ class Implementation:
         train: bool,
     ) -> Any:
         """The estimate of ∂C/∂θ (O5) made of the given uniform numbers v, Ξ = 1[v < θ]. uniform (K, G) → (G,)."""
+        _missing()
+
+    def theta_sample(
+        self,
+        spec: Mapping[str, Any],
+        params: Arrays,
+        statistics: Arrays,
+        x: Array,
+        target: Array,
+        theta: Array,
+        train: bool,
+        draws: int,
+        seed: int,
+    ) -> Any:
+        """Independent estimates of ∂C/∂θ (O5), made of random numbers of one's own → (draws, G).
+
+        Every call gets another seed, for one's own generator. Judged on the mean, by a sequential test.
+        """
         _missing()
 
     def training_steps(

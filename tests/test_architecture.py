@@ -77,6 +77,7 @@ ORDER = [
 ADAPTERS = {
     "conformance/torch_adapter.py",
     "conformance/torch_functions.py",
+    "conformance/torch_surgery.py",
     "conformance/torch_witness.py",
     "bench/torch_side.py",
     "export/onnx_file.py",

@@ -86,6 +86,23 @@ def unprojected(right: Callable[..., Any], a: dict[str, Any]) -> Any:
     return tensor(a["theta"] - a["learning_rate"] * (a["gradient"] + a["beta"]))
 
 
+def mirrored(right: Callable[..., Any], a: dict[str, Any]) -> Any:
+    """Gates on where v < 1 − θ; the score as it is."""
+
+    class Mine(TorchImplementation):
+        def estimates(self, module: Any, x: Any, target: Any, theta: Any, uniform: Any) -> Any:
+            swapped = torch.where(uniform < 1.0 - theta, 0.0, 1.0)  # 0 < θ, not 1 < θ: a uniform number that opens the gate
+            return super().estimates(module, x, target, theta, swapped)
+
+    return Mine().theta_estimate(**a)
+
+
+def own_baseline(right: Callable[..., Any], a: dict[str, Any]) -> Any:
+    """The mean of all K losses instead of the others': (K − 1)/K of the right estimate."""
+    k = len(a["uniform"])
+    return right(**a) * ((k - 1) / k if k > 1 else 1.0)
+
+
 def bias(a: dict[str, Any]) -> Any:
     return 0.0 if a["b"] is None else tensor(a["b"])
 
@@ -172,7 +189,16 @@ PLANTED: tuple[Planted, ...] = (
     Planted("Nesterov momentum", "training_steps", sgd(nesterov=True)),
     Planted("no weight decay", "training_steps", sgd(weight_decay=0.0)),
     Planted("momentum with PyTorch's dampening", "training_steps", sgd(dampening=0.0)),
-    Planted("MACs counted twice", "complexity", result(macs=lambda n, a: 2 * n)),
+    Planted("MACs counted twice", "complexity", lambda f, a: {"macs": 2 * f(**a)["macs"]}),
+    Planted(
+        "MACs counted twice, expected ones too",
+        "complexity",
+        result(macs=lambda n, a: 2 * n, expected_macs=lambda n, a: 2 * n),
+    ),
+    Planted("α and 1 − α swapped", "complexity", asked(alpha=lambda alpha: 1.0 - alpha)),
+    Planted("ρ and 1 − ρ swapped", "complexity", asked(balance=lambda balance: 1.0 - balance)),
+    Planted("gates sampled with probability 1 − θ", "theta_estimate", mirrored),
+    Planted("baseline of which the sample itself is part", "theta_estimate", own_baseline),
     Planted("biased HSIC over n²", "hsic", lambda f, a: f(**a) * ((len(a["x"]) - 1) / len(a["x"])) ** 2),
     Planted("CKA without the root", "cka", result(cka=lambda v, a: v**2)),
     Planted("features not centred", "cka", uncentred),

@@ -71,9 +71,8 @@ def describe(implementation: Implementation) -> Description:
         for value in values:
             _one_of(f"conventions: {name}", value, tuple(EVERY[name]))
         conventions[name] = tuple(values)
-    return Description(
-        kind.__name__, implementation.precision, conventions, implementation.estimator, bool(implementation.deterministic), own
-    )
+    i = implementation
+    return Description(kind.__name__, i.precision, conventions, i.estimator, bool(i.deterministic), own, i.samples)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..network import Arrays
 from ..rounding import UNIT
+from . import sequential
 from .calls import Caller, Reply
 from .diagnosis import Evidence, named
-from .levels import LEVELS, METHODS
+from .findings import Finding, Outcome
+from .levels import LEVELS, METHODS, SAMPLED
 from .methods import Arguments, Method, dtype_of, in_precision, widened
-from .planting import Mistake
 from .vector_files import Vector
-from .verdicts import Comparison, Expectation, Verdict, judge
+from .verdicts import Expectation, Verdict, form, judge
 
 #: Of each method, so many first calls are made twice.
 REPEATED = 5
@@ -33,70 +33,6 @@ SHRINKING = 20.0
 #: Share of a method's examples that kinks may leave undecided.
 MOST_UNDECIDED = 0.05
 
-#: Findings that are mentioned, but make nothing wrong.
-HARMLESS = ("prints",)
-
-
-class Finding(NamedTuple):
-    """Something that an implementation should not do.
-
-    kind: "deviates", or "raises", "results", "shape", "dtype", "not finite", "names", "changes its input", "not repeatable",
-    "prints", "hangs", "dies", "undecided". arguments: the smallest example; comparisons: of all tensors, in data-flow order;
-    answer: what it gave; mistakes: the known ones that it looks like.
-    """
-
-    method: str
-    kind: str
-    message: str
-    arguments: Arguments
-    answer: Arrays
-    comparisons: tuple[Comparison, ...] = ()
-    mistakes: tuple[Mistake, ...] = ()
-
-    @property
-    def first(self) -> Comparison | None:
-        """The first tensor along the data flow that differs."""
-        return next((c for c in self.comparisons if not c.holds), None)
-
-
-@dataclass
-class Outcome:
-    """What is known of one method.
-
-    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
-    conform; tensors: what was compared; wanted: what could have been.
-    """
-
-    method: str
-    level: str
-    provided: bool
-    examples: int = 0
-    declined: int = 0
-    stored: int = 0
-    kinks: int = 0
-    undecided: int = 0
-    ratio: float = 0.0
-    tensors: set[str] = field(default_factory=set)
-    wanted: set[str] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def verdict(self) -> str:
-        """ "not provided", "not asked", "declined" (every call), "conforms" or "DEVIATES"."""
-        if not self.provided:
-            return "not provided"
-        if any(f.kind not in HARMLESS for f in self.findings):
-            return "DEVIATES"
-        if self.examples == 0:
-            return "not asked"
-        return "conforms" if self.examples > self.declined else "declined"
-
-    @property
-    def withheld(self) -> list[str]:
-        """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
-        return sorted(self.wanted - self.tensors - {"layers"})
-
 
 class _Wrong(Exception):
     """An example that fails, for Hypothesis to shrink."""
@@ -104,10 +40,11 @@ class _Wrong(Exception):
 
 def chosen(levels: Sequence[str]) -> list[Method]:
     """The methods of the levels, or with these names; all for none. InputError for an unknown one."""
+    every = METHODS | SAMPLED
     for name in levels:
-        if name not in LEVELS and name not in METHODS:
+        if name not in LEVELS and name not in every:
             raise InputError(f"level: {name!r} is not known; allowed are {', '.join(LEVELS)}, or a method's name")
-    return [m for m in METHODS.values() if not levels or m.level in levels or m.name in levels]
+    return [m for m in every.values() if not levels or m.level in levels or m.name in levels]
 
 
 def run(
@@ -129,14 +66,24 @@ def run(
         outcome = Outcome(method.name, method.level, method.name in caller.description.provided)
         if outcome.provided:
             started = time.monotonic()
-            inquiry = _Judge(caller, method, outcome)
-            inquiry.vectors([v for v in stored if v.method is method and v.asks(caller.description)])
-            if examples > 0 and outcome.verdict != "DEVIATES":
-                inquiry.campaign(max(1, round(examples * method.share / shares)), seed)
+            count = max(1, round(examples * method.share / shares)) if examples > 0 else 0
+            if _is_random(caller, method):
+                if count:
+                    sequential.judge(caller, method, outcome, count, seed)
+            else:
+                inquiry = _Judge(caller, method, outcome)
+                inquiry.vectors([v for v in stored if v.method is method and v.asks(caller.description)])
+                if count and outcome.verdict != "DEVIATES":
+                    inquiry.campaign(count, seed)
             outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
         say(outcome)
     return outcomes
+
+
+def _is_random(caller: Caller, method: Method) -> bool:
+    """Does it draw random numbers of its own? An estimate from given ones may, where nothing is promised to be repeatable."""
+    return method.name in SAMPLED or (method.name == "theta_estimate" and not caller.description.deterministic)
 
 
 class _Failure(NamedTuple):
@@ -199,7 +146,7 @@ class _Judge:
         judged = self.outcome.examples - self.outcome.declined
         if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
             message = f"{self.outcome.undecided} of {judged} examples lie at too many kinks to be judged"
-            self.note("undecided", message, {}, {})
+            self.outcome.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:
         """One drawn example, or a smaller one of the first that failed; raises _Wrong if it fails."""
@@ -226,25 +173,11 @@ class _Judge:
         if reply.kind == "declined":
             return None
         if reply.kind in ("hangs", "dies"):
-            self.note(reply.kind, reply.message, arguments, {})
+            o.note(reply.kind, reply.message, arguments, {})
             self.stopped = True
             return None
-        self.manners(reply, arguments)
+        o.manners(reply, arguments)
         return self.failure(reply, arguments, expect)
-
-    def manners(self, reply: Reply, arguments: Arguments) -> None:
-        """What is wrong whatever the numbers are."""
-        if reply.printed:
-            self.note("prints", f"wrote {reply.printed[:60]!r} to the standard output", arguments, reply.answer)
-        if reply.changed:
-            self.note("changes its input", f"changed {', '.join(reply.changed)}", arguments, reply.answer)
-        if reply.repeatable is False:
-            self.note("not repeatable", "a second call with the same arguments gave other bits", arguments, reply.answer)
-
-    def note(self, kind: str, message: str, arguments: Arguments, answer: Arrays) -> None:
-        """A finding, once of each kind."""
-        if all(f.kind != kind for f in self.outcome.findings):
-            self.outcome.findings.append(Finding(self.method.name, kind, message, arguments, answer))
 
     def failure(self, reply: Reply, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:
         """What is wrong with the answer, if anything."""
@@ -252,7 +185,7 @@ class _Judge:
             return self.failed(reply.kind, reply.message, arguments, {}, Expectation({}, {}))
         with np.errstate(all="ignore"):
             expected = expect()
-        complaint = _form(reply.answer, expected, dtype_of(self.precision))
+        complaint = form(reply.answer, expected, dtype_of(self.precision))
         if complaint is not None:
             return self.failed(*complaint, arguments, reply.answer, expected)
         verdict = judge(expected, reply.answer, self.unit)
@@ -287,31 +220,3 @@ class _Judge:
         arguments, answer, _ = smallest.evidence
         comparisons = smallest.verdict.comparisons if smallest.verdict else ()
         return Finding(self.method.name, smallest.kind, smallest.message, arguments, answer, comparisons, mistakes)
-
-
-def _form(answer: Arrays, expected: Expectation, dtype: str) -> tuple[str, str] | None:
-    """(kind, message) for an answer that cannot be compared: unknown names, shape, dtype, NaN; branches are integers."""
-    known = {**expected.values, **expected.branches}
-    if not set(answer) & set(known):
-        return "names", f"holds none of {', '.join(list(known)[:8])}"
-    for name, got in answer.items():
-        if name not in known:
-            return "names", f"{name} is none of {', '.join(list(known)[:8])} …"
-        want = known[name]
-        if got.shape != want.shape:
-            return "shape", f"{name} has shape {got.shape}, wanted {want.shape}"
-        numeric = want.dtype.kind == "f"
-        if numeric and want.ndim and got.dtype != dtype:
-            return "dtype", f"{name} is {got.dtype}, wanted {dtype}"
-        if numeric and not _finite_where(got, want):
-            return (
-                "not finite",
-                f"{name} has {int((~np.isfinite(got)).sum())} entries that are not finite, where numbers are wanted",
-            )
-    return None
-
-
-def _finite_where(got: Any, want: Any) -> bool:
-    """Is `got` finite where `want` fits into its precision?"""
-    largest = np.finfo(got.dtype).max / 2.0 if got.dtype.kind == "f" else np.inf
-    return bool(np.isfinite(got[np.abs(want) < largest]).all())

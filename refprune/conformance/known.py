@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .mistakes import MISTAKES
+from .mistakes_in_public import PUBLIC
 from .mistakes_of_others import OTHERS
 from .planting import Mistake
 
-KNOWN: tuple[Mistake, ...] = (*MISTAKES, *OTHERS)
+KNOWN: tuple[Mistake, ...] = (*MISTAKES, *OTHERS, *PUBLIC)

@@ -30,6 +30,7 @@ class Description:
     estimator: str
     deterministic: bool
     provided: tuple[str, ...]
+    samples: int = 1
 
 
 @dataclass(frozen=True)

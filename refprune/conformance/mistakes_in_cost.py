@@ -16,7 +16,7 @@ from ..spec import Network
 from .planting import Function, Mistake, field_of, instead, result
 
 
-def _terms(change: Callable[[Term, Any], Term]) -> Callable[[CostModel], CostModel]:
+def terms_put(change: Callable[[Term, Any], Term]) -> Callable[[CostModel], CostModel]:
     """Every term put through change(term, pairs of it)."""
     return lambda m: dataclasses.replace(m, terms=tuple(change(t, int(n)) for t, n in zip(m.terms, m.pairs, strict=True)))
 
@@ -107,12 +107,12 @@ COST = (
         ("C1",),
     ),
     Mistake(
-        "biases forgotten", "complexity:cost_model", result(_terms(lambda t, n: _scaled(t, int(t.part != "bias")))), ("C1",)
+        "biases forgotten", "complexity:cost_model", result(terms_put(lambda t, n: _scaled(t, int(t.part != "bias")))), ("C1",)
     ),
     Mistake(
         "MACs of gated layers counted twice",
         "complexity:cost_model",
-        result(_terms(lambda t, n: t._replace(macs=t.macs * (1 + (n > 1))))),
+        result(terms_put(lambda t, n: t._replace(macs=t.macs * (1 + (n > 1))))),
         ("C1",),
     ),
     Mistake("a shared group counted on one side", "complexity:cost_model", result(_columns_once), ("C1",)),

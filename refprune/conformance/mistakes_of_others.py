@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import flattening, layers
-from .planting import Mistake, gradient, instead, options, output
+from .. import cka, estimators, flattening, layers
+from .mistakes_in_cost import terms_put
+from .planting import Mistake, gradient, instead, options, output, result
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -46,7 +47,70 @@ def _penalty(slope: float) -> Any:
     return lambda f: lambda theta, log_gamma: f(theta, log_gamma) + (slope - 1.0) * -np.asarray(log_gamma) * theta
 
 
+def _baseline(change: Any) -> Any:
+    """Reinforce with another baseline, change(losses (K,)) → (K,) or a number, for K > 1."""
+
+    def wrong(f: Any) -> Any:
+        def g(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
+            samples = estimators.sample(theta, uniform)
+            c = np.array([float(loss.evaluate(xi).loss) for xi in samples])
+            score = (samples - theta) / (theta * (1.0 - theta))
+            baseline = change(c) if len(c) > 1 else 0.0
+            return f(loss, base, gates, theta, uniform)._replace(gradient=((c - baseline)[:, None] * score).mean(axis=0))
+
+        return g
+
+    return wrong
+
+
+def _biased_in_batches(f: Any) -> Any:
+    """What each batch's biased CKA is, noted when it is added."""
+
+    def wrong(self: Any, x: Any, y: Any) -> None:
+        f(self, x, y)
+        self.noted = [*getattr(self, "noted", []), cka.cka(x, y, estimator="biased").value]
+
+    return wrong
+
+
+def _mean_of_batches(f: Any) -> Any:
+    def wrong(self: Any) -> Any:
+        s = f(self)
+        return cka.Similarity(float(np.mean(self.noted)), "ok", s.hsic_xy, s.hsic_xx, s.hsic_yy)
+
+    return wrong
+
+
+STRAIGHT = instead(estimators.taylor)
+
+#: Of estimators of ∂C/∂θ and of how gates are sampled.
+ESTIMATORS: tuple[Mistake, ...] = (
+    Mistake(
+        "straight-through taken for an unbiased estimator",
+        "estimators:reinforce",
+        STRAIGHT,
+        ("O5",),
+        also=tuple((f"estimators:{name}", STRAIGHT) for name in ("arm", "disarm", "paired")),
+    ),
+    Mistake("gates sampled with probability 1 − θ", "estimators:sample", lambda f: lambda t, v: f(1.0 - t, v), ("O1", "O5")),
+    Mistake(
+        "one uniform number for all gates",
+        "estimators:sample",
+        lambda f: lambda t, v: f(t, np.broadcast_to(v[..., :1], v.shape)),
+        ("O1", "O5"),
+    ),
+    Mistake("baseline of which the sample itself is part", "estimators:reinforce", _baseline(lambda c: c.mean()), ("O5",)),
+    Mistake(
+        "baseline added, not subtracted",
+        "estimators:reinforce",
+        _baseline(lambda c: (c - c.sum()) / (len(c) - 1)),
+        ("O5",),
+    ),
+    Mistake("no baseline", "estimators:reinforce", _baseline(lambda c: 0.0), ("O5",)),
+)
+
 OTHERS: tuple[Mistake, ...] = (
+    *ESTIMATORS,
     Mistake(
         "gate forgotten, forward and backward",
         "layers:gate",
@@ -114,5 +178,19 @@ OTHERS: tuple[Mistake, ...] = (
         "network:Tape.is_closed",
         instead(lambda self, step: False),
         ("N4", "O9"),
+    ),
+    Mistake(
+        "MACs counted twice, expected ones too",
+        "complexity:macs",
+        result(lambda n: 2 * n),
+        ("N6", "C1"),
+        also=(("complexity:cost_model", result(terms_put(lambda t, n: t._replace(macs=2 * t.macs)))),),
+    ),
+    Mistake(
+        "mean of the batches' biased CKA",
+        "cka:MiniBatches.add",
+        _biased_in_batches,
+        ("K4",),
+        also=(("cka:MiniBatches.result", _mean_of_batches),),
     ),
 )

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .. import report
-from .campaign import HARMLESS, Finding, Outcome
+from .findings import HARMLESS, Finding, Outcome
 from .methods import Description
 from .verdicts import Comparison
 
@@ -50,7 +50,8 @@ def finding_lines(finding: Finding) -> list[str]:
     lines = [f"{finding.method}: {finding.kind}" + (f": {finding.message}" if finding.message else "")]
     first = finding.first
     if first is not None:
-        lines.append(f"  the first difference along the data flow is in {_tensor(first)}")
+        where = "the first difference along the data flow is in" if finding.kind == "deviates" else "beyond its interval:"
+        lines.append(f"  {where} {_tensor(first)}")
         lines += [f"    {entry.text()}" for entry in first.worst]
         right = [c.name for c in finding.comparisons[: finding.comparisons.index(first)]]
         if right:
@@ -61,7 +62,7 @@ def finding_lines(finding: Finding) -> list[str]:
             lines.append(f"  and {len(others) - FURTHER} more")
     if finding.mistakes:
         lines += [f"  these are the numbers of a known mistake: {m.name} ({', '.join(m.claims)})" for m in finding.mistakes]
-    elif finding.kind == "deviates":
+    elif finding.kind in ("deviates", "biased"):
         lines.append("  no known mistake has these numbers")
     lines.append(f"  smallest example: {_shapes(finding.arguments)}")
     return [CONTROL.sub(_escaped, line) for line in lines]
@@ -111,6 +112,7 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
     lines = [report.text_table(table(outcomes)), ""]
     lines += [line + "\n" for line in unjudged(outcomes)]
     for outcome in outcomes:
+        lines += [f"{outcome.method}: {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
         for finding in outcome.findings:
             lines += [*finding_lines(finding), ""]
     judged = sum(o.examples - o.declined for o in outcomes)
@@ -133,6 +135,7 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
     """A self-contained HTML page."""
     body = []
     for outcome in outcomes:
+        body += [f"<p>{html.escape(f'{outcome.method}: {remark}')}</p>" for remark in outcome.remarks]
         for finding in outcome.findings:
             first, *rest = finding_lines(finding)
             lines = html.escape("\n".join(rest))
@@ -177,6 +180,7 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "largest_ratio": o.ratio,
                 "tensors": sorted(o.tensors),
                 "withheld": o.withheld,
+                "remarks": o.remarks,
                 "seconds": round(o.seconds, 3),
                 "findings": [_finding_json(f) for f in o.findings],
             }

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .campaign import Finding
+from .findings import Finding
+from .levels import SAMPLED
 
 SCRIPT = '''"""{title}
 
@@ -18,18 +19,18 @@ SCRIPT = '''"""{title}
 import numpy as np
 
 from refprune.conformance import calls, methods
-from refprune.conformance.levels import METHODS
+from refprune.conformance.levels import METHODS, SAMPLED
 {load}
 
 arguments = {arguments}
 
-method = METHODS[{method!r}]
+method = (METHODS | SAMPLED)[{method!r}]
 asked = {{name: value for name, value in arguments.items() if not name.startswith("_")}}
 got = calls.named(method.results, implementation.{method}(**asked))
 want = methods.oracle_values(method, arguments)
 for name in want:
     if name in got:
-        print(name, "got", got[name], "wanted", want[name], sep="\\n")
+        print(name, "got", {got}, "wanted", want[name], sep="\\n")
 '''
 
 
@@ -48,6 +49,7 @@ def script(finding: Finding, target: str, precision: str) -> str:
         load=f"\nimplementation = calls.load({full!r})\nimplementation.precision = {precision!r}",
         arguments=pprint.pformat(_source(finding.arguments), width=124, sort_dicts=False),
         method=finding.method,
+        got="got[name].mean(axis=0)" if finding.method in SAMPLED else "got[name]",
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..implementation import PYTORCH, Conventions
 from ..layers import Array
 from ..layerspec import (
     Activation,
@@ -37,7 +38,7 @@ from ..layerspec import (
 )
 from ..network import Arrays
 from ..spec import Network, from_json
-from .torch_functions import TorchFunctions, per_channel, require, squared_error
+from .torch_functions import TorchFunctions, per_channel, squared_error
 
 #: refprune's name of a parameter or statistic → PyTorch's attribute.
 ATTRIBUTES = {"weight": "weight", "bias": "bias", "gain": "weight", "mean": "running_mean", "variance": "running_var"}
@@ -267,6 +268,7 @@ def _tensor(module: Module, name: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return np.array(tensor.detach().numpy(), order="C")
 
 
@@ -274,8 +276,14 @@ def _array(tensor: Tensor) -> Array:
 # As an implementation to be verified
 
 
+CONVENTIONS: Conventions = {**PYTORCH, "estimator": ("taylor", "paired")}
+
+
 class TorchImplementation(TorchFunctions):
     """Gated training in PyTorch; replace what is yours and verify it: `class Mine(TorchImplementation)`."""
+
+    conventions = CONVENTIONS
+    samples = 2
 
     def module(self, spec: Mapping[str, Any], params: Arrays, statistics: Arrays, *, train: bool) -> Module:
         """The gated module of a spec with these numbers. Declines conventions that PyTorch lacks."""
@@ -283,8 +291,7 @@ class TorchImplementation(TorchFunctions):
             module = build(from_json(spec), gated=True)
         except InputError as error:
             raise NotImplementedError(str(error)) from error
-        module.to(getattr(torch, self.precision))
-        load(module, params, statistics).train(train)
+        load(module, params, statistics).to(getattr(torch, self.precision)).train(train)
         return module
 
     def loss(self, module: Module, output: Tensor, target: Array) -> Tensor:
@@ -324,13 +331,15 @@ class TorchImplementation(TorchFunctions):
         return {"value": total, "theta": gradient(on), "params": of_parameters(module, gradient)}
 
     def estimates(self, module: Module, x: Array, target: Array, theta: Tensor, uniform: Tensor) -> Tensor:
-        """Reinforce with a leave-one-out baseline from K samples, (G,)."""
+        """Reinforce with a leave-one-out baseline from K samples. uniform (…, K, G) → (…, G)."""
         samples = (uniform < theta).to(theta.dtype)
+        distinct, which = torch.unique(samples.flatten(0, -2), dim=0, return_inverse=True)
         with torch.no_grad():
-            c = torch.stack([self.loss(module, set_gates(module, xi)(self.tensor(x)), target) for xi in samples])
-        k = len(c)
-        baseline = (c.sum() - c) / (k - 1) if k > 1 else torch.zeros_like(c)
-        return ((c - baseline)[:, None] * (samples - theta) / (theta * (1.0 - theta))).mean(0)
+            c = torch.stack([self.loss(module, set_gates(module, xi)(self.tensor(x)), target) for xi in distinct])
+        c = c[which].reshape(samples.shape[:-1])
+        k = c.shape[-1]
+        baseline = (c.sum(-1, keepdim=True) - c) / (k - 1) if k > 1 else torch.zeros_like(c)
+        return ((c - baseline)[..., None] * (samples - theta) / (theta * (1.0 - theta))).mean(-2)
 
     def theta_estimate(
         self,
@@ -345,6 +354,35 @@ class TorchImplementation(TorchFunctions):
     ) -> Tensor:
         module = self.module(spec, params, statistics, train=train)
         return self.estimates(module, x, target, self.tensor(theta), self.tensor(uniform))
+
+    def theta_sample(
+        self,
+        spec: Any,
+        params: Arrays,
+        statistics: Arrays,
+        x: Array,
+        target: Array,
+        theta: Array,
+        train: bool,
+        draws: int,
+        seed: int,
+    ) -> Tensor:
+        """All draws at once, from a generator of PyTorch's."""
+        module = self.module(spec, params, statistics, train=train)
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand((draws, self.samples, len(theta)), generator=generator, dtype=torch.float64)
+        return self.estimates(module, x, target, self.tensor(theta), uniform)
+
+    def flips(self, module: Module, x: Array, target: Array, gates: Tensor) -> Tensor:
+        """c with each gate on minus c with it off, the others as they are (O5, paired); running statistics stay."""
+        inputs, norms = self.tensor(x), [m for m in module.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+        losses = torch.zeros((len(gates), 2), dtype=gates.dtype)
+        with torch.no_grad(), _frozen(norms):
+            for g, on in itertools.product(range(len(gates)), (0, 1)):
+                flipped = gates.clone()
+                flipped[g] = float(on)
+                losses[g, on] = self.loss(module, set_gates(module, flipped)(inputs), target)
+        return losses[:, 1] - losses[:, 0]
 
     def training_steps(
         self,
@@ -362,7 +400,6 @@ class TorchImplementation(TorchFunctions):
         beta: float,
         estimator: str,
     ) -> dict[str, Any]:
-        require(estimator == "taylor", f"estimator {estimator} here")
         module = self.module(spec, params, statistics, train=True)
         sgd = torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
         t, losses = self.tensor(theta), []
@@ -371,26 +408,47 @@ class TorchImplementation(TorchFunctions):
             sgd.zero_grad()
             loss = self.loss(module, set_gates(module, on)(self.tensor(images)), labels)
             loss.backward()
+            ascent = gradient(on) if estimator == "taylor" else self.flips(module, images, labels, on.detach())
             sgd.step()
-            t = (t - theta_learning_rate * (gradient(on) + beta)).clamp(0.0, 1.0)
+            t = (t - theta_learning_rate * (ascent + beta)).clamp(0.0, 1.0)
             losses.append(loss.detach())
         velocity = of_parameters(module, lambda p: sgd.state[p]["momentum_buffer"]) if momentum > 0.0 else {}
         found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
         return found | {"theta": t, "loss": torch.stack(losses)}
 
+    def compact(self, spec: Any, params: Arrays, statistics: Arrays, keep: Array, x: Array, train: bool) -> dict[str, Any]:
+        """The modules cut and left out, and what is left run."""
+        from .torch_surgery import compact
+
+        smaller, left = compact(self.module(spec, params, statistics, train=train), self.tensor(keep))
+        with torch.no_grad():
+            output = smaller(self.tensor(x))
+        return {"output": output, "parameters": sum(p.numel() for p in smaller.parameters()), "params": left}
+
     def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:
-        """Numbers of parameters, and multiply-accumulates counted while the module runs."""
+        """Counted at the modules; the gradient by autograd."""
+        from .torch_surgery import expected, multiplications, pressure
+
         network = from_json(spec)
         try:
-            module = build(network).eval()
+            module = build(network, gated=True).eval()
         except InputError as error:
             raise NotImplementedError(str(error)) from error
-        macs: list[int] = []
-        for part in module.parts.values():
-            if isinstance(part, (nn.Linear, nn.Conv2d)):
-                part.register_forward_hook(lambda m, i, y: macs.append(m.weight.numel() * y.shape[2:].numel()))
-        module(torch.zeros((1, *network.input_shape)))
-        return {"parameters": sum(p.numel() for p in module.parameters()), "macs": sum(macs)}
+        pixels = multiplications(module, network.input_shape)
+        on = self.tensor(theta).requires_grad_()
+        parameters, macs = expected(module, on, pixels)
+        penalty = nu * pressure(module, on, alpha, balance, pixels)
+        penalty.backward()
+        counts = {
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "macs": sum(part.weight.numel() * n for part, n in pixels.items()),
+        }
+        return counts | {
+            "expected_parameters": parameters,
+            "expected_macs": macs,
+            "penalty": penalty,
+            "beta": gradient(on),
+        }
 
 
 def gradient(leaf: Tensor) -> Tensor:

@@ -174,3 +174,31 @@ def judge(expected: Expectation, answer: Mapping[str, Array], unit: float) -> Ve
         if all(c.holds for c in found):
             return Verdict("kink", found)
     return Verdict("deviates" if tried else "undecided", comparisons)
+
+
+def form(answer: Arrays, expected: Expectation, dtype: str) -> tuple[str, str] | None:
+    """(kind, message) for an answer that cannot be compared: unknown names, shape, dtype, NaN; branches are integers."""
+    known = {**expected.values, **expected.branches}
+    if not set(answer) & set(known):
+        return "names", f"holds none of {', '.join(list(known)[:8])}"
+    for name, got in answer.items():
+        if name not in known:
+            return "names", f"{name} is none of {', '.join(list(known)[:8])} …"
+        want = known[name]
+        if got.shape != want.shape:
+            return "shape", f"{name} has shape {got.shape}, wanted {want.shape}"
+        numeric = want.dtype.kind == "f"
+        if numeric and want.ndim and got.dtype != dtype:
+            return "dtype", f"{name} is {got.dtype}, wanted {dtype}"
+        if numeric and not _finite_where(got, want):
+            return (
+                "not finite",
+                f"{name} has {int((~np.isfinite(got)).sum())} entries that are not finite, where numbers are wanted",
+            )
+    return None
+
+
+def _finite_where(got: Array, want: Array) -> bool:
+    """Is `got` finite where `want` fits into its precision?"""
+    largest = np.finfo(got.dtype).max / 2.0 if got.dtype.kind == "f" else np.inf
+    return bool(np.isfinite(got[np.abs(want) < largest]).all())

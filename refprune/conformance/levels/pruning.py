@@ -12,7 +12,7 @@ from ...backend import ORACLE, Backend
 from ...layers import Array
 from ...network import Arrays
 from ...objective import BatchLoss
-from ...spec import from_json
+from ...spec import Network, from_json
 from ...surgery import prune
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
@@ -65,13 +65,29 @@ def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
 
 @st.composite
 def _removals(draw: st.DrawFn, described: Description) -> Arguments:
-    """Any gates but the last unit of a plain layer; a section that loses all units of a layer is closed."""
+    """Any gates but the last unit of a plain layer, or of one inside a section without a gate.
+
+    A gated section that loses all units of a layer is closed; whether an ungated one keeps its constant is left open (N4).
+    """
     case = draw(strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions))
     network = case.network
     keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
+    keep = _spare_ungated_sections(network, keep)
     arguments = batch_of(case) | {"keep": keep, "train": case.train}
     del arguments["target"]
     return arguments
+
+
+def _spare_ungated_sections(network: Network, keep: Array) -> Array:
+    """`keep` (G,), but the units that a layer of an ungated section reads never go all."""
+    keep = keep.copy()
+    for group in network.gates:
+        if group.kind == "unit" and not keep[group.slice].any():
+            inside = group.name not in {layer.name for layer in network.layers}
+            gated = network.layers[group.position].name in network.gate_slices
+            if inside and not gated and network.unit_links[group.name].consumer is not None:
+                keep[group.start] = True
+    return keep
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:

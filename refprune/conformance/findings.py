@@ -1,0 +1,93 @@
+"""What has been found of an implementation: its findings, and all that is known of one method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..network import Arrays
+from .calls import Reply
+from .methods import Arguments
+from .planting import Mistake
+from .verdicts import Comparison
+
+#: Findings that are mentioned, but make nothing wrong.
+HARMLESS = ("prints",)
+
+
+class Finding(NamedTuple):
+    """Something that an implementation should not do.
+
+    kind: "deviates", or "raises", "results", "shape", "dtype", "not finite", "names", "changes its input", "not repeatable",
+    "prints", "hangs", "dies", "undecided"; of random results "biased", "range", "dependent draws", "variance". arguments: the
+    smallest example; comparisons: of all tensors, in data-flow order; answer: what it gave; mistakes: the known ones that it
+    looks like.
+    """
+
+    method: str
+    kind: str
+    message: str
+    arguments: Arguments
+    answer: Arrays
+    comparisons: tuple[Comparison, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+
+    @property
+    def first(self) -> Comparison | None:
+        """The first tensor along the data flow that differs."""
+        return next((c for c in self.comparisons if not c.holds), None)
+
+
+@dataclass
+class Outcome:
+    """What is known of one method.
+
+    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
+    conform, of random ones the largest evidence against them over what it takes; tensors: what was compared; wanted: what could
+    have been; remarks: what the report says besides.
+    """
+
+    method: str
+    level: str
+    provided: bool
+    examples: int = 0
+    declined: int = 0
+    stored: int = 0
+    kinks: int = 0
+    undecided: int = 0
+    ratio: float = 0.0
+    tensors: set[str] = field(default_factory=set)
+    wanted: set[str] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """ "not provided", "not asked", "declined" (every call), "conforms" or "DEVIATES"."""
+        if not self.provided:
+            return "not provided"
+        if any(f.kind not in HARMLESS for f in self.findings):
+            return "DEVIATES"
+        if self.examples == 0:
+            return "not asked"
+        return "conforms" if self.examples > self.declined else "declined"
+
+    @property
+    def withheld(self) -> list[str]:
+        """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
+        return sorted(self.wanted - self.tensors - {"layers"})
+
+    def note(self, kind: str, message: str, arguments: Arguments, answer: Arrays) -> None:
+        """A finding, once of each kind."""
+        if all(f.kind != kind for f in self.findings):
+            self.findings.append(Finding(self.method, kind, message, arguments, answer))
+
+    def manners(self, reply: Reply, arguments: Arguments) -> None:
+        """What is wrong with a reply whatever its numbers are."""
+        if reply.printed:
+            self.note("prints", f"wrote {reply.printed[:60]!r} to the standard output", arguments, reply.answer)
+        if reply.changed:
+            self.note("changes its input", f"changed {', '.join(reply.changed)}", arguments, reply.answer)
+        if reply.repeatable is False:
+            self.note("not repeatable", "a second call with the same arguments gave other bits", arguments, reply.answer)

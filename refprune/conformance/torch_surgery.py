@@ -1,0 +1,159 @@
+"""Pruning in PyTorch: modules are cut and left out, and what they cost while gates are random is counted at the modules.
+
+Nothing here knows how refprune prunes: what belongs to a gate is found by walking the modules of a chain. A unit goes with its
+row of the Linear or Conv2d before the gate, its entries of the batch-norms between, and its columns of the one that reads it,
+as many behind a Flatten as there are pixels (N4); units at the end of a section's path go with the stream's channels that they
+added to. A closed section becomes its shortcut and ρ (N3), and so does one of which a layer has lost all its units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .torch_adapter import Gate, Module, Residual
+
+AFFINE = (nn.Linear, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class Reached(NamedTuple):
+    """What the units of one gate reach: who makes them, batch-norms between, who reads them (None: the stream), the section."""
+
+    producer: nn.Module
+    norms: list[nn.Module]
+    consumer: nn.Module | None
+    section: Residual | None
+
+
+def chain(module: nn.Module) -> list[nn.Module]:
+    """The modules that run one after the other, nested Sequentials opened."""
+    if isinstance(module, nn.Sequential):
+        return [inner for part in module for inner in chain(part)]
+    return [module]
+
+
+def sections(module: Module) -> list[Residual]:
+    return [part for part in chain(module.body) if isinstance(part, Residual)]
+
+
+def reached(module: Module) -> dict[Gate, Reached]:
+    """Every unit gate with what it reaches."""
+    found: dict[Gate, Reached] = {}
+    for section in (None, *sections(module)):
+        parts = chain(module.body if section is None else section.path)
+        for i, gate in enumerate(parts):
+            if not isinstance(gate, Gate) or (section is not None and gate is section.gate):
+                continue
+            first = max(k for k in range(i) if isinstance(parts[k], AFFINE))
+            reader = next((part for part in parts[i:] if isinstance(part, AFFINE)), None)
+            found[gate] = Reached(parts[first], [p for p in parts[first:i] if isinstance(p, NORMS)], reader, section)
+    return found
+
+
+def compact(module: Module, keep: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module without the gates that are False in keep (G,), and what is left of every parameter; `module` is used up."""
+    stays = {module.gates[group.name]: keep[group.slice] for group in module.network.gates}
+    links = reached(module)
+    closed = [s for s in sections(module) if s.gate is not None and not stays[s.gate].any()]
+    closed += [link.section for gate, link in links.items() if link.section is not None and not stays[gate].any()]
+    for gate, link in links.items():
+        if link.section not in closed:
+            _cut(link, stays[gate].nonzero()[:, 0], len(stays[gate]))
+    body = nn.Sequential(*(_without_gates(part, closed) for part in chain(module.body) if not isinstance(part, Gate)))
+    body.train(module.training)
+    left = {id(p): p for p in body.parameters()}
+    names = {f"{layer}.{key}": p for layer, part in module.parts.items() for key, p in _named(part).items()}
+    return body, {name: p for name, p in names.items() if id(p) in left}
+
+
+def _named(part: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters under refprune's keys: a batch-norm's weight is its gain."""
+    keys = {"weight": "gain"} if isinstance(part, NORMS) else {}
+    return {keys.get(name, name): p for name, p in part.named_parameters()}
+
+
+def _cut(link: Reached, index: Tensor, units: int) -> None:
+    """Leave the units of `index` (k,) of so many."""
+    for part in (link.producer, *link.norms):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            old = getattr(part, name, None)
+            if old is not None:
+                setattr(part, name, nn.Parameter(old.detach()[index]) if isinstance(old, nn.Parameter) else old[index])
+    if link.consumer is not None:
+        weight = link.consumer.weight.detach()
+        block = weight.shape[1] // units
+        columns = (index[:, None] * block + torch.arange(block)).flatten()
+        link.consumer.weight = nn.Parameter(weight[:, columns])
+    else:
+        assert link.section is not None
+        link.section.channels = index if link.section.channels is None else link.section.channels[index]
+
+
+def _without_gates(part: nn.Module, closed: list[Residual]) -> nn.Module:
+    if not isinstance(part, Residual):
+        return part
+    if part in closed:
+        post = nn.ReLU() if isinstance(part.post, nn.ReLU) else nn.Identity()  # in place it would overwrite the stream
+        return nn.Sequential(part.shortcut, post)
+    part.path = nn.Sequential(*(inner for inner in chain(part.path) if not isinstance(inner, Gate)))
+    part.gate = None
+    return part
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What it costs
+
+
+def multiplications(module: Module, shape: tuple[int, ...]) -> dict[nn.Module, int]:
+    """For every Linear and Conv2d the multiply-accumulates that one weight takes part in, counted while the module runs."""
+    found: dict[nn.Module, int] = {}
+    hooks = [
+        part.register_forward_hook(lambda m, i, y: found.__setitem__(m, y.shape[2:].numel()))
+        for part in module.parts.values()
+        if isinstance(part, AFFINE)
+    ]
+    with torch.no_grad():
+        module(torch.zeros((1, *shape), dtype=next(module.parameters()).dtype))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def expected(module: Module, theta: Tensor, pixels: Mapping[nn.Module, int]) -> tuple[Tensor, Tensor]:
+    """Expected parameters and MACs at θ (G,), differentiable: every array counts with the means of the gates on it (C1)."""
+    of_gate = {module.gates[group.name]: theta[group.slice].mean() for group in module.network.gates}
+    rows: dict[nn.Module, Tensor] = {}
+    columns: dict[nn.Module, Tensor] = {}
+    for gate, link in reached(module).items():
+        rows |= dict.fromkeys((link.producer, *link.norms), of_gate[gate])
+        if link.consumer is not None:
+            columns[link.consumer] = of_gate[gate]
+    inside = {part: of_gate[s.gate] for s in sections(module) if s.gate is not None for part in chain(s.path)}
+    one = torch.ones((), dtype=theta.dtype)
+    parameters, macs = 0.0 * one, 0.0 * one
+    for part in module.parts.values():
+        alive = rows.get(part, one) * inside.get(part, one)
+        for name, p in part.named_parameters():
+            read = columns.get(part, one) if isinstance(part, AFFINE) and name == "weight" else one
+            parameters = parameters + p.numel() * alive * read
+            macs = macs + (p.numel() * pixels[part] * alive * read if part in pixels and name == "weight" else 0.0)
+    return parameters, macs
+
+
+def pressure(module: Module, theta: Tensor, alpha: float, balance: float, pixels: Mapping[nn.Module, int]) -> Tensor:
+    """R_ρ(θ) (C2, C3), differentiable."""
+    layer = torch.cat([torch.full((g.stop - g.start,), g.kind == "layer") for g in module.network.gates])
+    ones = torch.ones_like(theta)
+    whole = expected(module, ones, pixels)
+
+    def share(gates: Tensor) -> Tensor:
+        parameters, macs = expected(module, gates, pixels)
+        return alpha * macs / whole[1] + (1.0 - alpha) * parameters / whole[0]
+
+    both, tilt = 1.0 - abs(2.0 * balance - 1.0), 2.0 * balance - 1.0
+    layers, units = share(torch.where(layer, theta, ones)), share(torch.where(layer, ones, theta))
+    return both * share(theta) + max(0.0, tilt) * layers + max(0.0, -tilt) * units
