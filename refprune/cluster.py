@@ -34,7 +34,7 @@ CONNECT, PATIENCE = 10.0, 30.0
 
 
 class ClusterExecutor(Executor):
-    """`submit(execute, job)` on the workers of a Dask client; `token` is the file by which a worker knows the sweep's folder."""
+    """`submit(execute, job)` on the workers of a Dask client; by the file `token` a worker knows the sweep's folder."""
 
     def __init__(self, client: Any, token: Path) -> None:
         self._inner, self._token = client.get_executor(pure=False), str(token)
@@ -48,7 +48,7 @@ class ClusterExecutor(Executor):
 def executor(
     address: str, sweep: Sweep, directory: Path, *, data_directory: str | None = None, say: Callable[[str], None] = print
 ) -> Iterator[ClusterExecutor]:
-    """The workers of the Dask scheduler at `address`, as in "tcp://HOST:PORT", as an executor; at its end no run is left on them.
+    """The workers of the Dask scheduler at `address` ("tcp://HOST:PORT") as an executor; at its end no run is left on them.
 
     InputError if the scheduler does not answer or has no workers, if versions differ, or with the name of a worker that does
     not see the sweep's `directory` or the data, or sees other data than the others.
@@ -59,9 +59,10 @@ def executor(
     try:
         token.touch()
         check_versions(address, client.get_versions(packages=["refprune"]))
-        names = sorted({config.data.name for setting in sweep.settings for config in setting.configs})
+        names = {config.data.name for setting in sweep.settings for config in setting.configs}
+        files = sorted(names - {"synthetic-digits"})  # which come from the code
         folder = None if data_directory is None else str(Path(data_directory).absolute())
-        check_workers(address, client.run(probe, str(token), names, folder, on_error="return"))
+        check_workers(address, client.run(probe, str(token), files, folder, on_error="return"))
         threads = client.nthreads()
         say(f"{address}: {len(threads)} workers, {sum(threads.values())} runs at a time")
         yield ClusterExecutor(client, token)

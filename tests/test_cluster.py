@@ -10,20 +10,24 @@ import time
 import pytest
 from test_sweep import TINY, plan, quiet
 
-from refprune import cli, cluster, sweep
+from refprune import cli, cluster, data, experiment, sweep
 from refprune.errors import InputError
 
 distributed = pytest.importorskip("distributed", reason="needs Dask's distributed: pip install -e '.[cluster]'")
 
-LONG = TINY.replace("[0, 1]", "[0]").replace("epochs = 2", "epochs = 40")
+LONG = TINY.replace("[0, 1]", "[0]").replace("epochs = 2", "epochs = 100")
 SECONDS = 120
+
+
+def local_cluster(workers):
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
+    return distributed.LocalCluster(n_workers=workers, **options)
 
 
 @pytest.fixture(scope="module")
 def machines():
     """A scheduler here and two worker processes of one thread each, which Dask starts again when they die."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options, silence_logs=50) as machines:
+    with local_cluster(2) as machines:
         yield machines
 
 
@@ -35,8 +39,10 @@ def bits(outcome):
     return {key: outcome.summary["runs"]["pruned"][key] for key in ("test_loss", "objective", "training_macs")}
 
 
-def pids(client):
-    return client.run(os.getpid)
+def pids(machines):
+    """Address → process of every worker."""
+    with distributed.Client(machines, set_as_default=False) as client:
+        return client.run(os.getpid)
 
 
 def at_work(machines, count=1):
@@ -78,7 +84,8 @@ def run(machines, found, out):
 def test_the_command_line_on_two_workers(machines, tmp_path, capsys):
     """Same results as without a cluster; a second call finds everything done; no token is left."""
     path, out = tmp_path / "tiny.toml", tmp_path / "out"
-    here = sweep.run(plan(tmp_path), tmp_path / "here", say=quiet)
+    (here,) = sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "here", say=quiet)
+    plan(tmp_path)
     arguments = ["sweep", str(path), "--out", str(out), "--scheduler", address(machines)]
     assert cli.main(arguments) == 0
     said = capsys.readouterr().out
@@ -86,18 +93,18 @@ def test_the_command_line_on_two_workers(machines, tmp_path, capsys):
     assert cli.main(arguments) == 0
     assert "2 runs, 2 of them done" in capsys.readouterr().out
     there = sweep.run(plan(tmp_path), out, say=quiet)
-    assert [bits(o) for o in there] == [bits(o) for o in here]
+    assert bits(there[0]) == bits(here)
     assert list(out.glob("*.token")) == []
 
 
 def test_the_run_of_a_killed_worker_is_repeated(machines, tmp_path):
     found, out = plan(tmp_path, LONG), tmp_path / "out"
     folder = out / "as-it-is" / "seed-0"
+    before = pids(machines)
     thread, result = in_background(run, machines, found, out)
     until(lambda: begun(folder))
     (victim,) = at_work(machines)
-    with distributed.Client(machines, set_as_default=False) as client:
-        os.kill(pids(client)[victim], signal.SIGKILL)
+    os.kill(before[victim], signal.SIGKILL)
     thread.join(SECONDS)
     ((outcome,),) = result
     assert outcome.problem == ""
@@ -110,13 +117,14 @@ def test_the_run_of_a_killed_worker_is_repeated(machines, tmp_path):
 def test_a_worker_that_dies_too_often_is_a_failed_run(machines, tmp_path, monkeypatch):
     """The other runs go on."""
     monkeypatch.setattr(machines.scheduler, "allowed_failures", 0)
-    text = LONG.replace("epochs = 40", "epochs = 41") + "[[variants]]\nname = 'one'\n[[variants]]\nname = 'two'\n"
+    text = LONG.replace("epochs = 100", "epochs = 101") + "[[variants]]\nname = 'one'\n[[variants]]\nname = 'two'\n"
     found, out = plan(tmp_path, text), tmp_path / "out"
+    machines.wait_for_workers(2)
+    before = pids(machines)
     thread, result = in_background(run, machines, found, out)
     until(lambda: begun(out / "one" / "seed-0") and begun(out / "two" / "seed-0"))
     victim = at_work(machines, 2)[0]
-    with distributed.Client(machines, set_as_default=False) as client:
-        os.kill(pids(client)[victim], signal.SIGKILL)
+    os.kill(before[victim], signal.SIGKILL)
     thread.join(SECONDS)
     (outcomes,) = result
     assert sorted(outcome.problem[:12] for outcome in outcomes) == ["", "KilledWorker"]
@@ -124,13 +132,17 @@ def test_a_worker_that_dies_too_often_is_a_failed_run(machines, tmp_path, monkey
 
 
 def test_an_interrupt_ends_the_runs_on_the_workers(machines, tmp_path):
-    found, out = plan(tmp_path, LONG.replace("epochs = 40", "epochs = 4000")), tmp_path / "out"
+    found, out = plan(tmp_path, LONG.replace("epochs = 100", "epochs = 4000")), tmp_path / "out"
     folder = out / "as-it-is" / "seed-0"
-    with pytest.raises(KeyboardInterrupt), cluster.executor(address(machines), found, out, say=quiet) as executor:
-        (job,) = sweep.jobs(found, out)
-        executor.submit(sweep.execute, job)
-        until(lambda: begun(folder))
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with cluster.executor(address(machines), found, out, say=quiet) as executor:
+            executor.submit(sweep.execute, *sweep.jobs(found, out))
+            until(lambda: begun(folder))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     cluster.wait_until_free(folder / "config.toml", SECONDS)
     size = (folder / "pruned" / "metrics.jsonl").stat().st_size
     time.sleep(1.0)
@@ -140,9 +152,8 @@ def test_an_interrupt_ends_the_runs_on_the_workers(machines, tmp_path):
 
 def test_a_scheduler_that_goes_away(tmp_path):
     """What was not done is reported as failed, and the command comes back."""
-    found, out = plan(tmp_path, LONG.replace("epochs = 40", "epochs = 4000")), tmp_path / "out"
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options, silence_logs=50) as machines:
+    found, out = plan(tmp_path, LONG.replace("epochs = 100", "epochs = 4000")), tmp_path / "out"
+    with local_cluster(1) as machines:
         thread, result = in_background(run, machines, found, out)
         until(lambda: begun(out / "as-it-is" / "seed-0"))
     thread.join(SECONDS)
@@ -169,7 +180,7 @@ def test_nobody_answers(tmp_path, capsys):
 def test_a_scheduler_without_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT", 2.0)
     with (
-        distributed.LocalCluster(n_workers=0, processes=True, dashboard_address=None, silence_logs=50) as empty,
+        local_cluster(0) as empty,
         pytest.raises(InputError, match="has no workers; start some with `dask worker tcp://"),
     ):
         run(empty, plan(tmp_path), tmp_path / "out")
@@ -224,6 +235,15 @@ def test_the_answers_of_the_workers():
             cluster.check_workers("tcp://s:1", answers(**changes))
     with pytest.raises(InputError, match=r"tcp://c:3 failed the check \(OSError: gone\)"):
         cluster.check_workers("tcp://s:1", {"tcp://c:3": OSError("gone")})
+
+
+def test_what_a_worker_answers(tmp_path):
+    token = tmp_path / "token"
+    assert cluster.probe(str(token), ["synthetic-digits"], None)["problem"].startswith("does not see the sweep's folder")
+    token.touch()
+    answer = cluster.probe(str(token), ["synthetic-digits"], None)
+    digest = experiment.environment(data.load("synthetic-digits"))["data_sha256"]
+    assert answer == {"code": cluster.code_digest(), "data": {"synthetic-digits": digest}, "problem": ""}
 
 
 def versions(machines):
