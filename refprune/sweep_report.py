@@ -189,7 +189,7 @@ def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
     sizes = [point.mean(cost) for point in found]
     starts = {round(point.values[cost][0] / point.values[SHARES[cost]][0]) for point in found}
     wide = max(sizes) > 4 * min(sizes)
-    shown = [(axes.xaxis, EngFormatter())]
+    shown: list[tuple[Any, Any]] = [(axes.xaxis, EngFormatter())]
     if wide:
         axes.set_xscale("log")
     if len(starts) == 1:
