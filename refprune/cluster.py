@@ -67,8 +67,9 @@ def executor(
         say(f"{address}: {len(threads)} workers, {sum(threads.values())} runs at a time")
         yield ClusterExecutor(client, token)
     finally:
-        with contextlib.suppress(Exception):  # a scheduler that has gone can stop nothing; its workers end with it
-            client.run(end, str(token), on_error="ignore")
+        if client.status == "running":  # a scheduler that has gone can stop nothing; its workers end with it
+            with contextlib.suppress(Exception):
+                client.run(end, str(token), on_error="ignore")
         client.close()
         token.unlink(missing_ok=True)
 
