@@ -340,7 +340,7 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
             stderr=subprocess.STDOUT,
             env=environment,
         )
-        with process, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError), process:  # closing its input may find it gone, too
             assert process.stdin is not None
             process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             process.stdin.flush()

@@ -173,7 +173,7 @@ def test_a_failed_run_stops_nothing_and_is_repeated(tmp_path, monkeypatch, capsy
         assert cli.main(arguments) == 1
         said = capsys.readouterr().out
         assert "bad, seed 0: failed: exit code 2: refprune:" in said
-        assert "failed: bad, seed 0" in said.split("setting")[1]
+        assert "failed: bad, seed 0" in said.split("setting", 1)[1]
     assert "2 runs, 1 of them done" in said
     assert "mnist" in (tmp_path / "out" / "bad" / "seed-0.log").read_text()
     assert [r["seeds"] for r in sweep_report.read(tmp_path / "out")["results"]] == [[], [0]]
@@ -195,6 +195,18 @@ def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):
 
     (outcome,) = sweep.run(found, tmp_path / "b", executor=Dying(), say=quiet)
     assert outcome.problem == "RuntimeError: the worker has gone"
+
+
+def test_a_process_that_ends_before_it_has_read_its_job(tmp_path, monkeypatch):
+    class Slow(sweep.Children):
+        def start(self, *arguments, **options):
+            process = super().start(*arguments, **options)
+            process.wait()
+            return process
+
+    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert sweep.execute(job, Slow()).problem == "exit code 1: no message"
 
 
 def test_an_executor_that_takes_no_more_jobs(tmp_path):
