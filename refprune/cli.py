@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
     sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each run (default: 1)")
     sweep.add_argument("--data-dir", metavar="DIR")
+    sweep.add_argument(
+        "--scheduler",
+        metavar="tcp://HOST:PORT",
+        help="run on the workers of this Dask scheduler; they share the folder (--out)",
+    )
     sweep.set_defaults(command=_sweep)
 
     data = commands.add_parser("data", help="list, fetch and verify data sets")
@@ -170,16 +175,23 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from . import report, sweep, sweep_report
+    from . import cluster, report, sweep, sweep_report
 
     for name in ("jobs", "threads"):
         number = getattr(options, name)
         if number is not None and number < 1:
             raise InputError(f"--{name}: must be at least 1, got {number}")
+    if options.jobs and options.scheduler:
+        raise InputError("--jobs: with --scheduler the workers' threads say how many runs there are at a time")
     plan = sweep.load(options.file)
     directory = options.out or Path("runs") / f"sweep-{plan.name}"
-    workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
-    outcomes = sweep.run(plan, directory, workers=workers, threads=options.threads, data_directory=options.data_dir)
+    how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
+    if options.scheduler:
+        with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
+            outcomes = sweep.run(plan, directory, executor=executor, **how)
+    else:
+        workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
+        outcomes = sweep.run(plan, directory, workers=workers, **how)
     print("\n" + sweep_report.text(directory))
     page = sweep_report.write_html(directory)
     print(f"\nreport: {page}" if page else f"\n{report.HINT}")

@@ -333,7 +333,7 @@ def _check_values(config: Config, where: str) -> None:
     }
     for key, (number, low, high) in ranges.items():
         if not low <= number <= high or math.isinf(number):
-            raise InputError(f"{where}: {key} = {number} must lie in [{low}, {high}]")
+            raise InputError(f"{where}: {key} = {number} must lie in [{low}, {high}{')' if math.isinf(high) else ']'}")
     if ESTIMATORS[gates.estimator].needs_interior and gates.floor == 0.0:
         raise InputError(f"{where}: gates.estimator {gates.estimator!r} does not exist at θ = 0 and 1: set gates.floor > 0")
     if gates.magnitude > 0.0 and (gates.initial < 1.0 or gates.floor > 0.0 or gates.magnitude_epoch >= training.epochs):

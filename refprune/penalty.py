@@ -53,9 +53,10 @@ class Penalty:
     balance: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value, high in (("nu", self.nu, np.inf), ("alpha", self.alpha, 1.0), ("balance", self.balance, 1.0)):
-            if not 0.0 <= value <= high:
-                raise InputError(f"{name}: must lie in [0, {high}], got {value}")
+        for name, high in (("beta", np.inf), ("nu", np.inf), ("alpha", 1.0), ("balance", 1.0)):
+            value = getattr(self, name)
+            if not 0.0 <= value <= high or np.isinf(value):
+                raise InputError(f"{name}: must lie in [0, {high}{')' if np.isinf(high) else ']'}, got {value}")
         if self.nu > 0.0 and min(self.reference) < 1:
             raise InputError(f"reference: ν needs a network that costs something, got {self.reference}")
 

@@ -15,6 +15,8 @@ A sweep is a TOML file:
     [[variants]]                            and each of these by its name, if there are any
     name = "paired"
     gates.estimator = "paired"
+    seeds = [0]                             instead of the sweep's
+    group = "other estimators"              variants of one group share a colour and a frontier (default: the name)
 
 Every run is a process of its own, with as many threads as it is given from its start on, and has a run directory below the
 sweep's. `run` skips what is finished, resumes what was interrupted, repeats what failed; one failed run stops nothing.
@@ -45,13 +47,17 @@ from .errors import InputError
 from .files import write_atomically
 
 KEYS = ("name", "experiment", "seeds", "set", "grid", "variants")
+VARIANT_KEYS = ("name", "seeds", "group")
 
 
 class Setting(NamedTuple):
-    """label: what differs from the other settings. values: keys of the experiment. configs: one a seed."""
+    """label: what differs from the other settings. group: those shown together. values: keys of the experiment. configs: one a
+    seed."""
 
     label: str
+    group: str
     values: dict[str, Any]
+    seeds: tuple[int, ...]
     configs: tuple[Config, ...]
 
 
@@ -61,7 +67,6 @@ class Sweep:
 
     name: str
     experiment: str
-    seeds: tuple[int, ...]
     settings: tuple[Setting, ...]
 
 
@@ -98,31 +103,37 @@ def load(path: Path) -> Sweep:
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         raise InputError(f"{path}: unknown key {unknown[0]} (known: {', '.join(KEYS)})")
-    name, source, seeds = values.get("name", path.stem), values.get("experiment"), values.get("seeds", [0])
+    name, source = values.get("name", path.stem), values.get("experiment")
     if not isinstance(source, str) or not isinstance(name, str):
         raise InputError(f"{path}: name and experiment must be strings, got {name!r} and {source!r}")
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"{path}: seeds must be a list of different integers, got {seeds!r}")
+    of_all = _seeds(values, [0], str(path))
     if source.endswith(".toml"):
         source = str(path.parent / source)
     base = _flat(values.get("set", {}), f"{path}: set")
     settings: list[Setting] = []
-    for label, changes in _combinations(values, path):
-        chosen = base | changes
+    for label, variant, changes in _combinations(values, path):
+        chosen, seeds = base | changes, _seeds(variant, of_all, f"{path}: {label}")
         try:
             configs = tuple(config.load(source, values=chosen | {"seed": seed}) for seed in seeds)
         except InputError as error:
             raise InputError(f"{path}: {label}: {error}") from error
-        settings.append(Setting(label, chosen, configs))
+        settings.append(Setting(label, variant.get("group", variant.get("name", "")), chosen, tuple(seeds), configs))
     folders = [_folder(setting.label).casefold() for setting in settings]
     for folder, setting in zip(folders, settings, strict=True):
         if folders.count(folder) > 1 or not re.search(r"\w", folder):
             raise InputError(f"{path}: {setting.label!r} is no name of its own for a setting (its folder would be {folder!r})")
-    return Sweep(name, source, tuple(seeds), tuple(settings))
+    return Sweep(name, source, tuple(settings))
 
 
-def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(label, changes) of every variant with every combination of the grid."""
+def _seeds(table: Mapping[str, Any], default: list[int], where: str) -> list[int]:
+    seeds = table.get("seeds", default)
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"{where}: seeds must be a list of different integers, got {seeds!r}")
+    return seeds
+
+
+def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(label, the variant's own keys, changes) of every variant with every combination of the grid."""
     grid = _flat(values.get("grid", {}), f"{path}: grid")
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
@@ -130,19 +141,22 @@ def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict
     entries = values.get("variants", [{}])
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: variants must be tables, got {entries!r}")
-    variants: list[tuple[str, dict[str, Any]]] = []
+    variants: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for entry in entries:
         if not isinstance(entry, dict) or (entry and not isinstance(entry.get("name"), str)):
             raise InputError(f"{path}: each of the variants needs a name, got {entry!r}")
-        variants.append((entry.get("name", ""), _flat({k: v for k, v in entry.items() if k != "name"}, f"{path}: variants")))
+        if not isinstance(entry.get("group", ""), str):
+            raise InputError(f"{path}: {entry['name']}: group must be a string, got {entry['group']!r}")
+        own = {key: value for key, value in entry.items() if key in VARIANT_KEYS}
+        variants.append((own, _flat({k: v for k, v in entry.items() if k not in own}, f"{path}: variants")))
     _check_keys(path, _flat(values.get("set", {}), f"{path}: set"), grid, [changes for _, changes in variants])
     last = [key.rpartition(".")[2] for key in grid]
     titles = {key: short if last.count(short) == 1 else key for key, short in zip(grid, last, strict=True)}
     found = []
-    for (name, changes), choice in itertools.product(variants, itertools.product(*grid.values())):
+    for (own, changes), choice in itertools.product(variants, itertools.product(*grid.values())):
         at = dict(zip(grid, choice, strict=True))
-        words = [name, *(f"{titles[key]} {_short(value)}" for key, value in at.items())]
-        found.append((", ".join(filter(None, words)) or "as it is", changes | at))
+        words = [own.get("name", ""), *(f"{titles[key]} {_short(value)}" for key, value in at.items())]
+        found.append((", ".join(filter(None, words)) or "as it is", own, changes | at))
     return found
 
 
@@ -178,10 +192,11 @@ def jobs(sweep: Sweep, directory: Path, *, data_directory: str | None = None, th
     """Every run of the sweep, all settings of the first seed before the second, so that a stopped sweep shows all settings."""
     data = None if data_directory is None else str(Path(data_directory).absolute())
     found = []
-    for i, seed in enumerate(sweep.seeds):
-        for setting in sweep.settings:
-            folder = run_directory(directory, setting.label, seed).absolute()
-            found.append(Job(setting.label, seed, str(folder), config.to_toml(setting.configs[i]), data, threads))
+    rounds = itertools.zip_longest(*(zip(s.seeds, s.configs, strict=True) for s in sweep.settings))
+    for setting, run in ((s, run) for one in rounds for s, run in zip(sweep.settings, one, strict=True) if run):
+        seed, settings = run
+        folder = run_directory(directory, setting.label, seed).absolute()
+        found.append(Job(setting.label, seed, str(folder), config.to_toml(settings), data, threads))
     return found
 
 
@@ -244,8 +259,7 @@ def run(
         for job in (job for job, outcome in outcomes.items() if outcome is None):
             futures[_submitted(pool, call, job)] = job
         for future in as_completed(futures):
-            error = future.exception()
-            outcome = Outcome(futures[future], None, f"{type(error).__name__}: {error}") if error else future.result()
+            outcome = _outcome(future, futures[future])
             outcomes[outcome.job] = outcome
             done += 1
             say(f"[{done}/{len(todo)}] {_line(outcome)}")
@@ -271,6 +285,14 @@ def _submitted(pool: Executor, call: Callable[[Job], Outcome], job: Job) -> Futu
         future: Future[Outcome] = Future()
         future.set_exception(error)
         return future
+
+
+def _outcome(future: Future[Outcome], job: Job) -> Outcome:
+    """What the executor has made of the job: also if it has lost it."""
+    try:
+        return future.result()
+    except Exception as error:  # whatever an executor may hand on; CancelledError has no text of its own
+        return Outcome(job, None, f"{type(error).__name__}: {error or 'the executor gave the run up'}")
 
 
 def _line(outcome: Outcome) -> str:
@@ -318,7 +340,7 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
             stderr=subprocess.STDOUT,
             env=environment,
         )
-        with process, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError), process:  # closing its input may find it gone, too
             assert process.stdin is not None
             process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
             process.stdin.flush()
@@ -361,7 +383,7 @@ def _end_with_parent() -> None:
 #: What a table over seeds shows of each training run.
 QUANTITIES = (
     *("test_accuracy", "test_loss", "train_loss", "objective", "sections", "sections_at_start", "parameters", "macs_per_image"),
-    *("training_macs_share", "macs_share", "seconds", "undecided", "steps"),
+    *("training_macs_share", "macs_share", "parameters_share", "seconds", "undecided", "steps"),
 )
 
 
@@ -371,6 +393,7 @@ def quantities(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, fl
     derived = {
         "training_macs_share": run["training_macs"] / training,
         "macs_share": run["macs_per_image"] / whole["macs_per_image_at_start"],
+        "parameters_share": run["parameters"] / whole["parameters_at_start"],
         "sections_at_start": whole["sections_at_start"],
         "undecided": len(run["decisions"]),
     }
@@ -390,7 +413,8 @@ def _write(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
             for name, part in found.items():
                 for key, value in quantities(part, whole).items():
                     runs[name][key].append(value)
-        results.append({"label": setting.label, "set": setting.values, "seeds": [o.job.seed for o in mine], "runs": runs})
+        told = {"label": setting.label, "group": setting.group, "set": setting.values, "seeds": [o.job.seed for o in mine]}
+        results.append(told | {"runs": runs})
     failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.summary is None]
     page = {"name": sweep.name, "experiment": sweep.experiment, "results": results, "failed": failed}
     directory.mkdir(parents=True, exist_ok=True)

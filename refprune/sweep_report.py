@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import report
 from .errors import InputError
@@ -35,6 +36,14 @@ COLUMNS: dict[str, Callable[[Values], str]] = {
 }
 
 
+#: Quantity of size → how its axis is called; its share of the start is the quantity in SHARES.
+COSTS = {"macs_per_image": "MACs per image", "parameters": "parameters"}
+SHARES = {"macs_per_image": "macs_share", "parameters": "parameters_share"}
+#: The training runs in which nothing is pruned.
+UNPRUNED = ("unpruned", "trained")
+MARKERS = {"pruned": "o", "unpruned": "s", "from-scratch": "^", "trained": "D"}
+
+
 def read(directory: Path) -> dict[str, Any]:
     """sweep.json. InputError where it is missing or no JSON."""
     path = directory / "sweep.json"
@@ -55,11 +64,62 @@ def rows(page: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return table
 
 
+class Point(NamedTuple):
+    """One training run of a setting: its quantities over seeds."""
+
+    label: str
+    group: str
+    network: str
+    values: Values
+
+    def mean(self, quantity: str) -> float:
+        return statistics.fmean(self.values[quantity])
+
+    def deviation(self, quantity: str) -> float:
+        """Standard deviation with n − 1; 0 for one value, which shows none."""
+        return statistics.stdev(self.values[quantity]) if len(self.values[quantity]) > 1 else 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Mean test accuracy in percent."""
+        return 100.0 * self.mean("test_accuracy")
+
+
+def points(page: Mapping[str, Any]) -> list[Point]:
+    """Every training run of every setting that has ended for one seed at least."""
+    return [Point(r["label"], r["group"], name, values) for r in page["results"] for name, values in r["runs"].items()]
+
+
+def frontier(where: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, accuracy) points to which no other is preferred, by rising cost (Pareto).
+
+    Preferred is what costs no more and is no less accurate, and differs; of equal points the first is taken.
+    """
+    best, found = -math.inf, []
+    for i in sorted(range(len(where)), key=lambda i: (where[i][0], -where[i][1])):
+        if where[i][1] > best:
+            best = where[i][1]
+            found.append(i)
+    return found
+
+
+def size_rows(page: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Accuracy against size: one row a setting and training run; the last column says in which costs it is on the frontier."""
+    table: list[tuple[str, ...]] = [("setting", "group", "network", "test accuracy, %", *COSTS.values(), "on the frontier of")]
+    found = points(page)
+    on = {cost: frontier([(point.mean(cost), point.accuracy) for point in found]) for cost in COSTS}
+    for i, point in enumerate(found):
+        sizes = (f"{spread(point.values[c], 0)} ({spread(point.values[SHARES[c]], 1, 100.0)} %)" for c in COSTS)
+        names = ", ".join(COSTS[cost] for cost in COSTS if i in on[cost])
+        table.append((point.label, point.group, point.network, spread(point.values["test_accuracy"], 2, 100.0), *sizes, names))
+    return table
+
+
 def text(directory: Path) -> str:
-    """The table for a terminal, and what failed."""
+    """The tables for a terminal, and what failed."""
     page = read(directory)
     failed = [f"failed: {f['label']}, seed {f['seed']}: {f['problem']}" for f in page["failed"]]
-    return "\n".join([report.text_table(rows(page)), *failed])
+    return "\n".join([report.text_table(rows(page)), "", report.text_table(size_rows(page)), *failed])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -67,20 +127,80 @@ def text(directory: Path) -> str:
 
 
 def accuracy_picture(page: Mapping[str, Any]) -> Any:
-    """Test accuracy against MACs: every run a point, settings by colour, training runs by marker."""
+    """Test accuracy against MACs and against parameters, a panel each: what pruning gains and what it costs.
+
+    A marker a setting and training run: the mean over seeds, with bars of a standard deviation; small dots are the runs.
+    Colours are groups, each with its frontier as a line; grey: the frontier of all; dashed: the best network that was not
+    pruned. The upper axis is the share of the network at the start, where all settings start with one size.
+    """
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(10.4, 4.2), layout="constrained")
+    panels = drawing.subplots(1, 2, sharey=True)
+    found = points(page)
+    colours = _colours(dict.fromkeys(point.group for point in found))
+    for axes, cost in zip(panels, COSTS, strict=True):
+        axes.set(xlabel=COSTS[cost], ylabel="test accuracy, %")
+        axes.grid(alpha=0.3)
+        _steps(axes, [(point.mean(cost), point.accuracy) for point in found], lw=5, alpha=0.25, color="grey", label="frontier")
+        for group, colour in colours.items():
+            mine = [point for point in found if point.group == group]
+            _steps(axes, [(point.mean(cost), point.accuracy) for point in mine], lw=0.8, color=colour)
+            for name in dict.fromkeys(point.network for point in mine):
+                label = ", ".join(filter(None, (group, name)))
+                _markers(axes, [point for point in mine if point.network == name], cost, color=colour, label=label)
+        whole = [point.accuracy for point in found if point.network in UNPRUNED]
+        if whole:
+            axes.axhline(max(whole), ls="--", lw=1.0, color="black", label="best without pruning")
+        _size_axis(axes, cost, found)
+    if len(panels[0].get_legend_handles_labels()[0]) <= 24:
+        drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    return drawing
+
+
+def _colours(groups: Iterable[str]) -> dict[str, Any]:
     from matplotlib import colormaps
 
-    drawing, axes = report.figure("Accuracy and cost, every run a point", "MACs per image", "test accuracy, %")
-    markers = dict(zip(("pruned", "unpruned", "from-scratch", "trained"), "os^D", strict=True))
-    colours = colormaps["tab20" if len(page["results"]) > 10 else "tab10"]
-    for i, result in enumerate(page["results"]):
-        for name, values in result["runs"].items():
-            accuracy = [100.0 * a for a in values["test_accuracy"]]
-            style = {"color": colours(i % colours.N), "label": f"{result['label']}, {name}", "alpha": 0.7, "ms": 5}
-            axes.plot(values["macs_per_image"], accuracy, markers[name], **style)
-    if len(axes.lines) <= 24:
-        axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return drawing
+    names = list(groups)
+    colours = colormaps["tab20" if len(names) > 10 else "tab10"]
+    return {name: colours(i % colours.N) for i, name in enumerate(names)}
+
+
+def _steps(axes: Any, where: Sequence[tuple[float, float]], **style: Any) -> None:
+    """The frontier of (cost, accuracy) points as a line: what is reached at this cost or less."""
+    axes.plot(*zip(*(where[i] for i in frontier(where)), strict=True), drawstyle="steps-post", zorder=1, **style)
+
+
+def _markers(axes: Any, mine: Sequence[Point], cost: str, *, color: Any, label: str) -> None:
+    for point in mine:
+        accuracies = [100.0 * a for a in point.values["test_accuracy"]]
+        axes.plot(point.values[cost], accuracies, ".", ms=3, alpha=0.5, color=color)
+    bars = {"xerr": [point.deviation(cost) for point in mine], "yerr": [100.0 * p.deviation("test_accuracy") for p in mine]}
+    style = {"ls": "none", "marker": MARKERS[mine[0].network], "ms": 5, "elinewidth": 0.8, "capsize": 2}
+    axes.errorbar([p.mean(cost) for p in mine], [p.accuracy for p in mine], **bars, **style, color=color, label=label)
+
+
+def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
+    """Absolute numbers below, shares above; logarithmic where sizes span more than a factor of 4."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    if not found:
+        return
+    sizes = [point.mean(cost) for point in found]
+    starts = {round(point.values[cost][0] / point.values[SHARES[cost]][0]) for point in found}
+    wide = max(sizes) > 4 * min(sizes)
+    shown: list[tuple[Any, Any]] = [(axes.xaxis, EngFormatter())]
+    if wide:
+        axes.set_xscale("log")
+    if len(starts) == 1:
+        start = starts.pop()
+        upper = axes.secondary_xaxis("top", functions=(lambda size: size / start, lambda share: share * start))
+        shown.append((upper.xaxis, PercentFormatter(1.0)))
+    for axis, formatter in shown:
+        axis.set_major_formatter(formatter)
+        if wide:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
@@ -146,7 +266,8 @@ def write_html(directory: Path) -> Path | None:
         write_atomically(directory / f"{name}.svg", content.encode())
     failed = [f"failed: {f['label']}, seed {f['seed']}: {f['problem']}" for f in page["failed"]]
     notes = f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in failed)}</ul>" if failed else ""
-    content = report.page(f"{page['name']}, from {page['experiment']}", rows(page), notes + "".join(drawn.values()))
+    body = f"<h2>Accuracy against size</h2>{report.html_table(size_rows(page))}{notes}{''.join(drawn.values())}"
+    content = report.page(f"{page['name']}, from {page['experiment']}", rows(page), body)
     path = directory / "report.html"
     write_atomically(path, content.encode())
     return path

@@ -128,7 +128,7 @@ def ungated(network: Network) -> Network:
 
 def pressed(network: Network, config: Config) -> Network:
     """The network without the gates that nothing presses on: with β = 0, ρ = 1 leaves the unit gates alone, ρ = 0 the layer
-    gates; they are fixed to 1 (C3: layers only, units only)."""
+    gates; they are fixed to 1 (C3: layers only, units only). InputError if no gate would be left."""
     objective = config.objective
     alone = {1.0: "layer", 0.0: "unit"}.get(objective.balance)
     if alone is None or objective.penalty > 0.0 or objective.nu == 0.0:
@@ -137,6 +137,11 @@ def pressed(network: Network, config: Config) -> Network:
     fix = np.zeros_like(on)
     for group in network.gates:
         fix[group.slice] = group.kind != alone
+    if fix.size and fix.all():
+        raise InputError(
+            f"objective.balance: {objective.balance} presses on {alone} gates alone, of which the network has none; "
+            "allowed are 0 for unit gates, 1 for layer gates, and what lies between"
+        )
     return prune(network, on, fix=fix).network
 
 

@@ -71,14 +71,14 @@ def residual_mlp(sections: int = 12, width: int = 64, gate_place: str = "path") 
     return Network((1, 28, 28), (*stem, *[section] * sections, Dense(10)))
 
 
-def residual_mlp_bn(sections: int = 12, width: int = 64) -> Network:
-    """Deep fully connected network of N1's basic blocks (K = 2): h ← relu(h + ξ·BN(dense(relu(BN(dense(h)))))).
+def residual_mlp_bn(sections: int = 12, width: int = 64, units: bool = False) -> Network:
+    """Deep fully connected network of N1's basic blocks (K = 2): h ← relu(h + ξ·BN(dense(u ⊙ relu(BN(dense(h)))))).
 
-    The dense layers before a batch-norm have no bias.
+    The dense layers before a batch-norm have no bias. units: whether the units inside the blocks have gates u.
     """
     _check_size(width=width, sections=sections)
     layer: tuple[Layer, ...] = (Dense(width, bias=False), BatchNorm())
-    section = Section((*layer, Activation("relu"), *layer), post="relu")
+    section = Section((*layer, Activation("relu"), *_gate(units), *layer), post="relu")
     return Network((1, 28, 28), (Flatten(), *layer, Activation("relu"), *[section] * sections, Dense(10)))
 
 

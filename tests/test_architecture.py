@@ -64,6 +64,7 @@ ORDER = [
     "warmup",
     "report",
     "sweep",
+    "cluster",
     "sweep_report",
     "audit",
     "pictures",
@@ -140,7 +141,7 @@ def test_numba_only_in_kernels_and_frameworks_only_in_adapters(path):
             assert package not in FRAMEWORKS or (path.as_posix() in READERS and not at_top), f"{path} imports {name}"
             assert name not in adapters or not at_top, f"{path} imports the adapter {name} at its top level"
         assert package not in ("numba", "llvmlite") or room(path) == "kernels", f"{path} imports {name}"
-        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath") or not at_top, (
+        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath", "distributed", "dask") or not at_top, (
             f"{path} imports the extra {name} at its top level"
         )
 

@@ -346,6 +346,12 @@ def test_every_number_has_a_range():
     assert {key for key, default in keys().items() if type(default) in (int, float)} == set(RANGES)
 
 
+def test_infinity_lies_in_no_range():
+    """And the message does not say that it does."""
+    refused({"objective": {"nu": INF}}, "objective.nu = inf must lie in [0.0, inf)")
+    refused({"objective": {"alpha": 2.0}}, "objective.alpha = 2.0 must lie in [0.0, 1.0]")
+
+
 @pytest.mark.parametrize(("key", "bounds"), RANGES.items())
 def test_ranges(key, bounds):
     low, high = bounds

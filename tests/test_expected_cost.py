@@ -310,7 +310,10 @@ def test_a_penalty_without_nu_is_the_plain_pull():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"nu": -1.0}, "nu: must lie in"),
+        ({"nu": -1.0}, r"nu: must lie in \[0, inf\), got -1.0"),
+        ({"nu": float("inf")}, "nu: must lie in"),
+        ({"beta": -0.01}, "beta: must lie in"),
+        ({"beta": float("nan")}, "beta: must lie in"),
         ({"alpha": 1.5}, "alpha: must lie in"),
         ({"balance": -0.1}, "balance: must lie in"),
         ({"nu": float("nan")}, "nu: must lie in"),

@@ -8,7 +8,7 @@ import pytest
 from test_train import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import complexity, config, experiment, report, settle, train
+from refprune import complexity, config, experiment, report, settle, train, zoo
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.layerspec import Activation, Dense, Section, UnitGate
@@ -119,6 +119,18 @@ def test_layers_only_and_units_only(balance, kinds):
     assert complexity.macs(train.pressed(network, rules)) == complexity.macs(network)
     for objective in ({"nu": 0.1, "balance": balance, "penalty": 0.1}, {"balance": balance}):
         assert train.pressed(network, settings(objective=objective)) == network
+
+
+def test_a_balance_that_presses_on_nothing_is_refused():
+    """LeNet-5 has unit gates alone: ρ = 1 would train the whole network without a word. Without gates nothing is said."""
+    lenet, plain_lenet = zoo.lenet5(units=True), zoo.lenet5()
+    only_layers = settings(objective={"nu": 0.1, "balance": 1.0})
+    with pytest.raises(InputError, match=r"objective.balance: 1.0 presses on layer gates alone, of which the network has none"):
+        train.pressed(lenet, only_layers)
+    with pytest.raises(InputError, match=r"objective.balance: 0.0 presses on unit gates alone"):
+        train.pressed(zoo.residual_mlp(3, 4), settings(objective={"nu": 0.1, "balance": 0.0}))
+    assert train.pressed(plain_lenet, only_layers) == plain_lenet
+    assert train.pressed(lenet, settings(objective={"nu": 0.1, "balance": 0.0})) == lenet
 
 
 # The end -----------------------------------------------------------------------------------------------------------------

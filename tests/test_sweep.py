@@ -1,6 +1,7 @@
 """Sweeps: the file, runs as processes, restart, failures, tables."""
 
 import concurrent.futures
+import copy
 import json
 import multiprocessing
 import shutil
@@ -9,7 +10,10 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from refprune import cli, files, report, sweep, sweep_report
 from refprune.errors import InputError
@@ -75,6 +79,9 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         ("experiment = 'quickstart'\nseeds = []", "seeds must be"),
         ("experiment = 'quickstart'\nseeds = [1, 1]", "seeds must be"),
         ("experiment = 'quickstart'\nseed = 3", "unknown key seed"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\nseeds = [2, 2]", "a: seeds must be"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\nseeds = [1.5]", "a: seeds must be"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\ngroup = 3", "a: group must be a string, got 3"),
         ("experiment = 'nowhere'", "nowhere"),
         ("experiment = 'quickstart'\n[grid]\ngates.initial = 0.5", "grid.gates.initial must be a list"),
         ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.5, 2.0]", "initial 2.0: .*must lie in"),
@@ -99,6 +106,22 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
 def test_a_wrong_file_is_refused(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         plan(tmp_path, text)
+
+
+def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
+    """The first seed of every setting comes before the second of any."""
+    variants = "[[variants]]\nname = 'a'\n[[variants]]\nname = 'b'\nseeds = [7]\ngroup = 'few'\ngates.estimator = 'paired'\n"
+    found = plan(tmp_path, TINY + variants + "[grid]\nobjective.penalty = [0.0, 1.0]\n")
+    assert [(s.label, s.group, s.seeds) for s in found.settings] == [
+        ("a, penalty 0.0", "a", (0, 1)),
+        ("a, penalty 1.0", "a", (0, 1)),
+        ("b, penalty 0.0", "few", (7,)),
+        ("b, penalty 1.0", "few", (7,)),
+    ]
+    assert [c.seed for c in found.settings[2].configs] == [7]
+    jobs = sweep.jobs(found, tmp_path)
+    assert [(job.label[0], job.seed) for job in jobs] == [("a", 0), ("a", 0), ("b", 7), ("b", 7), ("a", 1), ("a", 1)]
+    assert ["seed = 7" in job.configuration for job in jobs] == [False, False, True, True, False, False]
 
 
 def test_a_sweep_runs_restarts_and_reports(tmp_path):
@@ -136,6 +159,7 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     html = (out / "report.html").read_text()
     assert html.count("<svg") == 3
     assert "penalty 1.0" in html
+    assert "<h2>Accuracy against size</h2><table>" in html
     assert sorted(p.name for p in out.glob("*.svg")) == ["accuracy.svg", "removals.svg", "theta.svg"]
 
 
@@ -149,7 +173,7 @@ def test_a_failed_run_stops_nothing_and_is_repeated(tmp_path, monkeypatch, capsy
         assert cli.main(arguments) == 1
         said = capsys.readouterr().out
         assert "bad, seed 0: failed: exit code 2: refprune:" in said
-        assert "failed: bad, seed 0" in said.split("setting")[1]
+        assert "failed: bad, seed 0" in said.split("setting", 1)[1]
     assert "2 runs, 1 of them done" in said
     assert "mnist" in (tmp_path / "out" / "bad" / "seed-0.log").read_text()
     assert [r["seeds"] for r in sweep_report.read(tmp_path / "out")["results"]] == [[], [0]]
@@ -171,6 +195,18 @@ def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):
 
     (outcome,) = sweep.run(found, tmp_path / "b", executor=Dying(), say=quiet)
     assert outcome.problem == "RuntimeError: the worker has gone"
+
+
+def test_a_process_that_ends_before_it_has_read_its_job(tmp_path, monkeypatch):
+    class Slow(sweep.Children):
+        def start(self, *arguments, **options):
+            process = super().start(*arguments, **options)
+            process.wait()
+            return process
+
+    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert sweep.execute(job, Slow()).problem == "exit code 1: no message"
 
 
 def test_an_executor_that_takes_no_more_jobs(tmp_path):
@@ -282,6 +318,134 @@ def test_any_executor_of_concurrent_futures_serves(tmp_path):
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         (outcome,) = sweep.run(found, tmp_path / "out", executor=pool, say=quiet)
     assert outcome.summary is not None
+
+
+# Accuracy against size ---------------------------------------------------------------------------------------------------
+
+
+def on_the_frontier(where):
+    """Those to which no other point is preferred, each against each; of equal ones the first."""
+
+    def beaten(i):
+        cost, accuracy = where[i]
+        return any(
+            c <= cost and a >= accuracy and ((c, a) != (cost, accuracy) or j < i) for j, (c, a) in enumerate(where) if j != i
+        )
+
+    return {i for i in range(len(where)) if not beaten(i)}
+
+
+def check_frontier(function):
+    coordinates = st.integers(0, 5).map(float)  # few values: many ties
+
+    @settings(max_examples=300, derandomize=True, database=None, deadline=None)
+    @given(st.lists(st.tuples(coordinates, coordinates), max_size=12))
+    def check(where):
+        found = function(where)
+        assert set(found) == on_the_frontier(where)
+        assert [where[i][0] for i in found] == sorted(where[i][0] for i in found)
+
+    check()
+
+
+def test_the_frontier_is_what_nothing_is_preferred_to():
+    check_frontier(sweep_report.frontier)
+
+
+def test_the_check_of_the_frontier_finds_mistakes():
+    """Planted: equally accurate points at a higher price stay; ties in cost in the wrong order; accuracy not looked at."""
+
+    def sweep_line(order, better):
+        def wrong(where):
+            best, found = -1.0, []
+            for i in sorted(range(len(where)), key=lambda i: order(*where[i])):
+                if better(where[i][1], best):
+                    best = where[i][1]
+                    found.append(i)
+            return found
+
+        return wrong
+
+    wrong = (
+        sweep_line(lambda c, a: (c, -a), lambda a, best: a >= best),
+        sweep_line(lambda c, a: (c, a), lambda a, best: a > best),
+        sweep_line(lambda c, a: (c, -a), lambda a, best: True),
+    )
+    for function in wrong:
+        with pytest.raises(AssertionError):
+            check_frontier(function)
+    check_frontier(sweep_line(lambda c, a: (c, -a), lambda a, best: a > best))
+
+
+def made(label, group, accuracies, macs, parameters, network="pruned"):
+    """A setting's part of sweep.json; all networks start with 1,000 MACs and 500 parameters."""
+    values = {key: [0.0] * len(macs) for key in sweep.QUANTITIES}
+    values |= {"test_accuracy": accuracies, "macs_per_image": macs, "parameters": parameters}
+    values |= {"macs_share": [m / 1000 for m in macs], "parameters_share": [p / 500 for p in parameters]}
+    return {"label": label, "group": group, "set": {}, "seeds": list(range(len(macs))), "runs": {network: values}}
+
+
+PAGE = {
+    "name": "made",
+    "experiment": "none",
+    "failed": [],
+    "results": [
+        made("whole", "unpruned", [0.99, 0.97], [1000.0, 1000.0], [500.0, 500.0], "trained"),
+        made("layers", "layers only", [0.95], [400.0], [100.0]),
+        made("units 1", "units only", [0.96], [500.0], [90.0]),
+        made("units 2", "units only", [0.94], [100.0], [200.0]),
+    ],
+}
+
+
+def test_the_table_of_accuracy_against_size():
+    head, *lines = sweep_report.size_rows(PAGE)
+    whole = "1000 ± 0 (100.0 ± 0.0 %)", "500 ± 0 (100.0 ± 0.0 %)"
+    assert head[3:] == ("test accuracy, %", "MACs per image", "parameters", "on the frontier of")
+    assert lines == [
+        ("whole", "unpruned", "trained", "98.00 ± 1.41", *whole, "MACs per image, parameters"),
+        ("layers", "layers only", "pruned", "95.00", "400 (40.0 %)", "100 (20.0 %)", "MACs per image"),
+        ("units 1", "units only", "pruned", "96.00", "500 (50.0 %)", "90 (18.0 %)", "MACs per image, parameters"),
+        ("units 2", "units only", "pruned", "94.00", "100 (10.0 %)", "200 (40.0 %)", "MACs per image"),
+    ]
+
+
+def test_the_picture_of_accuracy_against_size():
+    """Its lines are the frontiers, its markers the means, its bars the standard deviations, its dots the runs."""
+    left, right = sweep_report.accuracy_picture(PAGE).axes
+    of_all = {"MACs": [(100, 94), (400, 95), (500, 96), (1000, 98)], "parameters": [(90, 96), (500, 98)]}
+    of_units = {"MACs": [(100, 94), (500, 96)], "parameters": [(90, 96)]}
+    for axes, cost in ((left, "MACs"), (right, "parameters")):
+        steps = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+        drawn = [np.round(line.get_xydata(), 9).tolist() for line in steps]
+        assert drawn[0] == [list(p) for p in of_all[cost]]
+        assert drawn[3] == [list(p) for p in of_units[cost]]
+        assert [c.get_label() for c in axes.containers] == ["unpruned, trained", "layers only, pruned", "units only, pruned"]
+        marked = [c.lines[0].get_xydata().tolist() for c in axes.containers]
+        assert np.round(marked[0], 9).tolist() == [[1000 if cost == "MACs" else 500, 98]]
+        ((low, high),) = [bar.get_segments()[0][:, 1] for bar in axes.containers[0].lines[2][1:]]
+        assert high - low == pytest.approx(2 * 2**0.5, rel=1e-12)
+        (dashed,) = [line for line in axes.lines if line.get_label() == "best without pruning"]
+        assert round(dashed.get_ydata()[0], 9) == 98
+        (upper,) = axes.child_axes
+        to_share = upper._functions[0]
+        assert to_share(1000 if cost == "MACs" else 500) == 1.0
+        assert axes.get_xscale() == "log"
+    assert [len(line.get_xdata()) for line in left.lines if line.get_marker() == "."] == [2, 1, 1, 1]
+    assert sum(len(s.get_texts()) for s in left.figure.legends) == 5
+
+
+def test_networks_of_different_sizes_have_no_common_share():
+    page = copy.deepcopy(PAGE)
+    page["results"][1]["runs"]["pruned"]["macs_share"] = [0.8]
+    left, right = sweep_report.accuracy_picture(page).axes
+    assert (len(left.child_axes), len(right.child_axes)) == (0, 1)
+
+
+def test_pictures_where_every_run_failed(tmp_path):
+    empty = {**PAGE, "results": [{**PAGE["results"][0], "seeds": [], "runs": {}}]}
+    assert len(sweep_report.size_rows(empty)) == 1
+    assert set(sweep_report.pictures(empty, tmp_path)) == {"accuracy", "theta", "removals"}
 
 
 def test_bad_numbers_on_the_command_line(tmp_path, capsys):

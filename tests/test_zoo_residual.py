@@ -76,6 +76,7 @@ def test_vgg_with_residual_paths_counts_as_vgg():
 
 GATED = {
     "lenet-5": ({"units": True}, 570),
+    "residual-mlp-bn": ({"units": True}, 12 + 12 * 64),
     "vgg-16": ({"units": True}, 4224),
     "vgg-16-residual": ({}, 4224 + 13),
     "resnet-20": ({"gates": True, "units": True}, 9 + 3 * (16 + 32 + 64)),
