@@ -43,12 +43,15 @@ class Implementation:
     conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own.
     estimator: which estimator of O5 `theta_estimate` is.
     deterministic: whether two equal calls must give equal bits.
+    structures: None, or how many structures (shapes, options, networks) the examples of a method may have, times its share
+        (networks have 8): what compiles each structure anew is then asked the same ones with other numbers.
     """
 
     precision: str = "float64"
     conventions: Conventions = PYTORCH
     estimator: str = "reinforce"
     deterministic: bool = True
+    structures: int | None = None
 
     # ------------------------------------------------------------------------------------------------ scalar formulas (F, P)
 

@@ -51,7 +51,7 @@ class Caller(Protocol):
 
 
 def describe(implementation: Implementation) -> Description:
-    """What it declares, and the methods that it overrides. InputError for an unknown precision."""
+    """What it declares, and the methods that it overrides. InputError for what is not allowed."""
     kind = type(implementation)
     own = tuple(
         name
@@ -61,9 +61,17 @@ def describe(implementation: Implementation) -> Description:
     if implementation.precision not in ("float64", "float32", "bfloat16"):
         allowed = "'float64', 'float32', 'bfloat16'"
         raise InputError(f"precision: {implementation.precision!r} is not known; allowed are {allowed}")
-    conventions = {name: tuple(values) for name, values in implementation.conventions.items()}
+    count = implementation.structures
+    if count is not None and count < 1:
+        raise InputError(f"structures: must be at least 1, or None for any number, got {count}")
     return Description(
-        kind.__name__, implementation.precision, conventions, implementation.estimator, implementation.deterministic, own
+        kind.__name__,
+        implementation.precision,
+        {name: tuple(values) for name, values in implementation.conventions.items()},
+        implementation.estimator,
+        implementation.deterministic,
+        own,
+        count,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class Finding(NamedTuple):
         return next((c for c in self.comparisons if not c.holds), None)
 
 
-@dataclass
+@dataclasses.dataclass
 class Outcome:
     """What is known of one method. ratio: the largest error/tolerance of answers that conform; tensors: what was compared."""
 
@@ -70,8 +70,8 @@ class Outcome:
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
-    tensors: set[str] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
+    tensors: set[str] = dataclasses.field(default_factory=set)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -150,7 +150,11 @@ class _Judge:
             suppress_health_check=list(hypothesis.HealthCheck),
             verbosity=hypothesis.Verbosity.quiet,
         )
-        drawn = hypothesis.given(self.method.draw(self.caller.description))(self.example)
+        described = self.caller.description
+        if described.structures is not None:
+            count = max(1, round(described.structures * self.method.share))
+            described = dataclasses.replace(described, structures=count, seed=seed)
+        drawn = hypothesis.given(self.method.draw(described))(self.example)
         try:
             hypothesis.seed(seed)(settings(drawn))()
         except (_Wrong, hypothesis.errors.HypothesisException, BaseExceptionGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -24,6 +25,7 @@ def add(commands: Any) -> None:
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
+    verify.add_argument("--structures", metavar="N", type=int, help="of a method's examples; for what compiles each anew")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
     failures = Path("verify-failures")
     verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"for scripts (default: {failures})")
@@ -65,7 +67,11 @@ def run(options: argparse.Namespace) -> int:
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
     methods = campaign.chosen([name for name in options.level.split(",") if name])
+    if options.structures is not None and options.structures < 1:
+        raise InputError(f"--structures: must be at least 1, got {options.structures}")
     worker = Worker(options.adapter, options.time_limit, options.dtype)
+    if options.structures is not None:
+        worker.description = dataclasses.replace(worker.description, structures=options.structures)
     try:
         outcomes = campaign.run(worker, methods, options.examples, options.seed, _say)
     finally:

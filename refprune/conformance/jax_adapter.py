@@ -4,7 +4,7 @@
 implementation of one's own may start from: replace `model`, `loss`, `estimate` or a single method.
 
 JAX compiles a network for every structure anew, which takes seconds; the same structure with other numbers takes milliseconds.
-`shapes` therefore says of how many structures a campaign's examples are.
+`structures` therefore says of how many structures a campaign's examples are.
 """
 
 from __future__ import annotations
@@ -276,9 +276,9 @@ def _gradients_of(
     return {**seen, "loss": loss, "params": dw, "gates": dgates, "input": dx}
 
 
-def _losses(mine: JaxImplementation, network: Network, train: bool, *batch: Any) -> Any:
+def _losses(mine: JaxImplementation, network: Network, train: bool, params: Any, statistics: Any, x: Any, target: Any) -> Any:
     """gate vectors (n, G) → c of each, (n,)."""
-    return jax.vmap(lambda gates: mine.cost(network, train, *batch, gates)[0])
+    return jax.vmap(lambda gates: mine.cost(network, train, params, statistics, x, target, gates)[0])
 
 
 def _expected_of(

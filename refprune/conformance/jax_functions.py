@@ -145,7 +145,7 @@ class JaxFunctions(Implementation):
     """The levels `scalars`, `layers` and `similarity`, and the pruning decisions."""
 
     conventions = FIRST_OF_TIES
-    shapes = 24
+    structures = 24
 
     def array(self, a: Any) -> Any:
         """Floats in the declared precision, labels and numbers as they are."""

@@ -16,6 +16,7 @@ from ...spec import from_json
 from ...surgery import prune
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..traced import Traced, expectation, watching
 from ..verdicts import Expectation
 from .networks import _of_layers, batch_of
@@ -64,14 +65,19 @@ def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
 
 
 @st.composite
-def _removals(draw: st.DrawFn, described: Description) -> Arguments:
+def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
     """Any gates but the last unit of a plain layer; a section that loses all units of a layer is closed."""
-    case = draw(strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions))
+    case = draw(cases)
     network = case.network
     keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
     arguments = batch_of(case) | {"keep": keep, "train": case.train}
     del arguments["target"]
     return arguments
+
+
+def _draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions)
+    return _removals(few(cases, described.structures, described.seed))
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
@@ -110,7 +116,7 @@ METHODS: tuple[Method, ...] = (
         "compact",
         "pruning",
         (),
-        _removals,
+        _draw,
         lambda arguments, backend: _run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, _of_layers(taken)), unit),
         2.0,
