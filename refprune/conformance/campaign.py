@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ EVIDENCE = 6
 #: Seconds that may be spent on making an example smaller.
 SHRINKING = 20.0
 
-#: Share of a method's examples that kinks may leave undecided.
+#: Share of a method's examples that may be left undecided.
 MOST_UNDECIDED = 0.05
 
 #: Findings that are mentioned, but make nothing wrong.
@@ -60,7 +61,10 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass
 class Outcome:
-    """What is known of one method. ratio: the largest error/tolerance of answers that conform; tensors: what was compared."""
+    """What is known of one method. ratio: the largest error/tolerance of answers that conform.
+
+    tensors: what was compared → how often; blind: how often of these nothing could be told of it.
+    """
 
     method: str
     level: str
@@ -70,17 +74,21 @@ class Outcome:
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
-    tensors: set[str] = dataclasses.field(default_factory=set)
+    tensors: Counter[str] = dataclasses.field(default_factory=Counter)
+    blind: Counter[str] = dataclasses.field(default_factory=Counter)
     findings: list[Finding] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """ "not provided", "declined" (every call), "conforms" or "DEVIATES"."""
+        """ "not provided", "declined" (every call), "conforms", "undecided" (too many examples) or "DEVIATES"."""
         if not self.provided:
             return "not provided"
-        if any(f.kind not in HARMLESS for f in self.findings):
+        kinds = {f.kind for f in self.findings}
+        if kinds - {*HARMLESS, "undecided"}:
             return "DEVIATES"
+        if "undecided" in kinds:
+            return "undecided"
         return "conforms" if self.examples > self.declined else "declined"
 
 
@@ -164,7 +172,7 @@ class _Judge:
             self.outcome.findings.append(self.finding())
         judged = self.outcome.examples - self.outcome.declined
         if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
-            message = f"{self.outcome.undecided} of {judged} examples lie at too many kinks to be judged"
+            message = f"of {self.outcome.undecided} of {judged} examples rounding or kinks leave nothing to be judged"
             self.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:
@@ -212,13 +220,16 @@ class _Judge:
         with np.errstate(all="ignore"):
             expected = self.method.expect(widened(arguments), self.unit)
         complaint = _form(reply.answer, expected, dtype_of(self.precision))
-        if complaint is not None:
+        if complaint is not None and complaint[0] != "not finite":
             return self.failed(*complaint, arguments, reply.answer, expected)
         verdict = judge(expected, reply.answer, self.unit)
+        if complaint is not None and verdict.kind != "undecided":
+            return self.failed(*complaint, arguments, reply.answer, expected)
         if not self.failures:
             self.outcome.kinks += verdict.kind == "kink"
             self.outcome.undecided += verdict.kind == "undecided"
-            self.outcome.tensors |= {name.partition("/")[0] for name in reply.answer}
+            self.outcome.tensors.update(c.name.partition("/")[0] for c in verdict.comparisons)
+            self.outcome.blind.update(c.name.partition("/")[0] for c in verdict.comparisons if c.blind)
         if verdict.kind != "deviates":
             if not self.failures and verdict.kind == "conforms":
                 self.outcome.ratio = max(self.outcome.ratio, verdict.ratio)

@@ -19,7 +19,9 @@ EXAMPLES = 1500
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
-    verify = commands.add_parser("verify", help="is an implementation of gated training right? exit code 1 if not")
+    verify = commands.add_parser(
+        "verify", help="is an implementation of gated training right? exit code 1 if not, 3 if undecided"
+    )
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
     verify.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all that is provided)")
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"in all (default: {EXAMPLES})")
@@ -55,7 +57,7 @@ def require(*packages: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command; 0 conforms, 1 deviates, 2 could not run (InputError)."""
+    """The command; 0 conforms, 1 deviates or nothing could be judged, 2 could not run (InputError), 3 undecided in a method."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
     from . import campaign, reporting
     from .worker import Worker
@@ -91,7 +93,10 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         write_atomically(options.report, reporting.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
-    return 0 if reporting.conforms(outcomes) else 1
+    if reporting.conforms(outcomes):
+        return 0
+    wrong = any(o.verdict == "DEVIATES" for o in outcomes)
+    return 3 if not wrong and any(o.verdict == "undecided" for o in outcomes) else 1
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -19,10 +19,14 @@ from .verdicts import Comparison
 FURTHER = 4
 
 
+#: A tensor is mentioned as blind from this share of a method's examples on.
+BLIND = 0.05
+
+
 def conforms(outcomes: Sequence[Outcome]) -> bool:
-    """Is nothing wrong, and has something been judged?"""
+    """Is nothing wrong or undecided, and has something been judged?"""
     judged = any(o.verdict == "conforms" for o in outcomes)
-    return judged and all(o.verdict != "DEVIATES" for o in outcomes)
+    return judged and all(o.verdict not in ("DEVIATES", "undecided") for o in outcomes)
 
 
 HEAD = ("method", "level", "examples", "kinks", "largest error/tolerance", "verdict")
@@ -97,16 +101,28 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
     for outcome in outcomes:
         for finding in outcome.findings:
             lines += [*finding_lines(finding), ""]
-    judged = sum(o.examples - o.declined for o in outcomes)
+    lines += blind_lines(outcomes)
+    judged = sum(o.examples - o.declined - o.undecided for o in outcomes if o.verdict == "conforms")
+    undecided = [o.method for o in outcomes if o.verdict == "undecided"]
     wrong = [o.method for o in outcomes if o.verdict == "DEVIATES"]
     what = f"{description.name} ({description.precision}): "
     if wrong:
         return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
-    if not conforms(outcomes):
+    if not judged:
         return "\n".join([*lines, what + "nothing could be judged"])
     rate = 100.0 * (1.0 - 0.05 ** (1.0 / judged))
-    lines.append(what + f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of them would have been seen")
-    return "\n".join(lines)
+    seen = f"conforms in {judged} examples; a mistake that shows in {rate:.1g} % of them would have been seen"
+    left = f"undecided in {', '.join(undecided)}; elsewhere " if undecided else ""
+    return "\n".join([*lines, what + left + seen])
+
+
+def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """In which tensors rounding hides more than it lets see."""
+    shares = {o.method: {n: o.blind[n] / o.tensors[n] for n in o.tensors} for o in outcomes}
+    often = [f"{m} {n} {s:.0%}" for m, found in shares.items() for n, s in found.items() if s > BLIND]
+    if not often:
+        return []
+    return [f"where rounding is as large as the tensor, so that zeros would pass: {', '.join(often)}", ""]
 
 
 def page(outcomes: Sequence[Outcome], description: Description, target: str) -> str:
@@ -156,7 +172,8 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "kinks": o.kinks,
                 "undecided": o.undecided,
                 "largest_ratio": o.ratio,
-                "tensors": sorted(o.tensors),
+                "tensors": dict(sorted(o.tensors.items())),
+                "blind": dict(sorted(o.blind.items())),
                 "seconds": round(o.seconds, 3),
                 "findings": [_finding_json(f) for f in o.findings],
             }

@@ -58,7 +58,7 @@ def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
     room = BORDER * unit
     moved = []
     for by in (room, -room):
-        there = {**a, "w": a["w"] * (1.0 + by) + by, "theta": a["theta"] * (1.0 + by)}
+        there = {**a, "w": np.maximum(a["w"] * (1.0 + by) + by, 0.0), "theta": np.minimum(a["theta"] * (1.0 + by), 1.0)}
         moved.append(_attracted(there, ORACLE)["attracted"])
     undecided = (moved[0] != right) | (moved[1] != right)
     return Expectation({"attracted": right}, {"attracted": undecided * 1.0})

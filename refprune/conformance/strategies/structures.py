@@ -29,5 +29,9 @@ def few(cases: st.SearchStrategy[C], count: int | None, seed: int = 0) -> st.Sea
         phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    hypothesis.seed(seed)(settings(hypothesis.given(cases)(kept.append)))()
+
+    def keep(case: C) -> None:
+        kept.append(case)
+
+    hypothesis.seed(seed)(settings(hypothesis.given(cases)(keep)))()
     return st.builds(lambda case, seed: case.reseeded(seed), st.sampled_from(kept), st.integers(0, 2**32 - 1))
