@@ -47,6 +47,8 @@ class Implementation:
     samples: how many gate vectors (arm, disarm: pairs) one estimate of `theta_sample` is made of; more than one of reinforce
     means its leave-one-out baseline.
     deterministic: whether two equal calls must give equal bits.
+    structures: None, or how many structures (shapes, options, networks) the examples of a method may have, times its share
+        (networks have 8): what compiles each structure anew is then asked the same ones with other numbers.
     """
 
     precision: str = "float64"
@@ -54,6 +56,7 @@ class Implementation:
     estimator: str = "reinforce"
     samples: int = 1
     deterministic: bool = True
+    structures: int | None = None
 
     # ------------------------------------------------------------------------------------------------ scalar formulas (F, P)
 

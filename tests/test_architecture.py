@@ -76,6 +76,9 @@ ORDER = [
 ]
 #: Files that may import a framework; everybody else imports them inside functions only.
 ADAPTERS = {
+    "conformance/jax_adapter.py",
+    "conformance/jax_functions.py",
+    "conformance/jax_layers.py",
     "conformance/torch_adapter.py",
     "conformance/torch_functions.py",
     "conformance/torch_surgery.py",

@@ -6,6 +6,8 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from refprune.conformance.strategies import layers as s
+from refprune.conformance.strategies import networks
+from refprune.conformance.strategies.structures import few
 
 
 def reaches(strategy, condition):
@@ -130,3 +132,54 @@ def test_cases_in_other_precisions():
     assert (case.arrays[0].dtype, case.constants[0].dtype.kind) == (np.float32, "i")
     case = reaches(s.cases("batch_norm_eval"), lambda c: True).astype(np.complex128)
     assert (case.arrays[0].dtype, case.constants[0].dtype) == (np.complex128, np.float64)
+
+
+# Few structures ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(strategy, count=40):
+    """So many examples of it."""
+    found = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(strategy)
+    def collect(case):
+        found.append(case)
+
+    collect()
+    return found
+
+
+def shapes(case):
+    return tuple(a.shape for a in (*case.arrays, *case.constants)), str(dict(case.options)), case.smooth
+
+
+@pytest.mark.parametrize("op", s.OPS)
+def test_a_case_with_another_seed_has_the_same_shapes_and_other_numbers(op):
+    case = reaches(s.cases(op), lambda c: c.arrays[0].size > 2)
+    other = case.reseeded(case.seed + 1)
+    assert shapes(other) == shapes(case)
+    assert not np.array_equal(other.arrays[0], case.arrays[0])
+    again = other.reseeded(case.seed)
+    assert all(
+        np.array_equal(a, b) for a, b in zip((*again.arrays, *again.constants), (*case.arrays, *case.constants), strict=True)
+    )
+
+
+def test_few_structures_have_many_numbers():
+    cases = drawn(few(s.all_cases("conv2d"), 5))
+    assert 1 < len({shapes(case) for case in cases}) <= 5
+    assert len({case.arrays[0].tobytes() for case in cases if case.arrays[0].size > 2}) > 5
+    specs = drawn(few(networks.cases(), 3))
+    assert 1 < len({case.network for case in specs}) <= 3
+    assert len({case.seed for case in specs}) > 3
+
+
+def test_the_structures_follow_from_the_seed():
+    first, again, other = ({shapes(c) for c in drawn(few(s.all_cases("conv2d"), 4, seed))} for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_no_number_of_structures_leaves_the_cases_as_they_are():
+    strategy = s.all_cases("dense")
+    assert few(strategy, None) is strategy

@@ -8,9 +8,16 @@ import pytest
 import torch
 from network_comparison import assert_tensors
 
-from refprune import config, train, zoo
+from refprune import config, rounding, train, zoo
 from refprune.backend import ORACLE
-from refprune.conformance import torch_adapter
+from refprune.conformance import campaign, torch_adapter
+from refprune.conformance.calls import InProcess
+from refprune.conformance.levels import METHODS
+from refprune.conformance.levels.networks import batch_of
+from refprune.conformance.methods import in_precision, widened
+from refprune.conformance.strategies import networks
+from refprune.conformance.torch_adapter import TorchImplementation
+from refprune.conformance.verdicts import judge
 from refprune.errors import InputError
 from refprune.layerspec import (
     Activation,
@@ -28,7 +35,7 @@ from refprune.network import initialise
 from refprune.noise import noisy
 from refprune.objective import BatchLoss
 from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
-from refprune.spec import Network
+from refprune.spec import Network, to_json
 from refprune.streams import Streams
 
 U = UNIT["float64"]
@@ -147,6 +154,47 @@ def test_a_planted_mistake_is_seen():
         assert_tensors({"output": module(torch.tensor(loss.x)).detach().numpy()}, {"output": want}, {"output": t.output})
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_branches_are_the_oracles(name):
+    """Signs before every ReLU, choices of every max pool: overlapping, padded on one side, behind batch-norm."""
+    loss = case(name)
+    ones = np.ones(loss.network.gate_count)
+    arrays = {"params": loss.params, "statistics": loss.statistics or {}, "x": loss.x, "target": loss.target, "gates": ones}
+    found = TorchImplementation().network(to_json(loss.network), **arrays, train=True)
+    want = loss.evaluate(ones).tape.branches
+    assert found["branches"].keys() == want.keys()
+    for layer, branch in want.items():
+        np.testing.assert_array_equal(found["branches"][layer].numpy(), branch)
+
+
+class Leaking(TorchImplementation):
+    """A sixteenth of the gradient goes past the gate."""
+
+    def gate(self, x, g, dy):
+        y, dx, dg = super().gate(x, g, dy)
+        return y, dx + self.tensor(dy) / 16, dg
+
+
+def in_bfloat16(mine, method):
+    """The outcome of fifteen examples."""
+    mine.precision = "bfloat16"
+    (outcome,) = campaign.run(InProcess(mine), [METHODS[method]], 15, 0)
+    return outcome
+
+
+@pytest.mark.parametrize("method", ["dense", "gate", "batch_norm", "network", "training_steps", "theta_gradient"])
+def test_bfloat16_conforms(method):
+    outcome = in_bfloat16(TorchImplementation(), method)
+    assert outcome.verdict == "conforms", outcome.findings
+
+
+def test_a_mistake_that_is_coarser_than_bfloat16_is_found(monkeypatch):
+    monkeypatch.setattr(campaign, "SHRINKING", 1.0)
+    outcome = in_bfloat16(Leaking(), "gate")
+    assert outcome.verdict == "DEVIATES"
+    assert outcome.findings[0].first.name == "dx"
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -159,3 +207,21 @@ def test_a_planted_mistake_is_seen():
 def test_what_pytorch_has_no_layer_for_is_refused(layers, message):
     with pytest.raises(InputError, match=message):
         torch_adapter.build(Network((2, 4, 4), (*layers, GlobalAveragePool())))
+
+
+def test_in_bfloat16_products_of_roundings_count(monkeypatch):
+    """Behind two batch-norms of two examples a gradient is 0 to first order, and so is its noise; PyTorch's is not."""
+    path = (Dense(1, False), BatchNorm(), Dense(1, False), BatchNorm(), Activation("tanh"), Dense(3))
+    network, mine = Network((4,), path), TorchImplementation()
+    mine.precision = "bfloat16"
+    u = UNIT["bfloat16"]
+
+    def verdict(seed):
+        drawn = networks.Case(network, batch=2, seed=seed, train=True)
+        arguments = in_precision(batch_of(drawn) | {"gates": np.zeros(0), "train": True}, "bfloat16")
+        answer = InProcess(mine).call(METHODS["network"], arguments, twice=False).answer
+        return judge(METHODS["network"].expect(widened(arguments), u), answer, u).kind
+
+    assert {verdict(seed) for seed in range(30)} == {"conforms"}
+    monkeypatch.setattr(rounding, "COARSE", 1.0)
+    assert "deviates" in {verdict(seed) for seed in range(30)}

@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
 import textwrap
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -305,6 +307,27 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "'everything' is not known" in capsys.readouterr().err
 
 
+def test_structures_are_as_many_as_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom test_verify import Formulas\nclass Mine(Formulas):\n"
+        "    def gate(self, x, g, dy):\n        open('shapes', 'a').write(f'{x.shape} {g.shape}\\n')\n"
+        "        return super().gate(x, g, dy)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    assert cli.main(["verify", "mine.py:Mine", "--level", "gate", "--examples", "40", "--structures", "2"]) == 0
+    assert 1 <= len(set((tmp_path / "shapes").read_text().splitlines())) <= 2
+    assert cli.main(["verify", "mine.py:Mine", "--structures", "0"]) == 2
+    assert "--structures: must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_an_impossible_number_of_structures_is_refused():
+    mine = Formulas()
+    mine.structures = 0
+    with pytest.raises(InputError, match="structures: must be at least 1"):
+        describe(mine)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -354,6 +377,50 @@ def test_what_float32_cannot_hold_is_wanted_as_an_infinity():
 def test_bfloat16_rounds_to_nearest_even():
     got = methods.rounded(np.array([1.0, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8, -3.1415926]), "bfloat16")
     np.testing.assert_array_equal(got, np.array([1.0, 1.0, 1.0 + 2.0**-6, -3.140625], dtype=np.float32))
+
+
+def test_a_tensor_that_zeros_would_pass_for_is_blind():
+    value = np.array([0.5, -0.25])
+    assert compare("x", value, value, np.array([0.6, 0.3]), unit=U).blind
+    assert not compare("x", value, value, np.array([0.6, 0.2]), unit=U).blind
+    assert not compare("x", np.zeros(2), np.zeros(2), np.ones(2), unit=U).blind, "zeros are right"
+    assert not compare("x", np.zeros(2), np.full(2, 1e-40), np.full(2, 1e-38), unit=U).blind, "float32 has no such number"
+
+
+def test_an_example_of_blind_tensors_is_undecided_whatever_the_answer():
+    blind, seeing = np.array(1.0), np.array([1.0])
+    expected = Expectation({"x": blind, "y": seeing}, {"x": np.array(2.0), "y": np.array([0.1])})
+    for got in (1.0, 99.0, np.nan):
+        assert judge(expected, {"x": np.array(got)}, U).kind == "undecided"
+    assert judge(expected, {"x": np.array(1.5), "y": seeing}, U).kind == "conforms"
+    assert judge(expected, {"x": np.array(99.0), "y": seeing}, U).kind == "deviates"
+
+
+class Similar(Formulas):
+    """CKA in bfloat16, wrong or not: its rounding is as large as it is."""
+
+    precision = "bfloat16"
+
+    def minibatch_cka(self, x, y):
+        return np.float32(np.nan)
+
+    def gate(self, x, g, dy):
+        return tuple(methods.rounded(a, "bfloat16") for a in super().gate(x, g, dy))
+
+
+def test_what_cannot_be_judged_in_a_precision_is_undecided_and_not_passed(tmp_path, capsys):
+    cka, gate = judged(Similar(), "minibatch_cka", "gate").values()
+    assert (cka.verdict, gate.verdict) == ("undecided", "conforms")
+    assert cka.undecided > 0.9 * cka.examples
+    assert not reporting.conforms([cka, gate])
+    text = reporting.text([cka, gate], describe(Similar()))
+    assert "undecided in minibatch_cka; elsewhere conforms in 12 examples" in text
+    assert "zeros would pass: minibatch_cka minibatch_cka 1" in text
+    suite = ElementTree.fromstring(reporting.junit([cka, gate], "mine"))
+    assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
+    target = [f"{__file__}:Similar", "--examples", "30", "--failures", str(tmp_path)]
+    assert cli.main(["verify", *target, "--level", "minibatch_cka,gate"]) == 3
+    assert cli.main(["verify", *target, "--level", "gate"]) == 0
 
 
 def test_a_kink_is_judged_on_its_other_branch():

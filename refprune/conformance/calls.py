@@ -52,7 +52,7 @@ class Caller(Protocol):
 
 
 def describe(implementation: Implementation) -> Description:
-    """What it declares, and the methods that it overrides. InputError for a precision, convention or estimator unknown."""
+    """What it declares, and the methods that it overrides. InputError for what is not allowed."""
     kind = type(implementation)
     own = tuple(
         name
@@ -72,7 +72,10 @@ def describe(implementation: Implementation) -> Description:
             _one_of(f"conventions: {name}", value, tuple(EVERY[name]))
         conventions[name] = tuple(values)
     i = implementation
-    return Description(kind.__name__, i.precision, conventions, i.estimator, bool(i.deterministic), own, i.samples)
+    if i.structures is not None and i.structures < 1:
+        raise InputError(f"structures: must be at least 1, or None for any number, got {i.structures}")
+    deterministic = bool(i.deterministic)
+    return Description(kind.__name__, i.precision, conventions, i.estimator, deterministic, own, i.samples, i.structures)
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

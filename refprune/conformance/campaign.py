@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ EVIDENCE = 6
 #: Seconds that may be spent on making an example smaller.
 SHRINKING = 20.0
 
-#: Share of a method's examples that kinks may leave undecided.
+#: Share of a method's examples that may be left undecided.
 MOST_UNDECIDED = 0.05
 
 
@@ -135,7 +136,11 @@ class _Judge:
             suppress_health_check=list(hypothesis.HealthCheck),
             verbosity=hypothesis.Verbosity.quiet,
         )
-        drawn = hypothesis.given(self.method.draw(self.caller.description))(self.example)
+        described = self.caller.description
+        if described.structures is not None:
+            count = max(1, round(described.structures * self.method.share))
+            described = dataclasses.replace(described, structures=count, seed=seed)
+        drawn = hypothesis.given(self.method.draw(described))(self.example)
         try:
             hypothesis.seed(seed)(settings(drawn))()
         except (_Wrong, hypothesis.errors.HypothesisException, BaseExceptionGroup):
@@ -145,7 +150,7 @@ class _Judge:
             self.outcome.findings.append(self.finding())
         judged = self.outcome.examples - self.outcome.declined
         if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
-            message = f"{self.outcome.undecided} of {judged} examples lie at too many kinks to be judged"
+            message = f"of {self.outcome.undecided} of {judged} examples rounding or kinks leave nothing to be judged"
             self.outcome.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:
@@ -186,13 +191,16 @@ class _Judge:
         with np.errstate(all="ignore"):
             expected = expect()
         complaint = form(reply.answer, expected, dtype_of(self.precision))
-        if complaint is not None:
+        if complaint is not None and complaint[0] != "not finite":
             return self.failed(*complaint, arguments, reply.answer, expected)
         verdict = judge(expected, reply.answer, self.unit)
+        if complaint is not None and verdict.kind != "undecided":
+            return self.failed(*complaint, arguments, reply.answer, expected)
         if self.counting:
             self.outcome.kinks += verdict.kind == "kink"
             self.outcome.undecided += verdict.kind == "undecided"
-            self.outcome.tensors |= {name.partition("/")[0] for name in reply.answer}
+            self.outcome.tensors.update(c.name.partition("/")[0] for c in verdict.comparisons)
+            self.outcome.blind.update(c.name.partition("/")[0] for c in verdict.comparisons if c.blind)
             self.outcome.wanted |= {name.partition("/")[0] for name in expected.values}
         if verdict.kind != "deviates":
             if self.counting and verdict.kind == "conforms":

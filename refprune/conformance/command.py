@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,12 +20,15 @@ EXAMPLES = 1500
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
-    verify = commands.add_parser("verify", help="is an implementation of gated training right? exit code 1 if not")
+    verify = commands.add_parser(
+        "verify", help="is an implementation of gated training right? exit code 1 if not, 3 if undecided"
+    )
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
     verify.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all that is provided)")
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
+    verify.add_argument("--structures", metavar="N", type=int, help="of a method's examples; for what compiles each anew")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
     verify.add_argument("--vectors", metavar="DIR", type=Path, help="stored vectors to ask first; alone with --examples 0")
     failures, what = Path("verify-failures"), "for what fails, as a script and a vector"
@@ -58,7 +62,7 @@ def require(*packages: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command; 0 conforms, 1 deviates, 2 could not run (InputError)."""
+    """The command; 0 conforms, 1 deviates or nothing could be judged, 2 could not run (InputError), 3 undecided in a method."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
     from . import campaign, reporting, vector_files
     from .worker import Worker
@@ -73,7 +77,11 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
     methods = campaign.chosen(_named(options.level))
     stored = [] if options.vectors is None else list(vector_files.read(options.vectors))
+    if options.structures is not None and options.structures < 1:
+        raise InputError(f"--structures: must be at least 1, got {options.structures}")
     worker = Worker(options.adapter, options.time_limit, options.dtype)
+    if options.structures is not None:
+        worker.description = dataclasses.replace(worker.description, structures=options.structures)
     try:
         outcomes = campaign.run(worker, methods, options.examples, options.seed, _say, stored=stored)
     finally:
@@ -96,7 +104,10 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         write_atomically(options.report, reporting.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
-    return 0 if reporting.conforms(outcomes) else 1
+    if reporting.conforms(outcomes):
+        return 0
+    wrong = any(o.verdict == "DEVIATES" for o in outcomes)
+    return 3 if not wrong and any(o.verdict == "undecided" for o in outcomes) else 1
 
 
 def _named(listed: str) -> list[str]:

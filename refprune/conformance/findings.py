@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ class Outcome:
     """What is known of one method.
 
     stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
-    conform, of random ones the largest evidence against them over what it takes; tensors: what was compared; wanted: what could
-    have been; remarks: what the report says besides.
+    conform, of random ones the largest evidence against them over what it takes; tensors: what was compared → how often; blind:
+    how often of these nothing could be told of it; wanted: what could have been; remarks: what the report says besides.
     """
 
     method: str
@@ -56,7 +57,8 @@ class Outcome:
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
-    tensors: set[str] = field(default_factory=set)
+    tensors: Counter[str] = field(default_factory=Counter)
+    blind: Counter[str] = field(default_factory=Counter)
     wanted: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -64,11 +66,14 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """ "not provided", "not asked", "declined" (every call), "conforms" or "DEVIATES"."""
+        """ "not provided", "not asked", "declined" (every call), "conforms", "undecided" (too many) or "DEVIATES"."""
         if not self.provided:
             return "not provided"
-        if any(f.kind not in HARMLESS for f in self.findings):
+        kinds = {f.kind for f in self.findings}
+        if kinds - {*HARMLESS, "undecided"}:
             return "DEVIATES"
+        if "undecided" in kinds:
+            return "undecided"
         if self.examples == 0:
             return "not asked"
         return "conforms" if self.examples > self.declined else "declined"
@@ -76,7 +81,7 @@ class Outcome:
     @property
     def withheld(self) -> list[str]:
         """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
-        return sorted(self.wanted - self.tensors - {"layers"})
+        return sorted(self.wanted - set(self.tensors) - {"layers"})
 
     def note(self, kind: str, message: str, arguments: Arguments, answer: Arrays) -> None:
         """A finding, once of each kind."""

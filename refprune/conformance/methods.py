@@ -22,7 +22,10 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Description:
-    """What an implementation says of itself; provided: the methods that it has."""
+    """What an implementation says of itself; provided: the methods that it has.
+
+    structures: the most structures that a method's examples may have, None for any number; seed: of their choice.
+    """
 
     name: str
     precision: str
@@ -31,6 +34,8 @@ class Description:
     deterministic: bool
     provided: tuple[str, ...]
     samples: int = 1
+    structures: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,14 @@ CONTROL = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 FURTHER = 4
 
 
+#: A tensor is mentioned as blind from this share of a method's examples on.
+BLIND = 0.05
+
+
 def conforms(outcomes: Sequence[Outcome]) -> bool:
-    """Is nothing wrong, and has something been judged?"""
+    """Is nothing wrong or undecided, and has something been judged?"""
     judged = any(o.verdict == "conforms" for o in outcomes)
-    return judged and all(o.verdict != "DEVIATES" for o in outcomes)
+    return judged and all(o.verdict not in ("DEVIATES", "undecided") for o in outcomes)
 
 
 HEAD = ("method", "level", "examples", "kinks", "largest error/tolerance", "verdict")
@@ -115,20 +119,31 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
         lines += [f"{outcome.method}: {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
         for finding in outcome.findings:
             lines += [*finding_lines(finding), ""]
-    judged = sum(o.examples - o.declined for o in outcomes)
+    lines += blind_lines(outcomes)
+    judged = sum(o.examples - o.declined - o.undecided for o in outcomes if o.verdict == "conforms")
+    undecided = [o.method for o in outcomes if o.verdict == "undecided"]
     wrong = [o.method for o in outcomes if o.verdict == "DEVIATES"]
     what = f"{description.name} ({description.precision}): "
     if wrong:
         return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
-    if not conforms(outcomes):
+    if not judged:
         return "\n".join([*lines, what + "nothing could be judged"])
-    drawn = judged - sum(o.stored for o in outcomes)
-    seen = ""
+    drawn = sum(o.examples - o.declined - o.undecided - o.stored for o in outcomes if o.verdict == "conforms")
+    seen = f"conforms in {judged} examples"
     if drawn > 0:
         rate = 100.0 * (1.0 - 0.05 ** (1.0 / drawn))
-        seen = f"; a mistake that shows in {rate:.2g} % of {'those drawn' if drawn < judged else 'them'} would have been seen"
-    lines.append(what + f"conforms in {judged} examples{seen}")
-    return "\n".join(lines)
+        seen += f"; a mistake that shows in {rate:.2g} % of {'those drawn' if drawn < judged else 'them'} would have been seen"
+    left = f"undecided in {', '.join(undecided)}; elsewhere " if undecided else ""
+    return "\n".join([*lines, what + left + seen])
+
+
+def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """In which tensors rounding hides more than it lets see."""
+    shares = {o.method: {n: o.blind[n] / o.tensors[n] for n in o.tensors} for o in outcomes}
+    often = [f"{m} {n} {s:.0%}" for m, found in shares.items() for n, s in found.items() if s > BLIND]
+    if not often:
+        return []
+    return [f"where rounding is as large as the tensor, so that zeros would pass: {', '.join(often)}", ""]
 
 
 def page(outcomes: Sequence[Outcome], description: Description, target: str) -> str:
@@ -178,7 +193,8 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "kinks": o.kinks,
                 "undecided": o.undecided,
                 "largest_ratio": o.ratio,
-                "tensors": sorted(o.tensors),
+                "tensors": dict(sorted(o.tensors.items())),
+                "blind": dict(sorted(o.blind.items())),
                 "withheld": o.withheld,
                 "remarks": o.remarks,
                 "seconds": round(o.seconds, 3),

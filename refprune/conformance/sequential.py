@@ -188,7 +188,7 @@ def _estimates(outcome: Outcome, method: Method, reply: Reply, question: Argumen
     if complaint is not None:
         outcome.note(*complaint, question, reply.answer)
         return None
-    outcome.tensors.add(method.name)
+    outcome.tensors[method.name] += 1
     return np.asarray(reply.answer[method.name], dtype=np.float64)
 
 

@@ -38,7 +38,7 @@ from ..layerspec import (
 )
 from ..network import Arrays
 from ..spec import Network, from_json
-from .torch_functions import TorchFunctions, per_channel, squared_error
+from .torch_functions import TorchFunctions, branch, per_channel, squared_error
 
 #: refprune's name of a parameter or statistic → PyTorch's attribute.
 ATTRIBUTES = {"weight": "weight", "bias": "bias", "gain": "weight", "mean": "running_mean", "variance": "running_var"}
@@ -118,12 +118,13 @@ def _frozen(norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> Iterator[None]:
 
 
 class Module(nn.Module):
-    """The network as a module: x ↦ logits. `parts`: refprune's layer name → the layer's module; `gates`: gate group's → its."""
+    """The network as a module: x ↦ logits. `parts`, `posts`, `gates`: modules of layers, of sections' ρ, of gates, by name."""
 
     def __init__(self, network: Network, gated: bool = False) -> None:
         super().__init__()
         self.network, self.gated = network, gated
         self.parts: dict[str, nn.Module] = {}
+        self.posts: dict[str, nn.Module] = {}
         self.gates: dict[str, Gate] = {}
         self.body = self._chain(network.layers)
 
@@ -141,7 +142,9 @@ class Module(nn.Module):
 
     def _modules_of(self, layer: Layer, before: Layer | None) -> list[nn.Module]:
         if isinstance(layer, Section):
-            return [self._residual(layer)]
+            residual = self._residual(layer)
+            self.posts[f"{layer.name}.post"] = residual.post
+            return [residual]
         if isinstance(layer, UnitGate) and self.gated:
             self.gates[layer.name] = Gate()
             return [self.gates[layer.name]]
@@ -268,8 +271,9 @@ def _tensor(module: Module, name: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return np.array(tensor.detach().numpy(), order="C")
+    """A copy; what NumPy lacks, bfloat16, as float32."""
+    tensor = tensor.detach()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), order="C")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -306,14 +310,18 @@ class TorchImplementation(TorchFunctions):
     ) -> dict[str, Any]:
         module = self.module(spec, params, statistics, train=train)
         layers: dict[str, Tensor] = {}
+        branches: dict[str, Tensor] = {}
         for name, part in module.parts.items():
             part.register_forward_hook(lambda m, i, y, name=name: layers.__setitem__(name, y.detach().clone()))
+        for name, part in {**module.parts, **module.posts}.items():
+            if isinstance(part, (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d)):
+                part.register_forward_pre_hook(lambda m, i, name=name: branches.__setitem__(name, branch(m, i[0])))
         xi, inputs = (self.tensor(a).requires_grad_() for a in (gates, x))
         output = set_gates(module, xi)(inputs)
         loss = self.loss(module, output, target)
         loss.backward()
         found = {"output": output, "loss": loss, "params": of_parameters(module, gradient), "layers": layers}
-        found |= {"gates": gradient(xi), "input": inputs.grad}
+        found |= {"gates": gradient(xi), "input": inputs.grad, "branches": branches}
         return found | ({"statistics": running(module)} if train else {})
 
     def theta_gradient(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..implementation import Implementation
 from ..layers import Array
@@ -30,6 +30,16 @@ def require(holds: bool, what: str) -> None:
 
 def per_channel(g: Tensor, ndim: int) -> Tensor:
     return g if g.ndim == 0 else g.reshape(1, -1, *[1] * (ndim - 2))
+
+
+def branch(module: nn.Module, x: Tensor) -> Tensor:
+    """Which branch it takes at x: the sign of a ReLU's input, or the row-major index of a max pool's choice in its window."""
+    if not isinstance(module, nn.MaxPool2d):
+        return torch.sign(x.detach()).to(torch.int8)
+    kernel, stride, padding = ((v, v) if isinstance(v, int) else v for v in (module.kernel_size, module.stride, module.padding))
+    _, flat = F.max_pool2d(x.detach(), kernel, stride, padding, return_indices=True)
+    rows, columns = (torch.arange(n) * s - p for n, s, p in zip(flat.shape[2:], stride, padding, strict=True))
+    return (flat // x.shape[3] - rows[:, None]) * kernel[1] + flat % x.shape[3] - columns
 
 
 class TorchFunctions(Implementation):

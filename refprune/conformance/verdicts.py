@@ -1,5 +1,8 @@
 """Is an answer right? Every tensor against its own tolerance, entry by entry (SPEC E1–E4); kinks are judged on both branches.
 
+Where a tolerance is as large as what it belongs to, an answer of zeros would pass: such a tensor tells nothing, it is *blind*.
+An example whose tensors are all blind is undecided, whatever the answer was: in a coarse precision there are many.
+
 An `Expectation` holds the right values, in data-flow order, with their tolerances; `judge` compares an answer with it. The
 first tensor in that order that differs is where the difference begins.
 """
@@ -14,7 +17,7 @@ import numpy as np
 
 from ..layers import Array
 from ..network import Arrays
-from ..rounding import UNIT
+from ..rounding import UNIT, smallest_normal
 
 #: So many worst entries of a tensor are kept.
 WORST = 5
@@ -59,7 +62,10 @@ class Entry(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One tensor: the largest error/tolerance, how many entries are off, the worst of them, and whether E1 rules one out."""
+    """One tensor: the largest error/tolerance, how many entries are off, the worst of them, and whether E1 rules one out.
+
+    blind: zeros would pass where they are wrong.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -67,6 +73,7 @@ class Comparison(NamedTuple):
     off: int
     certain: bool
     worst: tuple[Entry, ...]
+    blind: bool = False
 
     @property
     def holds(self) -> bool:
@@ -74,7 +81,7 @@ class Comparison(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """kind: "conforms", "kink" (on another branch than the oracle's), "undecided" (too many kinks), or "deviates".
+    """kind: "conforms", "kink" (on another branch than the oracle's), "undecided" (too many kinks, or blind), or "deviates".
 
     comparisons: all tensors that both sides have, in data-flow order.
     """
@@ -125,7 +132,14 @@ def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float
         place = tuple(int(i) for i in index)
         entries.append(Entry(place, float(got[index]), w, e, relative, ulps, float(ratio[index])))
     beyond = certain is not None and bool((error > certain).any())
-    return Comparison(name, want.shape, float(ratio.max(initial=0.0)), int(off.sum()), beyond, tuple(entries))
+    blind = _blind(want, tolerance, unit)
+    return Comparison(name, want.shape, float(ratio.max(initial=0.0)), int(off.sum()), beyond, tuple(entries), blind)
+
+
+def _blind(want: Array, tolerance: Array, unit: float) -> bool:
+    """Would zeros pass, where they are wrong? What lies below the smallest normal number is 0."""
+    size = np.abs(want)
+    return bool((size > smallest_normal(unit)).any() and (size <= tolerance).all())
 
 
 def _compared(expected: Expectation, answer: Mapping[str, Array], unit: float) -> tuple[Comparison, ...]:
@@ -163,6 +177,8 @@ def judge(expected: Expectation, answer: Mapping[str, Array], unit: float) -> Ve
         verdict = judge(expected.on_branches(shown), {n: a for n, a in answer.items() if n not in shown}, unit)
         return verdict._replace(kind="kink" if verdict.kind == "conforms" else verdict.kind)
     comparisons = (*wrong, *_compared(expected, answer, unit))
+    if comparisons and all(c.blind for c in comparisons):
+        return Verdict("undecided", comparisons)
     if all(c.holds for c in comparisons):
         return Verdict("conforms", comparisons)
     if wrong or not expected.ambiguous:

@@ -13,14 +13,20 @@ from ...rounding import LAYER_FACTOR, smallest_normal
 from ...spec import from_json, to_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..verdicts import Expectation
 
 
 @st.composite
-def _cases(draw: st.DrawFn, described: Description) -> Arguments:
-    case = draw(strategies.gated_cases(least=1, gates=("fractional",), conventions=described.conventions))
+def _cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
+    case = draw(cases)
     rates = {name: draw(st.sampled_from((0.0, 0.25, 0.5, 1.0))) for name in ("alpha", "balance")}
     return {"spec": to_json(case.network), "theta": case.gates, "nu": draw(st.sampled_from((0.25, 1.0))), **rates}
+
+
+def _draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.gated_cases(least=1, gates=("fractional",), conventions=described.conventions)
+    return _cases(few(cases, described.structures, described.seed))
 
 
 def _values(arguments: Arguments, backend: Backend) -> Arrays:
@@ -43,4 +49,4 @@ def _expectation(arguments: Arguments, unit: float) -> Expectation:
     return Expectation(right, tolerance)
 
 
-METHODS: tuple[Method, ...] = (Method("complexity", "complexity", (), _cases, _values, _expectation),)
+METHODS: tuple[Method, ...] = (Method("complexity", "complexity", (), _draw, _values, _expectation),)

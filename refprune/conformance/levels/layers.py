@@ -12,6 +12,7 @@ from ...network import Arrays
 from ...rounding import layer_tolerance
 from ..methods import Arguments, Description, Method
 from ..strategies import layers as strategies
+from ..strategies.structures import few
 from ..verdicts import Expectation
 
 #: Layer → names of the arrays that have gradients, and of its constants.
@@ -85,7 +86,8 @@ def _expectation(op: str, arguments: Arguments, unit: float) -> Expectation:
 
 def _method(op: str) -> Method:
     def draw(described: Description) -> st.SearchStrategy[Arguments]:
-        return strategies.all_cases(op).map(lambda case: arguments_of(case, described.conventions))
+        cases = few(strategies.all_cases(op), described.structures, described.seed)
+        return cases.map(lambda case: arguments_of(case, described.conventions))
 
     return Method(
         op,

@@ -15,6 +15,7 @@ from ...objective import BatchLoss, update_statistics
 from ...spec import from_json, to_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..traced import Traced, expectation, watching
 
 
@@ -30,7 +31,7 @@ def batch_of(case: strategies.Case) -> Arguments:
 
 
 def draw(described: Description) -> st.SearchStrategy[Arguments]:
-    cases = strategies.cases(conventions=described.conventions)
+    cases = few(strategies.cases(conventions=described.conventions), described.structures, described.seed)
     return cases.map(lambda case: batch_of(case) | {"gates": case.gates, "train": case.train})
 
 

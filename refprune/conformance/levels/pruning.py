@@ -16,6 +16,7 @@ from ...spec import Network, from_json
 from ...surgery import prune
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..traced import Traced, expectation, watching
 from ..verdicts import Expectation
 from .networks import _of_layers, batch_of
@@ -64,12 +65,12 @@ def _attracted_expectation(arguments: Arguments, unit: float) -> Expectation:
 
 
 @st.composite
-def _removals(draw: st.DrawFn, described: Description) -> Arguments:
+def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
     """Any gates but the last unit of a plain layer, or of one inside a section without a gate.
 
     A gated section that loses all units of a layer is closed; whether an ungated one keeps its constant is left open (N4).
     """
-    case = draw(strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions))
+    case = draw(cases)
     network = case.network
     keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
     keep = _spare_ungated_sections(network, keep)
@@ -88,6 +89,11 @@ def _spare_ungated_sections(network: Network, keep: Array) -> Array:
             if inside and not gated and network.unit_links[group.name].consumer is not None:
                 keep[group.start] = True
     return keep
+
+
+def _draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions)
+    return _removals(few(cases, described.structures, described.seed))
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
@@ -126,7 +132,7 @@ METHODS: tuple[Method, ...] = (
         "compact",
         "pruning",
         (),
-        _removals,
+        _draw,
         lambda arguments, backend: _run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, _of_layers(taken)), unit),
         2.0,

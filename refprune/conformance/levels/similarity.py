@@ -6,7 +6,8 @@ errs like an inner product of p terms, of the size of both vectors' norms; every
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -16,22 +17,44 @@ from ...backend import ORACLE, Backend
 from ...layers import Array
 from ...network import Arrays
 from ...rounding import LAYER_FACTOR, smallest_normal
-from ..methods import Arguments, Method
+from ..methods import Arguments, Description, Method
+from ..strategies.structures import few
 from ..verdicts import Expectation
 
 
-@st.composite
-def _features(draw: st.DrawFn, *, least: int, batches: bool = False) -> dict[str, Any]:
-    """n×p and n×q, related or not, off the origin; with `batches` several of one size."""
-    n, p, q = draw(st.integers(least, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (draw(st.integers(1, 3)),) if batches else ()
-    x = rng.standard_normal((*shape, n, p))
-    y = x @ rng.standard_normal((p, q)) + draw(st.sampled_from((0.25, 2.0))) * rng.standard_normal((*shape, n, q))
-    return {"x": x + rng.uniform(-1.0, 1.0, p), "y": y + rng.uniform(-1.0, 1.0, q)}
+class Features(NamedTuple):
+    """n×p and n×q, related or not, off the origin; `batch` is () or how many there are of one size. options: of the call."""
+
+    batch: tuple[int, ...]
+    n: int
+    p: int
+    q: int
+    noise: float
+    options: dict[str, str]
+    seed: int
+
+    def reseeded(self, seed: int) -> Features:
+        return self._replace(seed=seed)
+
+    def arguments(self) -> Arguments:
+        rng = np.random.default_rng(self.seed)
+        x = rng.standard_normal((*self.batch, self.n, self.p))
+        y = x @ rng.standard_normal((self.p, self.q)) + self.noise * rng.standard_normal((*self.batch, self.n, self.q))
+        return {"x": x + rng.uniform(-1.0, 1.0, self.p), "y": y + rng.uniform(-1.0, 1.0, self.q), **self.options}
 
 
-_ESTIMATORS = st.sampled_from(("biased", "unbiased"))
+def _draw(
+    least: int, *, batches: bool = False, **options: tuple[str, ...]
+) -> Callable[[Description], st.SearchStrategy[Arguments]]:
+    """Features of `least` to 9 examples, with `batches` several of them, and values of the options."""
+    batch: st.SearchStrategy[tuple[int, ...]] = st.tuples(*[st.integers(1, 3)] * batches)
+    width, noise, seed = st.integers(1, 6), st.sampled_from((0.25, 2.0)), st.integers(0, 2**32 - 1)
+    chosen = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in options.items()})
+    cases = st.builds(Features, batch, st.integers(least, 9), width, width, noise, chosen, seed)
+    return lambda described: few(cases, described.structures, described.seed).map(Features.arguments)
+
+
+_ESTIMATORS = ("biased", "unbiased")
 
 
 def _gram(x: Array) -> Array:
@@ -115,7 +138,7 @@ METHODS: tuple[Method, ...] = (
         "hsic",
         "similarity",
         ("hsic",),
-        lambda described: st.tuples(_features(least=4), _ESTIMATORS).map(lambda p: p[0] | {"estimator": p[1]}),
+        _draw(4, estimator=_ESTIMATORS),
         _hsic,
         _hsic_expectation,
     ),
@@ -123,9 +146,7 @@ METHODS: tuple[Method, ...] = (
         "cka",
         "similarity",
         ("cka",),
-        lambda described: st.tuples(_features(least=5), _ESTIMATORS, st.sampled_from(("linear", "rbf"))).map(
-            lambda p: p[0] | {"estimator": p[1], "kernel": p[2]}
-        ),
+        _draw(5, estimator=_ESTIMATORS, kernel=("linear", "rbf")),
         _cka,
         _cka_expectation,
     ),
@@ -133,7 +154,7 @@ METHODS: tuple[Method, ...] = (
         "minibatch_cka",
         "similarity",
         ("minibatch_cka",),
-        lambda described: _features(least=5, batches=True),
+        _draw(5, batches=True),
         _minibatch,
         _minibatch_expectation,
     ),

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from ... import estimators
 from ...backend import Backend
-from ...implementation import Conventions
 from ...layers import Array
 from ...network import Arrays
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..traced import Traced, expectation, watching
 from ..verdicts import Expectation
 from .networks import batch_of, loss_of
@@ -28,26 +28,25 @@ MOST_GATES = 3
 SMOOTH = ("tanh", "sigmoid", "gelu", "identity")
 
 
-def _few_gates(conventions: Conventions) -> st.SearchStrategy[strategies.Case]:
-    cases = strategies.gated_cases(
-        least=1, image=False, activations=SMOOTH, limit=2, gates=("ones",), conventions=conventions, unit_gates=None
-    )
-    return cases.filter(lambda case: case.network.gate_count <= MOST_GATES)
+def _few_gates(described: Description) -> st.SearchStrategy[strategies.Case]:
+    options = {"activations": SMOOTH, "limit": 2, "gates": ("ones",), "conventions": described.conventions}
+    cases = strategies.gated_cases(least=1, image=False, unit_gates=None, **options)
+    return few(cases.filter(lambda case: case.network.gate_count <= MOST_GATES), described.structures, described.seed)
 
 
 @st.composite
-def _exact_cases(draw: st.DrawFn, conventions: Conventions) -> Arguments:
+def _exact_cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
     """θ anywhere in [0, 1], the ends included."""
-    case = draw(_few_gates(conventions))
+    case = draw(cases)
     theta = case.uniform("theta", (case.network.gate_count,))
     theta = np.where(theta < 0.1, 0.0, np.where(theta > 0.9, 1.0, theta))
     return batch_of(case) | {"theta": theta, "train": case.train}
 
 
 @st.composite
-def _estimate_cases(draw: st.DrawFn, conventions: Conventions) -> Arguments:
+def _estimate_cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
     """θ well inside (0, 1), no uniform number within 2⁻⁶ of a θ or of 1 − θ: rounding cannot flip a gate."""
-    case = draw(_few_gates(conventions))
+    case = draw(cases)
     g, k = case.network.gate_count, draw(st.integers(1, 3))
     theta = 0.25 + 0.5 * case.uniform("theta", (g,))
     uniform = case.uniform("uniform", (k, g))
@@ -96,7 +95,7 @@ METHODS: tuple[Method, ...] = (
         "theta_gradient",
         "theta",
         (),
-        lambda described: _exact_cases(described.conventions),
+        lambda described: _exact_cases(_few_gates(described)),
         lambda arguments, backend: _run_exact(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run_exact(arguments, b, taken), unit),
         0.25,
@@ -105,7 +104,7 @@ METHODS: tuple[Method, ...] = (
         "theta_estimate",
         "theta",
         ("theta_estimate",),
-        lambda described: _of_kind(_estimate_cases(described.conventions), described),
+        lambda described: _of_kind(_estimate_cases(_few_gates(described)), described),
         _estimated,
         _estimate_expectation,
         1.0,

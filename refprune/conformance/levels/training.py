@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from ...objective import BatchLoss, update_statistics
 from ...spec import from_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
+from ..strategies.structures import few
 from ..traced import Traced, expectation, watching
 from .networks import averaging, batch_of
 
 
 @st.composite
-def _cases(draw: st.DrawFn, described: Description) -> Arguments:
-    case = draw(strategies.gated_cases(least=1, train=True, limit=2, conventions=described.conventions))
+def _cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case], estimators: Sequence[str]) -> Arguments:
+    case = draw(cases)
     steps, g = draw(st.integers(1, 4)), case.network.gate_count
     arguments = batch_of(case)
     (outputs,) = case.network.output_shape
@@ -44,8 +45,13 @@ def _cases(draw: st.DrawFn, described: Description) -> Arguments:
         "weight_decay": draw(st.sampled_from((0.0, 0.125))),
         "theta_learning_rate": draw(st.sampled_from((0.0625, 1.0))),
         "beta": draw(st.sampled_from((0.0, 0.25))),
-        "estimator": draw(st.sampled_from(described.conventions["estimator"])),
+        "estimator": draw(st.sampled_from(estimators)),
     }
+
+
+def _draw(described: Description) -> st.SearchStrategy[Arguments]:
+    cases = strategies.gated_cases(least=1, train=True, limit=2, conventions=described.conventions)
+    return _cases(few(cases, described.structures, described.seed), described.conventions["estimator"])
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
@@ -92,7 +98,7 @@ METHODS: tuple[Method, ...] = (
         "training_steps",
         "training",
         (),
-        _cases,
+        _draw,
         lambda arguments, backend: _run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, taken), unit),
         0.5,

@@ -20,12 +20,18 @@ from ...layerspec import Shape
 #: Smooth cases: |x| ≥ MARGIN before a ReLU, any two entries of a pooled image differ by ≥ MARGIN.
 MARGIN = 0.05
 
+Rng = np.random.Generator
+Numbers = Callable[[Rng], tuple[tuple[Array, ...], tuple[Array, ...]]]
+
 LAYOUTS = ("C", "Fortran", "step", "negative", "read-only")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """A call f(*arrays, *constants, **options); gradients exist for the arrays only."""
+    """A call f(*arrays, *constants, **options); gradients exist for the arrays only.
+
+    numbers: how arrays and constants are made of a random generator, which `seed` starts.
+    """
 
     op: str
     arrays: tuple[Array, ...]
@@ -33,10 +39,16 @@ class Case:
     constants: tuple[Array, ...] = ()
     seed: int = 0
     smooth: bool = True
+    numbers: Numbers | None = None
 
     def normal(self, purpose: int, shape: Shape, dtype: Any = np.float64) -> Array:
         """Random numbers that belong to this case: the same for the same purpose and shape."""
         return np.asarray(np.random.default_rng([self.seed, purpose]).standard_normal(shape)).astype(dtype)
+
+    def reseeded(self, seed: int) -> Case:
+        """Other numbers in the same shapes, with the same options."""
+        assert self.numbers is not None
+        return _case(self.op, self.numbers, self.options, seed, self.smooth)
 
     def astype(self, dtype: Any) -> Case:
         """The case in another precision; integer constants (labels) stay. Real constants stay real."""
@@ -74,8 +86,12 @@ def relayout(a: Array, layout: str) -> Array:
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**32 - 1)
 
-Rng = np.random.Generator
 Size = int | Shape
+
+
+def _case(op: str, numbers: Numbers, options: Mapping[str, Any], seed: int, smooth: bool) -> Case:
+    arrays, constants = numbers(np.random.default_rng(seed))
+    return Case(op, arrays, options, constants, seed, smooth, numbers)
 
 
 @st.composite
@@ -125,9 +141,8 @@ def spread(rng: Rng, shape: Shape, smooth: bool) -> Array:
 @st.composite
 def dense_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     (n, i), o, seed = draw(shapes_nc()), draw(st.integers(1, 5)), draw(seeds)
-    rng = np.random.default_rng(seed)
     shapes = [(n, i), (o, i), (o,)][: draw(st.integers(2, 3))]
-    return Case(op, tuple(uniform(rng, s, smooth) for s in shapes), {}, seed=seed, smooth=smooth)
+    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {}, seed, smooth)
 
 
 @st.composite
@@ -145,8 +160,7 @@ def conv2d_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         size.append(max(least, 1) + draw(st.integers(0, 3)))
     shapes = [(n, c, *size), (o, c // groups, *kernel), (o,)][: draw(st.integers(2, 3))]
     options = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation), "groups": groups}
-    rng = np.random.default_rng(seed)
-    return Case(op, tuple(uniform(rng, s, smooth) for s in shapes), options, seed=seed, smooth=smooth)
+    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), options, seed, smooth)
 
 
 @st.composite
@@ -163,20 +177,22 @@ def shapes_normalised(draw: st.DrawFn, least: int) -> Shape:
 def batch_norm_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     train = op == "batch_norm"
     shape, seed = draw(shapes_normalised(2 if train else 1)), draw(seeds)
-    eps, rng = draw(st.sampled_from((1e-5, 1e-3, 0.1))), np.random.default_rng(seed)
-    arrays = (spread(rng, shape, smooth), *(uniform(rng, shape[1], smooth) for _ in range(2)))
-    constants = () if train else (uniform(rng, shape[1], smooth), rng.uniform(0.1, 3.0, shape[1]))
-    return Case(op, arrays, {"eps": eps}, constants, seed, smooth)
+    eps = draw(st.sampled_from((1e-5, 1e-3, 0.1)))
+
+    def numbers(rng: Rng) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        arrays = (spread(rng, shape, smooth), *(uniform(rng, shape[1], smooth) for _ in range(2)))
+        return arrays, () if train else (uniform(rng, shape[1], smooth), rng.uniform(0.1, 3.0, shape[1]))
+
+    return _case(op, numbers, {"eps": eps}, seed, smooth)
 
 
 @st.composite
 def activation_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
-    rng = np.random.default_rng(seed)
     if op != "leaky_relu":
-        return Case(op, (uniform(rng, shape, smooth),), {}, seed=seed, smooth=smooth)
+        return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
     options = {"slope": draw(st.sampled_from((0.0, 0.01, 0.3))), "at_zero": draw(st.sampled_from((0.0, 0.5, 1.0)))}
-    return Case(op, (off_zero(rng, shape, smooth),), options, seed=seed, smooth=smooth)
+    return _case(op, lambda rng: ((off_zero(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 @st.composite
@@ -195,24 +211,22 @@ def pool_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         options["ties"] = draw(st.sampled_from(("first", "last")))
     else:
         options["count_padding"] = draw(st.booleans())
-    rng = np.random.default_rng(seed)
     values = distinct if op == "max_pool" else uniform
-    return Case(op, (values(rng, (n, c, *size), smooth),), options, seed=seed, smooth=smooth)
+    return _case(op, lambda rng: ((values(rng, (n, c, *size), smooth),), ()), options, seed, smooth)
 
 
 @st.composite
 def image_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
-    seed = draw(seeds)
-    x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
-    return Case(op, (x,), {}, seed=seed, smooth=smooth)
+    seed, shape = draw(seeds), draw(shapes_nchw())
+    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
 
 
 @st.composite
 def subsample_pad_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     seed, stride = draw(seeds), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     options = {"stride": stride, "before": draw(st.integers(0, 3)), "after": draw(st.integers(0, 3))}
-    x = uniform(np.random.default_rng(seed), draw(shapes_nchw()), smooth)
-    return Case(op, (x,), options, seed=seed, smooth=smooth)
+    shape = draw(shapes_nchw())
+    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 @st.composite
@@ -223,36 +237,35 @@ def add_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     if draw(st.booleans()):
         channels = tuple(draw(st.permutations(range(shape[1]))))[: draw(st.integers(1, shape[1]))]
     path = shape if channels is None else (shape[0], len(channels), *shape[2:])
-    rng = np.random.default_rng(seed)
-    return Case(op, (uniform(rng, shape, smooth), uniform(rng, path, smooth)), {"channels": channels}, seed=seed, smooth=smooth)
+    shapes = (shape, path)
+    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {"channels": channels}, seed, smooth)
 
 
 @st.composite
 def gate_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
-    rng = np.random.default_rng(seed)
-    g = uniform(rng, draw(st.sampled_from(((), shape[1:2]))), smooth)
-    return Case(op, (uniform(rng, shape, smooth), g), {}, seed=seed, smooth=smooth)
+    gates = draw(st.sampled_from(((), shape[1:2])))
+    return _case(op, lambda rng: ((uniform(rng, shape, smooth), uniform(rng, gates, smooth)), ()), {}, seed, smooth)
 
 
 @st.composite
 def loss_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(shapes_nc()), draw(seeds)
-    rng = np.random.default_rng(seed)
-    x = uniform(rng, shape, smooth)
-    reductions: tuple[str, ...]
-    if op == "cross_entropy":
-        constant, reductions = rng.integers(0, shape[1], shape[0]), ("mean", "sum")
-    else:
-        constant, reductions = uniform(rng, shape, smooth), ("mean", "batch_mean", "sum")
-    return Case(op, (x,), {"reduction": draw(st.sampled_from(reductions))}, (constant,), seed, smooth)
+    labels = op == "cross_entropy"
+
+    def numbers(rng: Rng) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        x = uniform(rng, shape, smooth)
+        return (x,), (rng.integers(0, shape[1], shape[0]) if labels else uniform(rng, shape, smooth),)
+
+    reductions = ("mean", "sum") if labels else ("mean", "batch_mean", "sum")
+    return _case(op, numbers, {"reduction": draw(st.sampled_from(reductions))}, seed, smooth)
 
 
 @st.composite
 def weight_decay_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     options = {"strength": draw(st.sampled_from((0.0, 5e-4, 0.3)))}
-    return Case(op, (uniform(np.random.default_rng(seed), shape, smooth),), options, seed=seed, smooth=smooth)
+    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 _FAMILIES: dict[str, Callable[[str, bool], st.SearchStrategy[Case]]] = {

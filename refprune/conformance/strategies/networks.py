@@ -51,6 +51,10 @@ class Case:
     train: bool
     gate_kind: str = "random"
 
+    def reseeded(self, seed: int) -> Case:
+        """The same network with other numbers."""
+        return dataclasses.replace(self, seed=seed)
+
     def normal(self, purpose: str, shape: Shape) -> Array:
         return Streams(self.seed).normal(purpose, 0, shape)
 
