@@ -76,7 +76,9 @@ ORDER = [
 #: Files that may import a framework; everybody else imports them inside functions only.
 ADAPTERS = {
     "conformance/torch_adapter.py",
+    "conformance/torch_costs.py",
     "conformance/torch_functions.py",
+    "conformance/torch_layers.py",
     "bench/torch_side.py",
     "export/onnx_file.py",
     "export/torch_file.py",
