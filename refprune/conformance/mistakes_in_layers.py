@@ -58,6 +58,11 @@ def _gradient_leaks(g: Any, saved: Saved, dy: Any) -> Any:
     return dy
 
 
+def _undivided(f: Function) -> Function:
+    """Every pixel of a window receives all of dy."""
+    return lambda saved, dy: f(saved, dy * saved.values[1])
+
+
 def _overflowing_sigmoid(x: Any) -> Any:
     with np.errstate(all="ignore"):
         y = 1.0 / (1.0 + np.exp(-x))
@@ -125,7 +130,7 @@ LAYERS = (
         ("G1",),
     ),
     Mistake("squared error without the 2", "layers:mean_squared_error_vjp", gradient(0, lambda g, s, dy: g / 2), ("G1",)),
-    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", gradient(0, lambda g, s, dy: 6 * g), ("G1",)),
+    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", _undivided, ("G1",)),
     Mistake("gate's gradient as a mean", "layers:gate_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
     Mistake(
         "weight decay's gradient without λ",

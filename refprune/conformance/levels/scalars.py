@@ -13,14 +13,14 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from ... import flattening, mixture, scalar, train
+from ... import flattening, mixture, scalar
 from ...backend import ORACLE, Backend
-from ...config import Config
 from ...layers import Array
 from ...network import Arrays
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Method
 from ..verdicts import Expectation
+from .training import moved_theta
 
 #: Relative step of the differences that measure how a formula depends on its inputs.
 STEP = 2.0**-20
@@ -179,8 +179,8 @@ def _kl_summands(arguments: Arguments) -> dict[str, Any]:
 
 
 def _theta_step(arguments: Arguments, backend: Backend) -> Arrays:
-    moved = arguments["theta"] - arguments["learning_rate"] * (arguments["gradient"] + arguments["beta"])
-    return {"theta": train._project(moved, Config())}
+    moved = moved_theta(arguments["theta"], arguments["gradient"], arguments["beta"], arguments["learning_rate"])
+    return {"theta": moved}
 
 
 def _theta_step_expectation(arguments: Arguments, unit: float) -> Expectation:
