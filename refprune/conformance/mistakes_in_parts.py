@@ -143,8 +143,8 @@ def _at(gates: Function) -> Any:
 def _at_input_size(f: Function) -> Function:
     def wrong(self: Any, shape: Any) -> int:
         inputs, outputs = (math.prod(size[1:]) for size in (shape, self.output_shape(shape)))
-        count: int = f(self, shape)
-        return count * inputs // max(outputs, 1)
+        count: int = f(self, shape) * inputs // max(outputs, 1)
+        return count
 
     return wrong
 
@@ -152,12 +152,31 @@ def _at_input_size(f: Function) -> Function:
 def _with_statistics(f: Function) -> Function:
     def wrong(network: Any, **k: Any) -> int:
         sizes = (shape[0] for layer, shape in network.placed() if isinstance(layer, BatchNorm))
-        return int(f(network, **k)) + 2 * sum(sizes)
+        count: int = f(network, **k) + 2 * sum(sizes)
+        return count
+
+    return wrong
+
+
+def _squared_slope(f: Function) -> Function:
+    """Layer gates' slopes are 2θ times as large, unit gates' θ times."""
+
+    def wrong(self: Any, theta: Array, weights: Array) -> Array:
+        sections = np.append(theta, 1.0)[self.sections]
+        slope: Array = np.where(self.is_layer, 2.0 * theta * f(self, theta, weights), f(self, theta, weights * sections))
+        return slope
 
     return wrong
 
 
 COSTS = (
+    Mistake(
+        "layer gate squared, slope and all",
+        "complexity:CostModel.alive",
+        lambda f: lambda self, theta: f(self, theta) * np.append(theta, 1.0)[self.sections],
+        ("C1",),
+        also=(("complexity:CostModel.gradient", _squared_slope),),
+    ),
     Mistake("expected cost with all gates on", "complexity:expected", _at(np.ones_like), ("C1", "C6")),
     Mistake("expected cost at the likelier gates", "complexity:expected", _at(lambda t: (t >= 0.5) * 1.0), ("C1", "C6")),
     Mistake(

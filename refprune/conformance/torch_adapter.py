@@ -300,12 +300,7 @@ class TorchImplementation(TorchCosts):
         sgd = self.optimiser(module, learning_rate, momentum, weight_decay)
         t, losses = self.tensor(theta), []
         for images, labels, xi in zip(x, target, gates, strict=True):
-            on = self.tensor(xi).requires_grad_()
-            sgd.zero_grad()
-            loss = self.loss(module, set_gates(module, on)(self.tensor(images)), labels)
-            loss.backward()
-            self.step_weights(module, sgd, xi)
-            t = self.step_theta(t, gradient(on), beta, theta_learning_rate)
+            t, loss = self.step(module, sgd, t, xi, images, labels, theta_learning_rate, beta)
             losses.append(loss.detach())
         velocity = of_parameters(module, lambda p: sgd.state[p]["momentum_buffer"]) if momentum > 0.0 else {}
         found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
@@ -314,9 +309,24 @@ class TorchImplementation(TorchCosts):
     def optimiser(self, module: Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
 
-    def step_weights(self, module: Module, sgd: torch.optim.Optimizer, gates: Array) -> None:
-        """One step, the gradients standing at the module's parameters; gates: those of the batch."""
+    def step(
+        self,
+        module: Module,
+        sgd: torch.optim.Optimizer,
+        theta: Tensor,
+        gates: Array,
+        x: Array,
+        target: Array,
+        theta_learning_rate: float,
+        beta: float,
+    ) -> tuple[Tensor, Tensor]:
+        """One step of weights and gates on one batch: (θ, loss)."""
+        xi = self.tensor(gates).requires_grad_()
+        sgd.zero_grad()
+        loss = self.loss(module, set_gates(module, xi)(self.tensor(x)), target)
+        loss.backward()
         sgd.step()
+        return self.step_theta(theta, gradient(xi), beta, theta_learning_rate), loss
 
     def step_theta(self, theta: Tensor, gradient: Tensor, beta: float, learning_rate: float) -> Tensor:
         return (theta - learning_rate * (gradient + beta)).clamp(0.0, 1.0)

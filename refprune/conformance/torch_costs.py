@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 
 from ..layers import Array
-from ..layerspec import BatchNorm, Conv, Dense, Layer, Section, UnitGate
+from ..layerspec import Conv, Dense, Layer, Section, UnitGate
 from ..spec import Network, from_json
 from .torch_functions import TorchFunctions
 
 
 class Part(NamedTuple):
-    """One array: kind "weight", "bias" or "norm"; its parameters and multiply-accumulates with all gates on.
+    """One array of a layer, "weight", "bias" or "gain": its parameters and multiply-accumulates with all gates on.
 
-    rows, columns, section: expected shares alive of its output channels, its input channels, its section; tensors ().
+    rows, columns, section: expected shares alive, tensors (), of its output channels, its input channels and its section;
+    None where there is no gate.
     """
 
     layer: Layer
-    kind: str
+    key: str
     parameters: int
     macs: int
-    rows: Tensor
-    columns: Tensor
-    section: Tensor
+    rows: Tensor | None
+    columns: Tensor | None
+    section: Tensor | None
 
 
 class TorchCosts(TorchFunctions):
@@ -43,68 +44,75 @@ class TorchCosts(TorchFunctions):
 
     def parts(self, network: Network, theta: Tensor) -> Iterator[Part]:
         """All arrays with what is expected to be left of them at θ (G,)."""
-        one, macs = torch.ones((), dtype=theta.dtype), self.layer_macs(network)
-        yield from self._of_chain(network, network.layers, theta, one, macs)
+        macs = self.layer_macs(network)
+        yield from self._of_chain(network, network.layers, theta, None, macs)
         for section in network.layers:
             if isinstance(section, Section):
-                on = theta[network.gate_slices[section.name]].prod() if section.gate else one
-                yield from self._of_chain(network, section.shortcut, theta, one, macs)
+                on = theta[network.gate_slices[section.name]].prod() if section.gate else None
+                yield from self._of_chain(network, section.shortcut, theta, None, macs)
                 yield from self._of_chain(network, section.path, theta, on, macs)
 
     def _of_chain(
-        self, network: Network, chain: Sequence[Layer], theta: Tensor, on: Tensor, macs: dict[str, int]
+        self, network: Network, chain: Sequence[Layer], theta: Tensor, on: Tensor | None, macs: dict[str, int]
     ) -> Iterator[Part]:
-        rows = columns = one = torch.ones((), dtype=theta.dtype)
+        rows: Tensor | None = None
+        columns: Tensor | None = None
         for i, layer in enumerate(chain):
-            sizes = {} if isinstance(layer, Section) else layer.parameter_shapes(network.input_shapes[layer.name])
             if isinstance(layer, Section):
-                rows = columns = one
-            elif isinstance(layer, (Dense, Conv)):
+                rows = columns = None
+                continue
+            if isinstance(layer, (Dense, Conv)):
                 gate = _gate_behind(chain, i)
-                columns, rows = rows, one if gate is None else theta[network.gate_slices[gate.name]].mean()
-            for key, size in sizes.items():
-                kind = "norm" if isinstance(layer, BatchNorm) else key
-                count = macs[layer.name] if kind == "weight" else 0
-                yield Part(layer, kind, torch.Size(size).numel(), count, rows, columns if kind == "weight" else one, on)
+                columns, rows = rows, None if gate is None else theta[network.gate_slices[gate.name]].mean()
+            for key, size in layer.parameter_shapes(network.input_shapes[layer.name]).items():
+                count, read = (macs[layer.name], columns) if key == "weight" else (0, None)
+                yield Part(layer, key, torch.Size(size).numel(), count, rows, read, on)
 
-    def alive(self, part: Part) -> Tensor:
-        """Expected share of an array that is left."""
-        return part.rows * part.columns * part.section
+    def alive(self, part: Part) -> Tensor | float:
+        """Expected share of an array that is left: the gates are independent, and all different (C1)."""
+        share: Tensor | float = 1.0
+        for factor in (part.rows, part.columns, part.section):
+            share = share if factor is None else share * factor
+        return share
 
     def count(self, network: Network) -> tuple[int, int]:
         """Parameters and multiply-accumulates, all gates on."""
         parts = list(self.parts(network, torch.ones(network.gate_count)))
         return sum(part.parameters for part in parts), sum(part.macs for part in parts)
 
+    def reference(self, network: Network) -> tuple[int, int]:
+        """What 100 % means: parameters and multiply-accumulates."""
+        return self.count(network)
+
     def expected(self, network: Network, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Expected parameters and multiply-accumulates at θ (C1)."""
-        parts = [(part, self.alive(part)) for part in self.parts(network, theta)]
-        zero = torch.zeros((), dtype=theta.dtype)
-        return sum((p.parameters * a for p, a in parts), zero), sum((p.macs * a for p, a in parts), zero)
-
-    def share(self, network: Network, theta: Tensor, whole: tuple[int, int], alpha: float) -> Tensor:
-        """R(θ) (C2)."""
-        parameters, macs = self.expected(network, theta)
-        return alpha * macs / whole[1] + (1.0 - alpha) * parameters / whole[0]
+        parameters = macs = torch.zeros((), dtype=theta.dtype)
+        for part in self.parts(network, theta):
+            alive = self.alive(part)
+            parameters, macs = parameters + part.parameters * alive, macs + part.macs * alive
+        return parameters, macs
 
     def views(self, theta: Tensor, layer: Tensor, balance: float) -> list[tuple[float, Tensor]]:
         """C3's summands: (weight, θ where the summand looks, 1 elsewhere). layer: (G,) which gates are layer gates."""
-        both = 1.0 - abs(2.0 * balance - 1.0)
-        on = torch.ones_like(theta)
-        views = (both, theta), (2.0 * balance - 1.0, on.where(~layer, theta)), (1.0 - 2.0 * balance, on.where(layer, theta))
-        return [(max(weight, 0.0), gates) for weight, gates in views]
+        both, on = 1.0 - abs(2.0 * balance - 1.0), torch.ones_like(theta)
+        layers, units = torch.where(layer, theta, on), torch.where(layer, on, theta)
+        views = ((both, theta), (2.0 * balance - 1.0, layers), (1.0 - 2.0 * balance, units))
+        return [(weight, gates) for weight, gates in views if weight > 0.0]
 
     def size_penalty(self, network: Network, theta: Tensor, nu: float, alpha: float, balance: float) -> Tensor:
-        """ν R_ρ(θ) (C3, C4)."""
-        whole = self.count(network)
+        """ν R_ρ(θ) (C2–C4)."""
+        whole, total = self.reference(network), torch.zeros((), dtype=theta.dtype)
         layer = torch.tensor([group.kind == "layer" for group in network.gates for _ in range(group.start, group.stop)])
-        views = self.views(theta, layer, balance)
-        return nu * sum((w * self.share(network, t, whole, alpha) for w, t in views), torch.zeros((), dtype=theta.dtype))
+        for weight, gates in self.views(theta, layer, balance):
+            parameters, macs = self.expected(network, gates)
+            total = total + weight * (alpha * macs / whole[1] + (1.0 - alpha) * parameters / whole[0])
+        return nu * total
 
     def slopes(self, network: Network, theta: Tensor, nu: float, alpha: float, balance: float) -> Tensor:
         """(G,) the penalty's gradient (C5)."""
-        on = theta.detach().requires_grad_()
-        (found,) = torch.autograd.grad(self.size_penalty(network, on, nu, alpha, balance), on, allow_unused=True)
+        on = theta.detach().clone().requires_grad_()
+        penalty = self.size_penalty(network, on, nu, alpha, balance)
+        (found,) = torch.autograd.grad(penalty, on, allow_unused=True) if penalty.requires_grad else (None,)
         return torch.zeros_like(on) if found is None else found
 
     def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class TorchFunctions(Implementation):
         """log p(w), of each block or weight."""
         if kind == "laplace":
             return -w.abs() / p["width"] - np.log(2.0 * p["width"])
-        require(kind != "horseshoe", "exponential integral for the horseshoe")
+        if kind == "horseshoe":
+            return log_scaled_integral(0.5 * (w / p["width"]).square()) - float(np.log(p["width"] * (2.0 * np.pi**3) ** 0.5))
         d, square = w.shape[-1], w.square().sum(-1)
         if kind == "student_t":
             nu, width = torch.tensor(p["degrees"], dtype=w.dtype), p["width"]
@@ -203,6 +204,20 @@ class TorchFunctions(Implementation):
         pairs = torch.stack([torch.stack([hsic(*p, "unbiased") for p in ((a, b), (a, a), (b, b))]) for a, b in grams])
         kl, kk, ll = pairs.mean(0)
         return kl / (kk * ll).sqrt()
+
+
+def log_scaled_integral(z: Tensor) -> Tensor:
+    """log(e^z E₁(z)) for z > 0, E₁ the exponential integral: its series below 1, Stieltjes' continued fraction above."""
+    small = z < 1.0
+    near, far = torch.where(small, z, 1.0), torch.where(small, 1.0, z)
+    term, total = torch.ones_like(near), -torch.log(near) - float(np.euler_gamma)
+    for k in range(1, 22):
+        term = -term * near / k
+        total = total - term / k
+    fraction = far + 201.0
+    for k in range(100, 0, -1):
+        fraction = far + (2.0 * k - 1.0) - k * k / fraction
+    return torch.where(small, near + torch.log(total), -torch.log(fraction))
 
 
 def squared_error(prediction: Tensor, target: Tensor, reduction: str) -> Tensor:

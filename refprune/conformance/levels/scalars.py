@@ -140,6 +140,9 @@ def _prior_summands(arguments: Arguments) -> dict[str, Any]:
         (a, b), r = prior.log_odds(d), prior.responsibility(w)
         odds = (abs(a) + abs(b) * np.square(w).sum(axis=-1) + d) * r * (1.0 - r) / p["spike"]
         return {"log_density": size + d, "score": np.abs(w) * odds[:, None]}
+    if arguments["kind"] == "horseshoe":  # for small z the score is a difference, w(1 − 1/(z e^z E₁(z)))/τ²
+        z, whole = 0.5 * np.square(w / p["width"]), np.abs(right["score"]) + 2.0 * np.abs(w) / p["width"] ** 2
+        return {"log_density": size, "score": np.where(z < 1.0, whole, 0.0)}
     return {"log_density": size}
 
 
