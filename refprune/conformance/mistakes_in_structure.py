@@ -67,6 +67,14 @@ def _one_minus_momentum(network: Any, statistics: Any, batch: Any) -> Any:
     return updated
 
 
+def _open_section(self: Any, step: Any, dy: Array) -> Array:
+    """Backward through a section that knows no closed path."""
+    dy = self.chain(step.post, dy)
+    dshortcut, dpath = self.tape.backend.add_vjp(step.saved, dy)
+    dx: Array = self.chain(step.path, dpath) + self.chain(step.shortcut, dshortcut)
+    return dx
+
+
 def _mean_slope(loss: Any, theta: Array) -> Array:
     """E[∂c/∂ξ]."""
     slope = np.zeros(theta.size)
@@ -138,6 +146,14 @@ NETWORKS = (
         "layers:gate_vjp",
         lambda f: lambda saved, dy: (dy, np.zeros_like(f(saved, dy)[1])),
         ("N4", "O3", "G1"),
+        also=(("network:_Backward.section", instead(_open_section)),),
+    ),
+    Mistake(
+        "gate's dx = dy, in closed sections too",
+        "layers:gate_vjp",
+        gradient(0, lambda g, saved, dy: dy),
+        ("N4", "O3", "G1"),
+        also=(("network:_Backward.section", instead(_open_section)),),
     ),
     Mistake("layer gate before the last affine map", "layerspec:Section.gate_index", instead(_last_affine), ("N1", "N3")),
     Mistake("layer gate before the last batch-norm", "layerspec:Section.gate_index", instead(_before_norm), ("N1", "N3")),

@@ -214,9 +214,9 @@ def log_scaled_integral(z: Tensor) -> Tensor:
     for k in range(1, 22):
         term = -term * near / k
         total = total - term / k
-    fraction = far + 201.0
+    fraction = far
     for k in range(100, 0, -1):
-        fraction = far + (2.0 * k - 1.0) - k * k / fraction
+        fraction = far + k / (1.0 + k / fraction)
     return torch.where(small, near + torch.log(total), -torch.log(fraction))
 
 
