@@ -109,7 +109,7 @@ COST = (
     Mistake(
         "batch-norm forgotten",
         "complexity:CostModel.weights",
-        lambda f: lambda model, quantity, parts=(): f(model, quantity, set(parts) - {"norm"}),
+        lambda f: lambda model, quantity, parts=complexity.PARTS: f(model, quantity, set(parts) - {"norm"}),
         ("C1",),
     ),
     Mistake(

@@ -28,11 +28,11 @@ def table(outcomes: Sequence[Found], seconds: float) -> str:
     lines = [
         "# Known mistakes made in the PyTorch implementation",
         "",
-        "Written by `python -m validation.torch_mistakes --table FILE`. Each row is the correct PyTorch implementation with one",
-        "thing wrong in its own code (`validation/torch_mistakes/`), judged by `refprune verify`; *named* means that the known",
-        "mistake of that name, planted in refprune, gives the same numbers.",
+        "Written by `python -m validation.torch_mistakes --table FILE`. Each row is the correct PyTorch implementation with",
+        "one thing wrong in its own code (`validation/torch_mistakes/`), judged by `refprune verify`; *named* means that the",
+        "known mistake of that name, planted in refprune, gives the same numbers.",
         "",
-        f"{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s.",
+        f"{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s of one core.",
         "",
         "| method | mistake | first tensor that differs | verdict | seconds |",
         "|---|---|---|---|---|",
@@ -63,15 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     campaign.SHRINKING = SHRINKING
     chosen = [p for p in PLANTED if not options.names or any(a in p.name or a == p.method for a in options.names)]
     right = [kind for kind in ESTIMATING if not options.names]
-    started, outcomes = time.monotonic(), []
+    started, outcomes = time.process_time(), []
     wronged = [kind.__name__ for kind in right if try_out(Planted("", "theta_estimate", kind)).found]
     for planted in chosen:
         outcomes.append(try_out(planted))
         o = outcomes[-1]
         print(f"{planted.method:20} {planted.name:58} {o.first:26} {o.seconds:5.1f} s  {o.verdict}", flush=True)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     found, named = sum(o.found for o in outcomes), sum(o.named for o in outcomes)
-    print(f"\n{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s")
+    print(f"\n{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s of one core")
     if wronged:
         print(f"found in correct estimators: {', '.join(wronged)}")
     if options.table:

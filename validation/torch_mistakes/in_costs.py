@@ -12,7 +12,7 @@ from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.torch_costs import Part
 from refprune.layerspec import BatchNorm
 
-from .planting import Planted, changed, result, with_parts
+from .planting import Planted, changed, with_parts
 
 Base = TorchImplementation
 

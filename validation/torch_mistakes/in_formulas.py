@@ -83,8 +83,7 @@ def through_gamma(self: Base, theta: Any, log_gamma: Any) -> Tensor:
 
 def without_its_share(self: Base, theta: Any, log_gamma: Any) -> Tensor:
     """γθ/(1 + γθ)."""
-    t, l = self.tensor(theta), self.tensor(log_gamma)  # noqa: E741
-    return torch.sigmoid(torch.log(t) + l)
+    return torch.sigmoid(torch.log(self.tensor(theta)) + self.tensor(log_gamma))
 
 
 def density_through_gamma(right: Any, a: dict[str, Any]) -> Any:
@@ -260,15 +259,15 @@ def of_batches(value: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) -> Any:
 
 
 def mean_of_ratios(batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    each = [hsic(k, l, "unbiased") / (hsic(k, k, "unbiased") * hsic(l, l, "unbiased")).sqrt() for k, l in batches]
-    return torch.stack(each).mean()
+    def ratio(k: Tensor, m: Tensor) -> Tensor:
+        return hsic(k, m, "unbiased") / (hsic(k, k, "unbiased") * hsic(m, m, "unbiased")).sqrt()
+
+    return torch.stack([ratio(*pair) for pair in batches]).mean()
 
 
 def ratio_of_biased(batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    sums = [
-        sum(hsic(*p, "biased") for p in pairs) for pairs in zip(*([(k, l), (k, k), (l, l)] for k, l in batches), strict=True)
-    ]
-    return sums[0] / (sums[1] * sums[2]).sqrt()
+    kl, kk, ll = (sum(hsic(b[i], b[j], "biased") for b in batches) for i, j in ((0, 1), (0, 0), (1, 1)))
+    return kl / (kk * ll).sqrt()
 
 
 SIMILARITY = (

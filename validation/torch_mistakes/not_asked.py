@@ -25,7 +25,7 @@ NOT_ASKED: dict[str, str] = {
     "1/N dropped in log γ": _CONVERSION,
     "ν not divided by N": _CONVERSION,
     "density without its normaliser": "`hyper_prior` asks for the logarithm, where the same mistake is made",
-    "normaliser of 1/γ": "refprune's log-density has its own; in an implementation it shows in log-density and penalty, made there",
+    "normaliser of 1/γ": "refprune's log-density has its own; in an implementation both show it, which is made",
     "sign of log γ in log π*": _LOGARITHM,
     "log π* and log(1−π*) swapped": _LOGARITHM,
     "KL through π* itself": _LOGARITHM,
