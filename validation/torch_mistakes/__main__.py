@@ -1,6 +1,7 @@
 """`python -m validation.torch_mistakes [NAME …] [--table FILE]`: every known mistake made in PyTorch, and `verify` on it.
 
-Exit code 0 if all are found, at least 90 % named, and nothing is found in the correct estimators of which wrong ones are made.
+Exit code 0 if all are found, at least 90 % named, and nothing is found in the correct implementations of which wrong ones are
+made here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from refprune.conformance import campaign
 from refprune.files import write_atomically
 
 from .catalogue import PLANTED, SHRINKING, Found, try_out
+from .in_pruning import Compacting
 from .in_training import ESTIMATING
 from .not_asked import NOT_ASKED
 from .planting import Planted
@@ -62,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     campaign.SHRINKING = SHRINKING
     chosen = [p for p in PLANTED if not options.names or any(a in p.name or a == p.method for a in options.names)]
-    right = [kind for kind in ESTIMATING if not options.names]
     started, outcomes = time.process_time(), []
-    wronged = [kind.__name__ for kind in right if try_out(Planted("", "theta_estimate", kind)).found]
+    right = [Planted("", "theta_estimate", kind) for kind in ESTIMATING] + [Planted("", "compact", Compacting)]
+    wronged = [p.mine.__name__ for p in right if not options.names and try_out(p).found]
     for planted in chosen:
         outcomes.append(try_out(planted))
         o = outcomes[-1]
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, named = sum(o.found for o in outcomes), sum(o.named for o in outcomes)
     print(f"\n{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s of one core")
     if wronged:
-        print(f"found in correct estimators: {', '.join(wronged)}")
+        print(f"found in correct implementations: {', '.join(wronged)}")
     if options.table:
         write_atomically(options.table, table(outcomes, seconds).encode())
     return 0 if found == len(outcomes) and named >= LEAST_NAMED * len(outcomes) and not wronged else 1
