@@ -232,6 +232,11 @@ def running_mean(w: Tensor, v: Tensor, g: Tensor, rate: float, m: float, decay: 
     return w - rate * v, v
 
 
+def plain(w: Tensor, v: Tensor, g: Tensor, rate: float, m: float, decay: float) -> Any:
+    v = g + decay * w
+    return w - rate * v, v
+
+
 def decoupled(w: Tensor, v: Tensor, g: Tensor, rate: float, m: float, decay: float) -> Any:
     v = m * v + g
     return w * (1.0 - rate * decay) - rate * v, v
@@ -305,7 +310,7 @@ STEPS = (
     Planted("momentum with PyTorch's dampening", "training_steps", sgd(dampening=lambda o: o["momentum"])),
     Planted("no weight decay", "training_steps", sgd(weight_decay=lambda o: 0.0)),
     Planted("weight decay twice", "training_steps", sgd(weight_decay=lambda o: 2.0 * o["weight_decay"])),
-    Planted("no momentum", "training_steps", sgd(momentum=lambda o: 0.0)),
+    Planted("no momentum", "training_steps", stepping(plain)),
     Planted("momentum with dampening", "training_steps", stepping(running_mean)),
     Planted("decoupled weight decay", "training_steps", stepping(decoupled)),
     Planted("learning rate inside the velocity", "training_steps", stepping(rate_inside)),
