@@ -333,14 +333,14 @@ class Reseeded(TorchImplementation):
 
 WRONG = {
     "straight-through": (Straight, 1, "biased", "straight-through taken for an unbiased estimator"),
-    "θ and 1 − θ swapped": (reinforced(lambda u, t: u < 1.0 - t), 2, "biased", "gates sampled with probability 1 − θ"),
+    "θ and 1 − θ swapped": (reinforced(lambda u, t: u < 1.0 - t), 2, "biased", "gates on with probability 1−θ"),
     "shared numbers": (
         reinforced(uniform=shared),
         2,
         "biased",
         "one uniform number for all gates",
     ),
-    "own sample in the baseline": (reinforced(baseline="all"), 2, "biased", "baseline of which the sample itself is part"),
+    "own sample in the baseline": (reinforced(baseline="all"), 2, "biased", "reinforce with its own sample in the baseline"),
     "no baseline": (reinforced(baseline="none"), 3, "variance", None),
     "baseline added": (reinforced(baseline="added"), 3, "range", None),
     "one sample for all draws": (reinforced(uniform=lambda u: u[:1].expand(u.shape)), 2, "dependent draws", None),
@@ -429,6 +429,6 @@ def test_a_planted_mistake_moves_the_tabulated_mean():
     loss, theta, _ = tabulated(1)
     right = sampling.expected(loss, theta, "reinforce")
     for mistake in KNOWN:
-        if mistake.name in ("reinforce without its denominator", "gates sampled with probability 1 − θ"):
+        if mistake.name in ("reinforce without its denominator", "gates on with probability 1−θ"):
             with planted(mistake):
                 assert np.abs(sampling.expected(loss, theta, "reinforce") - right).max() > 0.01

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from refprune import Implementation
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS
@@ -31,7 +30,7 @@ class Published(NamedTuple):
     name: str
     source: str
     method: str
-    implementation: type[Implementation]
+    implementation: type[TorchImplementation]
 
 
 class DiagonalAsRow(TorchImplementation):

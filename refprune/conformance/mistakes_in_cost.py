@@ -49,8 +49,14 @@ def _layer_gate_squared(self: CostModel, theta: Array) -> Array:
     return alive
 
 
-def _one_side(f: Function) -> Function:
-    return lambda self, t, w: f(dataclasses.replace(self, columns=np.full_like(self.columns, self.unit_groups)), t, w)
+def _rows_side(self: CostModel, theta: Array, weights: Array) -> Array:
+    """The gates on columns get nothing from there."""
+    rows, columns, sections = self._factors(theta)
+    of_groups, of_sections = np.zeros(self.unit_groups + 1), np.zeros(theta.size + 1)
+    np.add.at(of_groups, self.rows, weights * columns * sections)
+    np.add.at(of_sections, self.sections, weights * rows * columns)
+    gradient: Array = np.where(self.is_layer, of_sections[:-1], of_groups[self.groups])
+    return gradient
 
 
 def _seen_as(**changes: Callable[[Penalty], Any]) -> Callable[[Function], Function]:
@@ -103,7 +109,7 @@ COST = (
     Mistake(
         "batch-norm forgotten",
         "complexity:CostModel.weights",
-        lambda f: lambda model, quantity, parts=(): f(model, quantity, set(parts) - {"norm"}),
+        lambda f: lambda model, quantity, parts=complexity.PARTS: f(model, quantity, set(parts) - {"norm"}),
         ("C1",),
     ),
     Mistake(
@@ -112,14 +118,14 @@ COST = (
     Mistake(
         "MACs of gated layers counted twice",
         "complexity:cost_model",
-        result(terms_put(lambda t, n: t._replace(macs=t.macs * (1 + (n > 1))))),
+        result(terms_put(lambda t, n: t._replace(macs=t.macs * (1 + (t.rows is not None or t.columns is not None))))),
         ("C1",),
     ),
     Mistake("a shared group counted on one side", "complexity:cost_model", result(_columns_once), ("C1",)),
     Mistake("layer gate without effect on the cost", "complexity:cost_model", result(_sections_kept), ("C1",)),
     Mistake("layer gate on weights alone", "complexity:cost_model", result(_sections_on_weights), ("C1",)),
     Mistake("layer gate squared", "complexity:CostModel.alive", instead(_layer_gate_squared), ("C1",)),
-    Mistake("slope of the rows' side alone", "complexity:CostModel.gradient", _one_side, ("C1",)),
+    Mistake("slope of the rows' side alone", "complexity:CostModel.gradient", instead(_rows_side), ("C1",)),
     Mistake("slopes of the neighbouring gates", "complexity:CostModel.gradient", result(lambda g: np.roll(g, 1)), ("C1",)),
     Mistake(
         "slope of the cost with all gates on",

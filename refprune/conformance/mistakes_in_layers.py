@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import ORACLE
 from ..layers import Saved, per_channel
-from ..layerspec import Conv, SubsamplePad
+from ..layerspec import Conv, Section, SubsamplePad
 from ..spec import Network
 from .planting import Function, Mistake, field_of, gradient, instead, options, output, result
 
@@ -24,13 +24,12 @@ def _unbiased_batch_norm(y: Any, x: Any, gain: Any, bias: Any) -> Any:
     return (y - b) * np.sqrt((count - 1) / count) + b
 
 
-def _rows_only(f: Function) -> Function:
+def _first_columns(f: Function) -> Function:
     """Columns of the next layer are cut from its end."""
 
     def wrong(self: Any, old: Any) -> Any:
-        right, columns = f(self, old), self.columns
-        moved = {n: old[n][:, : right[n].shape[1]] for n in right if n.endswith(".weight") and n.rpartition(".")[0] in columns}
-        return right | {n: np.ascontiguousarray(a[: right[n].shape[0]]) for n, a in moved.items()}
+        columns = {layer: np.arange(len(index)) for layer, index in self.columns.items()}
+        return f(dataclasses.replace(self, columns=columns), old)
 
     return wrong
 
@@ -42,20 +41,29 @@ def _fixed_open(f: Function) -> Function:
     return wrong
 
 
-def _padded(network: Network) -> Network:
-    """Convolutions of a single pixel in the chain become strided pixels with zero channels behind."""
-    layers, shape = [], network.input_shape
-    for layer in network.layers:
-        right = layer.output_shape(shape)
-        if isinstance(layer, Conv) and layer.kernel == (1, 1):
-            layer = SubsamplePad(layer.stride, 0, layer.channels - shape[0], name=layer.name)
-        layers.append(layer)
-        shape = right
-    return dataclasses.replace(network, layers=tuple(layers))
+def _padded(f: Function) -> Function:
+    """Option-B shortcuts of removed sections become strided pixels with zero channels behind, where none are lost."""
+
+    def wrong(network: Network, *a: Any, **k: Any) -> Any:
+        cut = f(network, *a, **k)
+        shortcuts = {part.name for layer in network.layers if isinstance(layer, Section) for part in layer.shortcut}
+        layers = []
+        for layer in cut.network.layers:
+            more = layer.channels - network.input_shapes[layer.name][0] if isinstance(layer, Conv) else -1
+            pads = layer.name in shortcuts and isinstance(layer, Conv) and more >= 0
+            layers.append(SubsamplePad(layer.stride, 0, more, name=layer.name) if pads else layer)
+        return dataclasses.replace(cut, network=dataclasses.replace(cut.network, layers=tuple(layers)))
+
+    return wrong
 
 
 def _gradient_leaks(g: Any, saved: Saved, dy: Any) -> Any:
     return dy
+
+
+def _undivided(f: Function) -> Function:
+    """Every pixel of a window receives all of dy."""
+    return lambda saved, dy: f(saved, dy * saved.values[1])
 
 
 def _overflowing_sigmoid(x: Any) -> Any:
@@ -85,7 +93,7 @@ LAYERS = (
     ),
     Mistake("gate always behind the path", "layerspec:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
     Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
-    Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _rows_only, ("N4",)),
+    Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _first_columns, ("N4",)),
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
     Mistake(
         "biased variance re-estimated",
@@ -97,7 +105,7 @@ LAYERS = (
     Mistake("batch-norm leaves its mean in", "layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
     Mistake("what is removed is fixed to 1", "surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
     Mistake("no ρ behind a removed section", "surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)),
-    Mistake("option B of a removed section made option A", "surgery:prune", field_of("network", _padded), ("N3", "N5")),
+    Mistake("option B of a removed section made option A", "surgery:prune", _padded, ("N3", "N5")),
     Mistake("MACs counted twice", "complexity:macs", result(lambda n: 2 * n), ("N6", "K6", "C2")),
     Mistake(
         "biases not counted",
@@ -125,7 +133,7 @@ LAYERS = (
         ("G1",),
     ),
     Mistake("squared error without the 2", "layers:mean_squared_error_vjp", gradient(0, lambda g, s, dy: g / 2), ("G1",)),
-    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", gradient(0, lambda g, s, dy: 6 * g), ("G1",)),
+    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", _undivided, ("G1",)),
     Mistake("gate's gradient as a mean", "layers:gate_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
     Mistake(
         "weight decay's gradient without λ",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from .. import flattening
 from .planting import Function, Mistake, field_of, instead, result
@@ -16,6 +17,11 @@ def _naive_pi_star(theta: Any, log_gamma: Any) -> Any:
     with np.errstate(all="ignore"):
         gamma = np.exp(np.asarray(log_gamma, dtype=float))
         return gamma * np.asarray(theta) / (1 + (gamma - 1) * np.asarray(theta))
+
+
+def _unshared_pi_star(theta: Any, log_gamma: Any) -> Any:
+    with np.errstate(divide="ignore"):
+        return expit(np.log(np.asarray(theta, dtype=float)) + np.asarray(log_gamma, dtype=float))
 
 
 def _naive_log_density(pi: Any, log_gamma: Any) -> Any:
@@ -123,7 +129,7 @@ PRIORS = (
     Mistake(
         "π* = γθ/(1 + γθ)",
         "flattening:pi_star",
-        instead(lambda t, g: 1 / (1 + np.exp(-np.asarray(g, dtype=float)) / np.maximum(t, 1e-300))),
+        instead(_unshared_pi_star),
         ("F2", "F5", "F6"),
     ),
     Mistake("sign of log γ in the penalty", "flattening:penalty", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F3", "F6")),

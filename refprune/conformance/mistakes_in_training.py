@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..layerspec import Section
 from .planting import Function, Mistake, instead, result
 
 
@@ -33,6 +34,32 @@ def _biased(change: Callable[[Any, Any], Any]) -> Callable[[Function], Function]
             return found._replace(gradient=change(found.gradient, theta))
 
         return g
+
+    return wrong
+
+
+def _as_if_on(f: Function) -> Function:
+    """The weights of every gated section get E[∂c/∂W | ξ = 1] (O3)."""
+
+    def wrong(loss: Any, theta: Any) -> Any:
+        found = f(loss, theta)
+        for section in loss.network.layers:
+            if isinstance(section, Section) and section.gate:
+                on = theta.copy()
+                on[loss.network.gate_slices[section.name]] = 1.0
+                names = {part.name for part in section.path}
+                found |= {n: g for n, g in f(loss, on).items() if n.rpartition(".")[0] in names}
+        return found
+
+    return wrong
+
+
+def _unsigned(f: Function) -> Function:
+    """c(Ξ) minus c with the gate flipped, also where the gate is closed."""
+
+    def wrong(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
+        found = f(loss, base, gates, theta, uniform)
+        return found._replace(gradient=found.gradient * (2.0 * base.tape.gates - 1.0))
 
     return wrong
 
@@ -80,14 +107,9 @@ OBJECTIVE = (
     ),
     Mistake("∂C/∂θ times θ", "estimators:exact_theta_gradient", lambda f: lambda loss, t: f(loss, t) * t, ("O2", "O5")),
     Mistake("∂C/∂W of equally likely gates", "estimators:exact_weight_gradient", _without_theta, ("O3",)),
-    Mistake(
-        "θ forgotten in ∂C/∂W",
-        "estimators:exact_weight_gradient",
-        lambda f: lambda loss, t: {n: g / t[0] for n, g in f(loss, t).items()},
-        ("O3",),
-    ),
+    Mistake("θ forgotten in ∂C/∂W", "estimators:exact_weight_gradient", _as_if_on, ("O3",)),
     Mistake("sign of ∂C/∂θ", "estimators:exact_theta_gradient", result(np.negative), ("O2", "O4", "O5")),
-    Mistake("paired with the sign of a closed gate forgotten", "estimators:paired", _biased(lambda g, t: np.abs(g)), ("O5",)),
+    Mistake("paired with the sign of a closed gate forgotten", "estimators:paired", _unsigned, ("O5",)),
     Mistake("reinforce without its denominator", "estimators:reinforce", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
     Mistake("arm without the chain rule to θ", "estimators:arm", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
     Mistake("disarm without its half", "estimators:disarm", _biased(lambda g, t: 2 * g), ("O5",)),

@@ -92,14 +92,12 @@ ESTIMATORS: tuple[Mistake, ...] = (
         ("O5",),
         also=tuple((f"estimators:{name}", STRAIGHT) for name in ("arm", "disarm", "paired")),
     ),
-    Mistake("gates sampled with probability 1 − θ", "estimators:sample", lambda f: lambda t, v: f(1.0 - t, v), ("O1", "O5")),
     Mistake(
         "one uniform number for all gates",
         "estimators:sample",
         lambda f: lambda t, v: f(t, np.broadcast_to(v[..., :1], v.shape)),
         ("O1", "O5"),
     ),
-    Mistake("baseline of which the sample itself is part", "estimators:reinforce", _baseline(lambda c: c.mean()), ("O5",)),
     Mistake(
         "baseline added, not subtracted",
         "estimators:reinforce",

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import estimators
 from ..backend import ORACLE, Backend
+from ..complexity import cost_model
 from ..layers import Saved
 
 Function = Callable[..., Any]
@@ -45,6 +46,8 @@ def planted(mistake: Mistake) -> Iterator[Backend]:
         fields: dict[str, Any] = {}
         for target, make in ((mistake.target, mistake.wrong), *mistake.also):
             fields |= _plant(target, make, undo)
+        cost_model.cache_clear()
+        undo.callback(cost_model.cache_clear)
         yield dataclasses.replace(ORACLE, name=f"oracle with {mistake.name!r}", **fields) if fields else ORACLE
 
 

@@ -21,48 +21,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..implementation import PYTORCH, Conventions
 from ..layers import Array
-from ..layerspec import (
-    Activation,
-    AveragePool,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAveragePool,
-    Layer,
-    MaxPool,
-    Section,
-    Shape,
-    SubsamplePad,
-    UnitGate,
-)
+from ..layerspec import Layer, Section, Shape, UnitGate
 from ..network import Arrays
 from ..spec import Network, from_json
-from .torch_functions import TorchFunctions, branch, per_channel, squared_error
+from .torch_costs import TorchCosts
+from .torch_functions import branch, per_channel, squared_error
+from .torch_layers import OVERWRITABLE, module_of, padding_of
 
 #: refprune's name of a parameter or statistic → PyTorch's attribute.
 ATTRIBUTES = {"weight": "weight", "bias": "bias", "gain": "weight", "mean": "running_mean", "variance": "running_var"}
-
-#: Layers whose result nobody needs for the backward pass: an activation behind them may work in place.
-OVERWRITABLE = (Conv, Dense, BatchNorm, GlobalAveragePool, AveragePool)
-
-
-class GlobalMean(nn.Module):
-    """N×C×H×W → N×C."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
-class Subsample(nn.Module):
-    """Option-A shortcut: every stride-th pixel, zero channels before and after."""
-
-    def __init__(self, layer: SubsamplePad) -> None:
-        super().__init__()
-        self.stride, self.around = layer.stride, (0, 0, 0, 0, layer.before, layer.after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.pad(x[:, :, :: self.stride[0], :: self.stride[1]], self.around)
 
 
 class Gate(nn.Module):
@@ -118,7 +85,11 @@ def _frozen(norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]) -> Iterator[None]:
 
 
 class Module(nn.Module):
-    """The network as a module: x ↦ logits. `parts`, `posts`, `gates`: modules of layers, of sections' ρ, of gates, by name."""
+    """The network as a module: x ↦ logits. `parts`: refprune's layer name → the layer's module; `posts`: section's → ρ's;
+    `gates`: gate group's → its.
+
+    To try parts of one's own: override `layer`, `made_gate` or `made_residual`.
+    """
 
     def __init__(self, network: Network, gated: bool = False) -> None:
         super().__init__()
@@ -126,13 +97,13 @@ class Module(nn.Module):
         self.parts: dict[str, nn.Module] = {}
         self.posts: dict[str, nn.Module] = {}
         self.gates: dict[str, Gate] = {}
-        self.body = self._chain(network.layers)
+        self.body = self.chain(network.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
         return y
 
-    def _chain(self, layers: tuple[Layer, ...]) -> nn.Sequential:
+    def chain(self, layers: Sequence[Layer]) -> nn.Sequential:
         modules: list[nn.Module] = []
         before: Layer | None = None
         for layer in layers:
@@ -140,86 +111,42 @@ class Module(nn.Module):
             before = layer
         return nn.Sequential(*modules)
 
+    def layer(self, layer: Layer, shape: Shape, padding: tuple[int, int], *, in_place: bool) -> nn.Module:
+        """The module of a layer that is neither a section nor a gate; padding: its own, both sides alike."""
+        return module_of(layer, shape, padding, in_place=in_place)
+
+    def made_gate(self) -> Gate:
+        return Gate()
+
+    def made_residual(self, path: nn.Module, shortcut: nn.Module, section: Section, gate: Gate | None) -> Residual:
+        return Residual(path, shortcut, section, gate)
+
+    def gate_index(self, section: Section) -> int:
+        """Before which element of the path the layer gate multiplies; len(path): behind it."""
+        return section.gate_index()
+
     def _modules_of(self, layer: Layer, before: Layer | None) -> list[nn.Module]:
         if isinstance(layer, Section):
             residual = self._residual(layer)
             self.posts[f"{layer.name}.post"] = residual.post
             return [residual]
         if isinstance(layer, UnitGate) and self.gated:
-            self.gates[layer.name] = Gate()
+            self.gates[layer.name] = self.made_gate()
             return [self.gates[layer.name]]
-        padding, around = _padding(layer)
-        module = _module(layer, self.network.input_shapes[layer.name], padding, in_place=isinstance(before, OVERWRITABLE))
+        padding, around = padding_of(layer)
+        shape = self.network.input_shapes[layer.name]
+        module = self.layer(layer, shape, padding, in_place=isinstance(before, OVERWRITABLE))
         self.parts[layer.name] = module
         return [*around, module]
 
     def _residual(self, section: Section) -> Residual:
-        shortcut = self._chain(section.shortcut)
+        shortcut = self.chain(section.shortcut)
         if not (self.gated and section.gate):
-            return Residual(self._chain(section.path), shortcut, section)
-        gate = self.gates[section.name] = Gate()
-        before, behind = section.path[: section.gate_index()], section.path[section.gate_index() :]
-        return Residual(nn.Sequential(self._chain(before), gate, self._chain(behind)), shortcut, section, gate)
-
-
-def _padding(layer: Layer) -> tuple[tuple[int, int], list[nn.Module]]:
-    """The layer's own padding if it is symmetric, else (0, 0) and a module that pads before it."""
-    if not isinstance(layer, (Conv, MaxPool, AveragePool)):
-        return (0, 0), []
-    (top, bottom), (left, right) = layer.padding
-    too_wide = not isinstance(layer, Conv) and (2 * top > layer.kernel[0] or 2 * left > layer.kernel[1])
-    if (top, left) == (bottom, right) and not too_wide:  # PyTorch's pools pad by at most half of the kernel
-        return (top, left), []
-    if isinstance(layer, AveragePool) and not layer.count_padding:
-        raise InputError(f"{layer.name}: PyTorch has no average pool with padding {layer.padding} that does not count")
-    return (0, 0), [nn.ConstantPad2d((left, right, top, bottom), -torch.inf if isinstance(layer, MaxPool) else 0.0)]
-
-
-def _module(layer: Layer, shape: Shape, padding: tuple[int, int], *, in_place: bool) -> nn.Module:
-    match layer:
-        case Dense():
-            return nn.Linear(shape[0], layer.units, layer.bias)
-        case Conv():
-            options = {"dilation": layer.dilation, "groups": layer.groups, "bias": layer.bias}
-            return nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride, padding, **options)
-        case BatchNorm():
-            if layer.running_variance != "unbiased":
-                raise InputError(f"{layer.name}: PyTorch's batch-norm has no running_variance {layer.running_variance!r}")
-            momentum = layer.momentum if layer.momentum_of == "batch" else 1.0 - layer.momentum
-            norm = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
-            return norm(shape[0], layer.eps, momentum)
-        case Activation():
-            return _activation(layer, in_place)
-        case MaxPool():
-            if layer.ties != "first":
-                raise InputError(f"{layer.name}: PyTorch's max pool takes the first of ties, not the {layer.ties}")
-            return nn.MaxPool2d(layer.kernel, layer.stride, padding)
-        case AveragePool():
-            return nn.AvgPool2d(layer.kernel, layer.stride, padding, count_include_pad=layer.count_padding)
-        case GlobalAveragePool():
-            return GlobalMean()
-        case Flatten():
-            return nn.Flatten()
-        case SubsamplePad():
-            return Subsample(layer)
-        case UnitGate():
-            return nn.Identity()
-    raise InputError(f"{layer.name}: {type(layer).__name__} has no counterpart in PyTorch here")
-
-
-def _activation(layer: Activation, in_place: bool) -> nn.Module:
-    if layer.at_zero != 0.0:
-        raise InputError(f"{layer.name}: PyTorch's subgradient at 0 is that of the left side, at_zero is {layer.at_zero}")
-    modules: dict[str, nn.Module] = {
-        "identity": nn.Identity(),
-        "relu": nn.ReLU(inplace=in_place),
-        "leaky_relu": nn.LeakyReLU(layer.slope, inplace=in_place and layer.slope > 0),
-        "tanh": nn.Tanh(),
-        "sigmoid": nn.Sigmoid(),
-        "gelu": nn.GELU(),
-        "gelu_tanh": nn.GELU(approximate="tanh"),
-    }
-    return modules[layer.kind]
+            return self.made_residual(self.chain(section.path), shortcut, section, None)
+        gate, at = self.made_gate(), self.gate_index(section)
+        self.gates[section.name] = gate
+        path = nn.Sequential(self.chain(section.path[:at]), gate, self.chain(section.path[at:]))
+        return self.made_residual(path, shortcut, section, gate)
 
 
 def build(network: Network, *, gated: bool = False) -> Module:
@@ -283,16 +210,19 @@ def _array(tensor: Tensor) -> Array:
 CONVENTIONS: Conventions = {**PYTORCH, "estimator": ("taylor", "paired")}
 
 
-class TorchImplementation(TorchFunctions):
+class TorchImplementation(TorchCosts):
     """Gated training in PyTorch; replace what is yours and verify it: `class Mine(TorchImplementation)`."""
 
     conventions = CONVENTIONS
     samples = 2
 
+    #: What networks are made of; a subclass of `Module` with parts of one's own.
+    module_type: type[Module] = Module
+
     def module(self, spec: Mapping[str, Any], params: Arrays, statistics: Arrays, *, train: bool) -> Module:
         """The gated module of a spec with these numbers. Declines conventions that PyTorch lacks."""
         try:
-            module = build(from_json(spec), gated=True)
+            module = self.module_type(from_json(spec), gated=True)
         except InputError as error:
             raise NotImplementedError(str(error)) from error
         load(module, params, statistics).to(getattr(torch, self.precision)).train(train)
@@ -331,12 +261,16 @@ class TorchImplementation(TorchFunctions):
         module = self.module(spec, params, statistics, train=train)
         on = self.tensor(theta).requires_grad_()
         total = torch.zeros((), dtype=on.dtype)
-        for bits in itertools.product((0.0, 1.0), repeat=len(theta)):
-            gates = torch.tensor(bits, dtype=on.dtype)
-            probability = torch.where(gates == 1.0, on, 1.0 - on).prod()
+        for gates, probability in self.gate_vectors(on):
             total = total + probability * self.loss(module, set_gates(module, gates)(self.tensor(x)), target)
         total.backward()
         return {"value": total, "theta": gradient(on), "params": of_parameters(module, gradient)}
+
+    def gate_vectors(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """All 2^G gate vectors with their probabilities."""
+        for bits in itertools.product((0.0, 1.0), repeat=len(theta)):
+            gates = torch.tensor(bits, dtype=theta.dtype)
+            yield gates, torch.where(gates == 1.0, theta, 1.0 - theta).prod()
 
     def estimates(self, module: Module, x: Array, target: Array, theta: Tensor, uniform: Tensor) -> Tensor:
         """Reinforce with a leave-one-out baseline from K samples. uniform (…, K, G) → (…, G)."""
@@ -409,16 +343,10 @@ class TorchImplementation(TorchFunctions):
         estimator: str,
     ) -> dict[str, Any]:
         module = self.module(spec, params, statistics, train=True)
-        sgd = torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+        sgd = self.optimiser(module, learning_rate, momentum, weight_decay)
         t, losses = self.tensor(theta), []
         for images, labels, xi in zip(x, target, gates, strict=True):
-            on = self.tensor(xi).requires_grad_()
-            sgd.zero_grad()
-            loss = self.loss(module, set_gates(module, on)(self.tensor(images)), labels)
-            loss.backward()
-            ascent = gradient(on) if estimator == "taylor" else self.flips(module, images, labels, on.detach())
-            sgd.step()
-            t = (t - theta_learning_rate * (ascent + beta)).clamp(0.0, 1.0)
+            t, loss = self.step(module, sgd, t, xi, images, labels, theta_learning_rate, beta, estimator)
             losses.append(loss.detach())
         velocity = of_parameters(module, lambda p: sgd.state[p]["momentum_buffer"]) if momentum > 0.0 else {}
         found = {"params": of_parameters(module, lambda p: p), "velocity": velocity, "statistics": running(module)}
@@ -433,30 +361,50 @@ class TorchImplementation(TorchFunctions):
             output = smaller(self.tensor(x))
         return {"output": output, "parameters": sum(p.numel() for p in smaller.parameters()), "params": left}
 
-    def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:
-        """Counted at the modules; the gradient by autograd."""
-        from .torch_surgery import expected, multiplications, pressure
+    def optimiser(self, module: Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
 
-        network = from_json(spec)
+    def step(
+        self,
+        module: Module,
+        sgd: torch.optim.Optimizer,
+        theta: Tensor,
+        gates: Array,
+        x: Array,
+        target: Array,
+        theta_learning_rate: float,
+        beta: float,
+        estimator: str,
+    ) -> tuple[Tensor, Tensor]:
+        """One step of weights and gates on one batch: (θ, loss)."""
+        xi = self.tensor(gates).requires_grad_()
+        sgd.zero_grad()
+        loss = self.loss(module, set_gates(module, xi)(self.tensor(x)), target)
+        loss.backward()
+        slope = gradient(xi) if estimator == "taylor" else self.flips(module, x, target, xi.detach())
+        sgd.step()
+        return self.step_theta(theta, slope, beta, theta_learning_rate), loss
+
+    def step_theta(self, theta: Tensor, gradient: Tensor, beta: float, learning_rate: float) -> Tensor:
+        return (theta - learning_rate * (gradient + beta)).clamp(0.0, 1.0)
+
+    def layer_macs(self, network: Network) -> dict[str, int]:
+        """Multiply-accumulates counted while the module runs."""
         try:
             module = build(network, gated=True).eval()
         except InputError as error:
             raise NotImplementedError(str(error)) from error
-        pixels = multiplications(module, network.input_shape)
-        on = self.tensor(theta).requires_grad_()
-        parameters, macs = expected(module, on, pixels)
-        penalty = nu * pressure(module, on, alpha, balance, pixels)
-        penalty.backward()
-        counts = {
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "macs": sum(part.weight.numel() * n for part, n in pixels.items()),
-        }
-        return counts | {
-            "expected_parameters": parameters,
-            "expected_macs": macs,
-            "penalty": penalty,
-            "beta": gradient(on),
-        }
+        macs: dict[str, int] = {}
+        for name, part in module.parts.items():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                part.register_forward_hook(lambda m, i, y, name=name: macs.update({name: self.macs_of(m, i[0], y)}))
+        module(torch.zeros((1, *network.input_shape)))
+        return macs
+
+    def macs_of(self, layer: nn.Module, x: Tensor, y: Tensor) -> int:
+        """Of one convolution or dense layer that made y of one example x."""
+        count: int = layer.weight.numel() * y.shape[2:].numel()
+        return count
 
 
 def gradient(leaf: Tensor) -> Tensor:

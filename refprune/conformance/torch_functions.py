@@ -84,10 +84,9 @@ class TorchFunctions(Implementation):
         return -log_gamma / samples
 
     def log_prior(self, w: Tensor, kind: str, p: Mapping[str, float]) -> Tensor:
-        """log p(w), of each block or weight."""
+        """log p(w), of each block or weight; not of the horseshoe."""
         if kind == "laplace":
             return -w.abs() / p["width"] - np.log(2.0 * p["width"])
-        require(kind != "horseshoe", "exponential integral for the horseshoe")
         d, square = w.shape[-1], w.square().sum(-1)
         if kind == "student_t":
             nu, width = torch.tensor(p["degrees"], dtype=w.dtype), p["width"]
@@ -101,10 +100,16 @@ class TorchFunctions(Implementation):
         return torch.logaddexp(float(np.log(p["pi"])) + slab, float(np.log1p(-p["pi"])) + spike)
 
     def prior(self, w: Array, kind: str, parameters: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        if kind == "horseshoe":
+            return self.horseshoe(self.tensor(w), parameters["width"])
         weights = self.tensor(w).requires_grad_()
         log_density = self.log_prior(weights, kind, parameters)
         (score,) = torch.autograd.grad(log_density.sum(), weights)
         return log_density, score
+
+    def horseshoe(self, w: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        log_u, q = scaled_integral(0.5 * (w / width).square())
+        return log_u - float(np.log(width * (2.0 * np.pi**3) ** 0.5)), -2.0 * q / w
 
     def responsibility(self, w: Array, pi: float, precision: float, spike: float) -> Tensor:
         x = self.tensor(w)
@@ -213,6 +218,23 @@ class TorchFunctions(Implementation):
         pairs = torch.stack([torch.stack([hsic(*p, "unbiased") for p in ((a, b), (a, a), (b, b))]) for a, b in grams])
         kl, kk, ll = pairs.mean(0)
         return kl / (kk * ll).sqrt()
+
+
+def scaled_integral(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(log u, −z d log u/dz) of u = e^z E₁(z), z > 0, E₁ the exponential integral: its series below 1, above it Stieltjes'
+    continued fraction 1/u = z + q, where q is the second result."""
+    small = z < 1.0
+    near, far = torch.where(small, z, 1.0), torch.where(small, 1.0, z)
+    term, total = torch.ones_like(near), -torch.log(near) - float(np.euler_gamma)
+    for k in range(1, 22):
+        term = -term * near / k
+        total = total - term / k
+    tail = far
+    for k in range(100, 1, -1):
+        tail = far + k / (1.0 + k / tail)
+    q = 1.0 / (1.0 + 1.0 / tail)
+    u = torch.exp(near) * total
+    return torch.where(small, near + torch.log(total), -torch.log(far + q)), torch.where(small, 1.0 / u - near, q)
 
 
 def squared_error(prediction: Tensor, target: Tensor, reduction: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pruning in PyTorch: modules are cut and left out, and what they cost while gates are random is counted at the modules.
+"""Pruning in PyTorch: modules are cut and left out.
 
 Nothing here knows how refprune prunes: what belongs to a gate is found by walking the modules of a chain. A unit goes with its
 row of the Linear or Conv2d before the gate, its entries of the batch-norms between, and its columns of the one that reads it,
@@ -8,7 +8,6 @@ added to. A closed section becomes its shortcut and ρ (N3), and so does one of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -102,58 +101,3 @@ def _without_gates(part: nn.Module, closed: list[Residual]) -> nn.Module:
     part.path = nn.Sequential(*(inner for inner in chain(part.path) if not isinstance(inner, Gate)))
     part.gate = None
     return part
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What it costs
-
-
-def multiplications(module: Module, shape: tuple[int, ...]) -> dict[nn.Module, int]:
-    """For every Linear and Conv2d the multiply-accumulates that one weight takes part in, counted while the module runs."""
-    found: dict[nn.Module, int] = {}
-    hooks = [
-        part.register_forward_hook(lambda m, i, y: found.__setitem__(m, y.shape[2:].numel()))
-        for part in module.parts.values()
-        if isinstance(part, AFFINE)
-    ]
-    with torch.no_grad():
-        module(torch.zeros((1, *shape), dtype=next(module.parameters()).dtype))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def expected(module: Module, theta: Tensor, pixels: Mapping[nn.Module, int]) -> tuple[Tensor, Tensor]:
-    """Expected parameters and MACs at θ (G,), differentiable: every array counts with the means of the gates on it (C1)."""
-    of_gate = {module.gates[group.name]: theta[group.slice].mean() for group in module.network.gates}
-    rows: dict[nn.Module, Tensor] = {}
-    columns: dict[nn.Module, Tensor] = {}
-    for gate, link in reached(module).items():
-        rows |= dict.fromkeys((link.producer, *link.norms), of_gate[gate])
-        if link.consumer is not None:
-            columns[link.consumer] = of_gate[gate]
-    inside = {part: of_gate[s.gate] for s in sections(module) if s.gate is not None for part in chain(s.path)}
-    one = torch.ones((), dtype=theta.dtype)
-    parameters, macs = 0.0 * one, 0.0 * one
-    for part in module.parts.values():
-        alive = rows.get(part, one) * inside.get(part, one)
-        for name, p in part.named_parameters():
-            read = columns.get(part, one) if isinstance(part, AFFINE) and name == "weight" else one
-            parameters = parameters + p.numel() * alive * read
-            macs = macs + (p.numel() * pixels[part] * alive * read if part in pixels and name == "weight" else 0.0)
-    return parameters, macs
-
-
-def pressure(module: Module, theta: Tensor, alpha: float, balance: float, pixels: Mapping[nn.Module, int]) -> Tensor:
-    """R_ρ(θ) (C2, C3), differentiable."""
-    layer = torch.cat([torch.full((g.stop - g.start,), g.kind == "layer") for g in module.network.gates])
-    ones = torch.ones_like(theta)
-    whole = expected(module, ones, pixels)
-
-    def share(gates: Tensor) -> Tensor:
-        parameters, macs = expected(module, gates, pixels)
-        return alpha * macs / whole[1] + (1.0 - alpha) * parameters / whole[0]
-
-    both, tilt = 1.0 - abs(2.0 * balance - 1.0), 2.0 * balance - 1.0
-    layers, units = share(torch.where(layer, theta, ones)), share(torch.where(layer, ones, theta))
-    return both * share(theta) + max(0.0, tilt) * layers + max(0.0, -tilt) * units

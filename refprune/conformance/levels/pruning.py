@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ... import dynamics, pruning
 from ...backend import ORACLE, Backend
 from ...layers import Array
-from ...network import Arrays
+from ...layerspec import Section
+from ...network import Arrays, forward
 from ...objective import BatchLoss
 from ...spec import Network, from_json
 from ...surgery import prune
@@ -35,11 +36,15 @@ def _decisions(draw: st.DrawFn) -> Arguments:
 
 @st.composite
 def _states(draw: st.DrawFn) -> Arguments:
-    """Points of the plane (‖W‖, θ) around the saddle."""
+    """Points of the plane (‖W‖, θ) around the saddle, half of them near the border of H: 2⁻³ … 2⁻¹² of their ‖W‖ away."""
     n, rng = draw(st.integers(1, 6)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     rates = {name: draw(st.sampled_from(values)) for name, values in _RATES.items()}
     kappa = np.exp(rng.uniform(-1.0, 1.0, n))
     w, theta = rates["beta"] / kappa * rng.uniform(0.0, 2.5, n), np.minimum(rng.uniform(0.0, 1.0, n), 1.0)
+    slope = 0.5 * (rates["decay"] + np.sqrt(rates["decay"] ** 2 + 4.0 * rates["ratio"] * kappa**2))
+    off = slope * (theta - rates["decay"] * rates["beta"] / kappa**2) / rates["ratio"]
+    border = (rates["beta"] - off) / kappa * (1.0 + rng.choice((-1.0, 1.0), n) * 2.0 ** rng.integers(-12, -2, n))
+    w = np.where((border > 0.0) & (rng.uniform(size=n) < 0.5), border, w)
     return {"w": w, "theta": theta, "kappa": kappa, **rates}
 
 
@@ -74,6 +79,8 @@ def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arg
     network = case.network
     keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
     keep = _spare_ungated_sections(network, keep)
+    if draw(st.integers(0, 3)) == 0:
+        keep = _emptied_sections(network, keep)
     arguments = batch_of(case) | {"keep": keep, "train": case.train}
     del arguments["target"]
     return arguments
@@ -92,8 +99,28 @@ def _spare_ungated_sections(network: Network, keep: Array) -> Array:
 
 
 def _draw(described: Description) -> st.SearchStrategy[Arguments]:
-    cases = strategies.gated_cases(least=1, gates=("random", "ones"), conventions=described.conventions)
+    cases = strategies.gated_cases(least=1, gates=("random", "random", "ones"), conventions=described.conventions)
     return _removals(few(cases, described.structures, described.seed))
+
+
+def _emptied_sections(network: Network, keep: Array) -> Array:
+    """`keep` (G,), but no unit stays in gated sections: by chance alone that is rare."""
+    keep = keep.copy()
+    for group in network.gates:
+        holder = network.layers[group.position]
+        if group.kind == "unit" and isinstance(holder, Section) and holder.gate:
+            keep[group.slice] = False
+    return keep
+
+
+def _compacted(arguments: Arguments, backend: Backend) -> Arrays:
+    """The smaller network, run; mistakes in the surgery show here."""
+    a, network = arguments, from_json(arguments["spec"])
+    cut = prune(network, a["keep"], fix=np.ones(a["keep"].shape, dtype=bool))
+    left = cut.arrays(a["params"])
+    tape = forward(cut.network, backend, left, a["x"], statistics=cut.arrays(a["statistics"]), train=a["train"])
+    found = {"output": tape.output, "parameters": np.asarray(float(sum(p.size for p in left.values())))}
+    return found | {f"params/{name}": p for name, p in left.items()}
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
@@ -133,7 +160,7 @@ METHODS: tuple[Method, ...] = (
         "pruning",
         (),
         _draw,
-        lambda arguments, backend: _run(arguments, backend, {}).tensors,
+        _compacted,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, _of_layers(taken)), unit),
         2.0,
     ),

@@ -13,14 +13,14 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from ... import flattening, mixture, scalar, train
+from ... import flattening, mixture, scalar
 from ...backend import ORACLE, Backend
-from ...config import Config
 from ...layers import Array
 from ...network import Arrays
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Method
 from ..verdicts import Expectation
+from .training import moved_theta
 
 #: Relative step of the differences that measure how a formula depends on its inputs.
 STEP = 2.0**-20
@@ -46,8 +46,8 @@ def conditioned(
     unit: float,
 ) -> Expectation:
     """Right values with the tolerance above. inputs: the arguments to move; summands: result → their sizes."""
-    right, sizes = values(arguments), summands(arguments)
-    squares = {name: np.square(v) + np.square(sizes.get(name, 0.0)) for name, v in right.items()}
+    right, parts = values(arguments), summands(arguments)
+    sizes = {name: np.hypot(v, parts.get(name, 0.0)) for name, v in right.items()}  # squares of small numbers would vanish
     with np.errstate(all="ignore"):
         for name in inputs:
             bounded = name in ("theta", "pi")
@@ -56,10 +56,9 @@ def conditioned(
             share = np.where(spans == 0.0, 0.0, 1.0 / np.where(spans == 0.0, 1.0, spans)) * arguments[name]
             for key in right:
                 slope = (up[key] - down[key]) * _fitting(share, up[key])
-                squares[key] = squares[key] + np.square(np.where(np.isfinite(slope), slope, 0.0))
+                sizes[key] = np.hypot(sizes[key], np.where(np.isfinite(slope), slope, 0.0))
         tolerance = {
-            name: np.where(np.isfinite(s), LAYER_FACTOR * unit * np.sqrt(s), 0.0) + smallest_normal(unit)
-            for name, s in squares.items()
+            name: np.where(np.isfinite(s), LAYER_FACTOR * unit * s, 0.0) + smallest_normal(unit) for name, s in sizes.items()
         }
     return Expectation(right, tolerance)
 
@@ -140,6 +139,9 @@ def _prior_summands(arguments: Arguments) -> dict[str, Any]:
         (a, b), r = prior.log_odds(d), prior.responsibility(w)
         odds = (abs(a) + abs(b) * np.square(w).sum(axis=-1) + d) * r * (1.0 - r) / p["spike"]
         return {"log_density": size + d, "score": np.abs(w) * odds[:, None]}
+    if arguments["kind"] == "horseshoe":  # for small z the score is a difference, w(1 − 1/(z e^z E₁(z)))/τ²
+        z, whole = 0.5 * np.square(w / p["width"]), np.abs(right["score"]) + 2.0 * np.abs(w) / p["width"] ** 2
+        return {"log_density": size, "score": np.where(z < 1.0, whole, 0.0)}
     return {"log_density": size}
 
 
@@ -179,8 +181,8 @@ def _kl_summands(arguments: Arguments) -> dict[str, Any]:
 
 
 def _theta_step(arguments: Arguments, backend: Backend) -> Arrays:
-    moved = arguments["theta"] - arguments["learning_rate"] * (arguments["gradient"] + arguments["beta"])
-    return {"theta": train._project(moved, Config())}
+    moved = moved_theta(arguments["theta"], arguments["gradient"], arguments["beta"], arguments["learning_rate"])
+    return {"theta": moved}
 
 
 def _theta_step_expectation(arguments: Arguments, unit: float) -> Expectation:

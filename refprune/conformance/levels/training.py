@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,8 +13,8 @@ from ...backend import Backend
 from ...config import Config
 from ...estimators import ESTIMATORS
 from ...layers import Array
-from ...network import Arrays
-from ...objective import BatchLoss, update_statistics
+from ...network import Arrays, Gradients
+from ...objective import BatchLoss, Evaluation, update_statistics
 from ...spec import from_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
@@ -54,6 +54,26 @@ def _draw(described: Description) -> st.SearchStrategy[Arguments]:
     return _cases(few(cases, described.structures, described.seed), described.conventions["estimator"])
 
 
+class Step(NamedTuple):
+    """One step of the weights: the batch's loss at those before it, its evaluation and gradients, the weights after it."""
+
+    loss: BatchLoss
+    evaluation: Evaluation
+    gradients: Gradients
+    params: Arrays
+
+
+def theta_slope(step: Step, kind: str, theta: Array) -> Array:
+    """The estimate of ∂C/∂θ, of the weights before the step."""
+    gates = step.evaluation.tape.gates
+    return ESTIMATORS[kind].function(step.loss, step.evaluation, step.gradients.gates, theta, gates[None]).gradient
+
+
+def moved_theta(theta: Array, slope: Array, beta: float, rate: float) -> Array:
+    """clip(θ − η_θ(ĝ + β), 0, 1) (O6)."""
+    return train._project(theta - rate * (slope + beta), Config())
+
+
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
     """Losses, then parameters and momenta, running statistics and θ after the last step; branches of every step."""
     a, network = arguments, from_json(arguments["spec"])
@@ -74,17 +94,16 @@ def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) 
         taken |= {prefix + name: branch for name, branch in evaluation.tape.branches.items()}
         inputs |= {prefix + name: into for name, into in zip(evaluation.tape.branches, seen, strict=True)}
         gradients = loss.gradients(evaluation)
-        quiet = BatchLoss(network, backend, params, x, target, statistics, True)
-        estimate = ESTIMATORS[a["estimator"]].function(quiet, evaluation, gradients.gates, theta, gates[None])
-        ascent = estimate.gradient + a["beta"]
-        theta = train._project(theta - a["theta_learning_rate"] * ascent, Config())
-        theta_size = theta_size + a["theta_learning_rate"] * (np.abs(estimate.gradient) + a["beta"])
         updated = update_statistics(network, statistics, evaluation.tape.batch_statistics)
         for name, size in averaging(statistics, updated).items():
             roundings[name] = roundings[name] + size if name in roundings else size
+        quiet = BatchLoss(network, backend, dict(params), x, target, statistics, True)
         statistics = updated
         for name, w in params.items():
             params[name], velocity[name] = backend.momentum_step(w, velocity[name], gradients.params[name], **options)
+        slope = theta_slope(Step(quiet, evaluation, gradients, params), a["estimator"], theta)
+        theta = moved_theta(theta, slope, a["beta"], a["theta_learning_rate"])
+        theta_size = theta_size + a["theta_learning_rate"] * (np.abs(slope) + a["beta"])
         losses.append(float(evaluation.loss))
     tensors: Arrays = {"loss": np.array(losses)}
     for name in reversed(network.parameter_shapes):
