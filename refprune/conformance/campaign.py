@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +39,12 @@ class _Wrong(Exception):
     """An example that fails, for Hypothesis to shrink."""
 
 
-def chosen(levels: Sequence[str]) -> list[Method]:
+def chosen(levels: Sequence[str], among: Mapping[str, Method] = METHODS | SAMPLED) -> list[Method]:
     """The methods of the levels, or with these names; all for none. InputError for an unknown one."""
-    every = METHODS | SAMPLED
     for name in levels:
-        if name not in LEVELS and name not in every:
+        if name not in LEVELS and name not in among:
             raise InputError(f"level: {name!r} is not known; allowed are {', '.join(LEVELS)}, or a method's name")
-    return [m for m in every.values() if not levels or m.level in levels or m.name in levels]
+    return [m for m in among.values() if not levels or m.level in levels or m.name in levels]
 
 
 def run(

@@ -117,12 +117,13 @@ def _named(listed: str) -> list[str]:
 def _export(options: argparse.Namespace) -> int:
     require("hypothesis", *(["safetensors"] if options.format == "safetensors" else []))
     from . import campaign, vectors
+    from .levels import METHODS
 
     if options.per_method < 1:
         raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
     counts = vectors.export(
         options.directory,
-        methods=campaign.chosen(_named(options.level)),
+        methods=campaign.chosen(_named(options.level), METHODS),  # random results have no vectors
         per_method=options.per_method,
         precision=options.dtype,
         seed=options.seed,

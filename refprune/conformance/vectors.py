@@ -38,7 +38,7 @@ from .verdicts import Expectation, compare, judge, representable
 TRIED = 6
 
 #: Drawn examples have at most so many numbers in their results: the files are to be small.
-LARGEST = 300
+LARGEST = 220
 
 #: A stored tolerance may differ from the one derived again by this factor: it is measured with random noise.
 SPREAD = 2.0
