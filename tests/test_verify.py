@@ -396,6 +396,36 @@ def test_an_example_of_blind_tensors_is_undecided_whatever_the_answer():
     assert judge(expected, {"x": np.array(99.0), "y": seeing}, U).kind == "deviates"
 
 
+def cascade(sign):
+    """Two ReLUs in a row, the first at a kink; behind it the second's input is exactly 0, or not."""
+    network = Network((2,), (Dense(1, False), Activation(), Dense(1, False), Activation(), Dense(2)))
+    case = networks.Case(network, batch=1, seed=1, train=False)
+    params = case.params | {"dense1.weight": np.array([[0.5, -0.5 + sign * 2.0**-30]]), "dense2.weight": np.ones((1, 1))}
+    arguments = {"spec": to_json(network), "params": params, "statistics": {}, "x": np.ones((1, 2)), "target": case.target}
+    return arguments | {"gates": np.zeros(0), "train": False}
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_what_lies_behind_a_kink_is_judged_on_the_branch_taken_there(shows):
+    method = METHODS["network"]
+    expected = method.expect(cascade(-1.0), U)
+    np.testing.assert_array_equal(expected.branches["branches/relu1"], [[-1]])
+    np.testing.assert_array_equal(expected.branches["branches/relu2"], [[0]])
+    answer = method.values(cascade(1.0), ORACLE)
+    signs = {"branches/relu1": np.array([[1]]), "branches/relu2": np.array([[1]])} if shows else {}
+    assert judge(expected, answer | signs, U).kind == "kink"
+    wrong = answer | {"input": answer["input"] * 1.01}
+    assert judge(expected, wrong | signs, U).kind == "deviates"
+
+
+def test_branches_that_contradict_each_other_are_wrong():
+    """The second ReLU cannot be on behind a first one that is off."""
+    expected = METHODS["network"].expect(cascade(-1.0), U)
+    answer = dict(expected.values) | {"branches/relu1": np.array([[-1]]), "branches/relu2": np.array([[1]])}
+    verdict = judge(expected, answer, U)
+    assert (verdict.kind, verdict.first.name) == ("deviates", "branches/relu2")
+
+
 class Similar(Formulas):
     """CKA in bfloat16, wrong or not: its rounding is as large as it is."""
 

@@ -56,12 +56,19 @@ def watching(backend: Backend, seen: list[tuple[Array, Mapping[str, Any]]]) -> B
     return dataclasses.replace(backend, leaky_relu=noting(backend.leaky_relu), max_pool=noting(backend.max_pool))
 
 
-def expectation(run: Run, unit: float, branches: Mapping[str, Array] | None = None, *, more: bool = True) -> Expectation:
-    """What a computation must give, for an implementation of roundoff `unit`; on `branches`, if given, else the oracle's own.
+Entries = frozenset[tuple[str, tuple[int, ...]]]
 
-    more: whether other branches may be asked for.
+
+def expectation(
+    run: Run, unit: float, branches: Mapping[str, Array] | None = None, chosen_before: Entries = frozenset()
+) -> Expectation:
+    """What a computation must give, for an implementation of roundoff `unit`; on these branches, elsewhere on the oracle's own.
+
+    chosen_before: branch entries of which nothing else is to be tried. A kink may open others behind it: the input of a second
+    ReLU is exactly 0 while the first is off, and at a kink when it is on.
     """
-    base = run(ORACLE, branches or {})
+    given = branches or {}
+    base = run(ORACLE, given)
     inputs = {f"into {name}": x for name, (x, _) in base.inputs.items()}
 
     def perturbed(backend: Backend) -> Arrays:
@@ -70,22 +77,24 @@ def expectation(run: Run, unit: float, branches: Mapping[str, Array] | None = No
 
     tolerance = noise_tolerance(perturbed, base.tensors | inputs, unit=unit)
     tolerance |= {name: tolerance[name] + LAYER_FACTOR * unit * size for name, size in base.roundings.items()}
-    if not more:
-        return Expectation(base.tensors, tolerance)
-    kinks, choices = _kinks(base, tolerance, smallest_normal(unit))
+    kinks, found = _kinks(base, tolerance, smallest_normal(unit))
+    choices = [choice for choice in found if choice[:2] not in chosen_before]
+    tried = chosen_before | {choice[:2] for choice in choices}
 
     def alternatives() -> Iterator[Expectation]:
         if len(choices) > MOST_AMBIGUOUS:
             return
         for count in range(1, len(choices) + 1):
             for chosen in itertools.combinations(choices, count):
-                taken = {name: array.copy() for name, array in base.branches.items()}
+                taken = {name: base.branches[name].copy() for name, _, _ in chosen}
                 for name, place, value in chosen:
                     taken[name][place] = value
-                yield expectation(run, unit, taken, more=False)
+                other = expectation(run, unit, {**given, **taken}, tried)
+                yield other
+                yield from other.alternatives()
 
     def on_branches(shown: Mapping[str, Array]) -> Expectation:
-        return expectation(run, unit, {**base.branches, **shown}, more=False)
+        return expectation(run, unit, {**given, **shown})
 
     return Expectation(base.tensors, tolerance, {}, base.branches, kinks, len(choices), alternatives, on_branches)
 

@@ -29,9 +29,8 @@ class Expectation:
 
     certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → each
     value that a branch may have → how far that is from being right, in tolerances (up to 1: as right as the one taken).
-    ambiguous: how many entries
-    that concerns. alternatives: what is right on other branches, for all choices of the ambiguous ones; empty if they are too
-    many. on_branches: the same expectation on branches that the candidate shows.
+    ambiguous: how many entries that concerns. alternatives: what is right on other branches, for all choices of the ambiguous ones; empty if they are too
+    many. on_branches: the same expectation on some branches of the candidate's, the oracle's own behind them.
     """
 
     values: Arrays
@@ -150,38 +149,41 @@ def _compared(expected: Expectation, answer: Mapping[str, Array], unit: float) -
     )
 
 
-def _wrong_branches(expected: Expectation, answer: Mapping[str, Array], unit: float) -> tuple[tuple[Comparison, ...], bool]:
-    """Branches that differ although the pre-activation is beyond its noise; and whether others differ at a kink."""
-    wrong, kink = [], False
-    for name, want in expected.branches.items():
-        if name in answer:
-            differs = answer[name] != want
-            near = np.zeros(want.shape, dtype=bool)
-            for value, distance in expected.kinks[name].items():
-                near |= (answer[name] == value) & (distance <= 1.0)
-            kink = kink or bool((differs & near).any())
-            if (differs & ~near).any():
-                wrong.append(compare(name, np.where(near, want, answer[name]), want, np.zeros(want.shape), unit=unit))
-    return tuple(wrong), kink
+def _first_difference(expected: Expectation, answer: Mapping[str, Array]) -> str | None:
+    """The first branch array along the data flow that is not the oracle's."""
+    return next((n for n, want in expected.branches.items() if n in answer and (answer[n] != want).any()), None)
+
+
+def _near(kinks: Mapping[int, Array], got: Array) -> Array:
+    """Where the branch values that came are as right as the oracle's: no further than 1 tolerance from being so."""
+    near = np.zeros(got.shape, dtype=bool)
+    for value, distance in kinks.items():
+        near |= (got == value) & (distance <= 1.0)
+    return near
 
 
 def judge(expected: Expectation, answer: Mapping[str, Array], unit: float) -> Verdict:
     """The verdict on an answer that has the right names and shapes. unit: roundoff of its precision.
 
-    Branches that the answer shows are taken if they differ from the oracle's at kinks only (E3). Branches that it does not
-    show: if something is off, all choices of the ambiguous ones are tried; too many make the case undecided.
+    Branches that the answer shows are taken, one array after the other along the data flow, if they differ from the oracle's at
+    kinks only (E3): what lies behind a kink is judged on the branch taken there. Where the answer does not show its branches
+    and something is off, all choices of the ambiguous ones are tried; too many make the case undecided.
     """
-    wrong, kink = _wrong_branches(expected, answer, unit)
-    if kink and not wrong and expected.on_branches is not None:
-        shown = {name: answer[name] for name in expected.branches if name in answer}
-        verdict = judge(expected.on_branches(shown), {n: a for n, a in answer.items() if n not in shown}, unit)
-        return verdict._replace(kind="kink" if verdict.kind == "conforms" else verdict.kind)
+    name = _first_difference(expected, answer)
+    wrong: tuple[Comparison, ...] = ()
+    if name is not None:
+        near, want = _near(expected.kinks[name], answer[name]), expected.branches[name]
+        if near[answer[name] != want].all() and expected.on_branches is not None:
+            verdict = judge(expected.on_branches({name: answer[name]}), answer, unit)
+            return verdict._replace(kind="kink" if verdict.kind == "conforms" else verdict.kind)
+        wrong = (compare(name, np.where(near, want, answer[name]), want, np.zeros(want.shape), unit=unit),)
     comparisons = (*wrong, *_compared(expected, answer, unit))
     if comparisons and all(c.blind for c in comparisons):
         return Verdict("undecided", comparisons)
     if all(c.holds for c in comparisons):
         return Verdict("conforms", comparisons)
-    if wrong or not expected.ambiguous:
+    shown = bool(expected.branches) and answer.keys() >= expected.branches.keys()
+    if wrong or shown or not expected.ambiguous:
         return Verdict("deviates", comparisons)
     tried = False
     for other in expected.alternatives():
