@@ -197,6 +197,7 @@ def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:
     title = html.escape(title)
     style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
     style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
+    style += "pre{white-space:pre-wrap}"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
         f"{html_table(table)}{body}</html>\n"

@@ -155,14 +155,16 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
             first, *rest = finding_lines(finding)
             lines = html.escape("\n".join(rest))
             body.append(f"<h2>{html.escape(first)}</h2><pre>{lines}</pre>{_picture(finding)}")
-    body += [f"<p>{html.escape(line)}</p>" for line in unjudged(outcomes)]
-    verdict = "conforms" if conforms(outcomes) else "deviates"
+    body += [f"<p>{html.escape(line)}</p>" for line in [*unjudged(outcomes), *blind_lines(outcomes)]]
+    found = {o.verdict for o in outcomes}
+    left = "is undecided" if "undecided" in found else "could not be judged"
+    verdict = "conforms" if conforms(outcomes) else "deviates" if "DEVIATES" in found else left
     return report.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
 
 
 def _picture(finding: Finding) -> str:
     """Error/tolerance of every tensor in data-flow order, on a logarithmic scale."""
-    shown = [c for c in finding.comparisons if c.ratio > 0.0]
+    shown = finding.comparisons
     if len(shown) < 2:
         return ""
     drawing, axes = report.figure("error / tolerance along the data flow", "", "")
@@ -170,7 +172,8 @@ def _picture(finding: Finding) -> str:
     axes.bar(range(len(shown)), heights, color=["tab:blue" if c.holds else "tab:red" for c in shown])
     axes.axhline(1.0, color="black", lw=0.8)
     axes.set_yscale("log")
-    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, fontsize=6)
+    axes.set_ylim(bottom=3e-4)
+    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, fontsize=7 if len(shown) < 30 else 5)
     return report.svg(drawing)
 
 

@@ -29,8 +29,9 @@ class Expectation:
 
     certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → each
     value that a branch may have → how far that is from being right, in tolerances (up to 1: as right as the one taken).
-    ambiguous: how many entries that concerns. alternatives: what is right on other branches, for all choices of the ambiguous ones; empty if they are too
-    many. on_branches: the same expectation on some branches of the candidate's, the oracle's own behind them.
+    ambiguous: how many entries that concerns. alternatives: what is right on other branches, for all choices of the ambiguous
+    ones; empty if they are too many. on_branches: the same expectation on some branches of the candidate's, the oracle's own
+    behind them.
     """
 
     values: Arrays
