@@ -385,6 +385,11 @@ def test_a_tensor_that_zeros_would_pass_for_is_blind():
     assert not compare("x", value, value, np.array([0.6, 0.2]), unit=U).blind
     assert not compare("x", np.zeros(2), np.zeros(2), np.ones(2), unit=U).blind, "zeros are right"
     assert not compare("x", np.zeros(2), np.full(2, 1e-40), np.full(2, 1e-38), unit=U).blind, "float32 has no such number"
+    residue = value * UNIT["float64"]
+    assert not compare("x", value, residue, np.full(2, U), unit=U).blind, (
+        "what cancelled is 0 but for the oracle's own rounding"
+    )
+    assert compare("x", value, residue, np.full(2, U), unit=U).off == 2
 
 
 def test_an_example_of_blind_tensors_is_undecided_whatever_the_answer():
