@@ -384,6 +384,8 @@ def test_a_tensor_that_zeros_would_pass_for_is_blind():
     assert not compare("x", value, value, np.array([0.6, 0.2]), unit=U).blind
     assert not compare("x", np.zeros(2), np.zeros(2), np.ones(2), unit=U).blind, "zeros are right"
     assert not compare("x", np.zeros(2), np.full(2, 1e-40), np.full(2, 1e-38), unit=U).blind, "float32 has no such number"
+    assert not compare("x", np.zeros(1), np.array([1e-17]), np.array([1e-6]), unit=U).blind, "0, but for the oracle's rounding"
+    assert compare("x", np.zeros(1), np.array([1e-12]), np.array([1e-6]), unit=U).blind
 
 
 def test_an_example_of_blind_tensors_is_undecided_whatever_the_answer():
