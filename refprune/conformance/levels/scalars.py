@@ -47,7 +47,7 @@ def conditioned(
 ) -> Expectation:
     """Right values with the tolerance above. inputs: the arguments to move; summands: result → their sizes."""
     right, sizes = values(arguments), summands(arguments)
-    squares = {name: np.square(v) + np.square(sizes.get(name, 0.0)) for name, v in right.items()}
+    size = {name: np.hypot(v, sizes.get(name, 0.0)) for name, v in right.items()}  # a square of 1e-185 would underflow
     with np.errstate(all="ignore"):
         for name in inputs:
             bounded = name in ("theta", "pi")
@@ -56,10 +56,9 @@ def conditioned(
             share = np.where(spans == 0.0, 0.0, 1.0 / np.where(spans == 0.0, 1.0, spans)) * arguments[name]
             for key in right:
                 slope = (up[key] - down[key]) * _fitting(share, up[key])
-                squares[key] = squares[key] + np.square(np.where(np.isfinite(slope), slope, 0.0))
+                size[key] = np.hypot(size[key], np.where(np.isfinite(slope), slope, 0.0))
         tolerance = {
-            name: np.where(np.isfinite(s), LAYER_FACTOR * unit * np.sqrt(s), 0.0) + smallest_normal(unit)
-            for name, s in squares.items()
+            name: np.where(np.isfinite(s), LAYER_FACTOR * unit * s, 0.0) + smallest_normal(unit) for name, s in size.items()
         }
     return Expectation(right, tolerance)
 
