@@ -137,10 +137,9 @@ def compare(name: str, got: Array, want: Array, tolerance: Array, *, unit: float
 
 
 def _blind(want: Array, tolerance: Array, unit: float) -> bool:
-    """Would zeros pass, where they are wrong? What lies below the smallest normal number, or is the oracle's own rounding, is 0."""
-    size = np.abs(want)
-    nothing = np.maximum(smallest_normal(unit), tolerance * (UNIT["float64"] / unit))
-    return bool((size > nothing).any() and (size <= tolerance).all())
+    """Would zeros pass, where they are wrong? What is below the smallest normal number or the oracle's own rounding is 0."""
+    size, zero = np.abs(want), np.maximum(smallest_normal(unit), tolerance * (UNIT["float64"] / unit))
+    return bool((size > zero).any() and (size <= tolerance).all())
 
 
 def _compared(expected: Expectation, answer: Mapping[str, Array], unit: float) -> tuple[Comparison, ...]:
