@@ -1,6 +1,7 @@
 """What `refprune verify` talks to: an `Implementation`, of which somebody else writes the methods that he has something for.
 
-Nothing is imported here, so that an adapter costs nothing but its own framework.
+Numbers such as F3 are those of `validation/SPEC.md`, where the formulas stand. Nothing is imported here, so that an adapter
+costs nothing but its own framework.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Implementation:
         _missing()
 
     def penalty(self, theta: Array, log_gamma: Array) -> Any:
-        """min over π of KL(θ‖π) − log p(π|γ) = −θ log γ + c(γ) (F3), per gate and data set. (n,), (n,) → (n,)."""
+        """min over π of KL(θ‖π) − log p(π|γ) = −θ log γ + c(γ), c(γ) = log γ − log((γ−1)/log γ) (F3), per gate and data set.
+
+        (n,), (n,) → (n,).
+        """
         _missing()
 
     def penalty_slope(self, theta: Array, log_gamma: Array) -> Any:
@@ -77,7 +81,10 @@ class Implementation:
         _missing()
 
     def hyper_prior(self, pi: Array, log_gamma: Array) -> Any:
-        """log p(π|γ), normalised, and its derivative in π (F1). (n,), (n,) → log_density (n,), slope (n,)."""
+        """log p(π|γ), p = (γ−1)/log γ / (1 + (γ−1)(1−π)), and its derivative in π (F1).
+
+        (n,), (n,) → log_density (n,), slope (n,).
+        """
         _missing()
 
     def beta(self, log_gamma: float, samples: int) -> Any:
@@ -253,7 +260,11 @@ class Implementation:
         uniform: Array,
         train: bool,
     ) -> Any:
-        """The estimate of ∂C/∂θ (O5) made of the given uniform numbers v, Ξ = 1[v < θ]. uniform (K, G) → (G,)."""
+        """The estimate of ∂C/∂θ (O5) made of the given uniform numbers v, Ξ = 1[v < θ]. uniform (K, G) → (G,).
+
+        "reinforce" uses all K rows, for K > 1 with the leave-one-out baseline; the others use the first row alone. "arm" and
+        "disarm" take Ξ and Ξ' = 1[v > 1 − θ] of it, "paired" flips one gate of Ξ at a time, "taylor" is ∂c/∂ξ at Ξ.
+        """
         _missing()
 
     def theta_sample(
@@ -336,7 +347,7 @@ class Implementation:
     # -------------------------------------------------------------------------------------------------------- similarity (K)
 
     def hsic(self, x: Array, y: Array, estimator: str) -> Any:
-        """HSIC of the linear kernels x xᵀ and y yᵀ, "biased" or "unbiased" (K1). n×p, n×q → number."""
+        """HSIC of the linear kernels x xᵀ and y yᵀ (K1): "biased", tr(KHLH)/(n−1)², or "unbiased". n×p, n×q → number."""
         _missing()
 
     def cka(self, x: Array, y: Array, estimator: str, kernel: str) -> Any:

@@ -1,5 +1,6 @@
 """`refprune verify` and adapters as people write them: odd results, bad manners, files that do not load, and options."""
 
+import functools
 import json
 import os
 import signal
@@ -402,7 +403,7 @@ def test_the_same_seed_gives_the_same_report(folder):
 
 
 def test_nothing_judged_is_no_success(folder, capsys):
-    assert cli.main(["verify", "mine.py:Mine", "--level", "network"]) == 1
+    assert cli.main(["verify", "mine.py:Mine", "--level", "network"]) == 2
     assert "nothing could be judged" in capsys.readouterr().out
 
 
@@ -410,7 +411,9 @@ def test_nothing_judged_is_no_success(folder, capsys):
 def test_an_interruption_ends_both_processes_quietly(folder):
     (folder / "mine.py").write_text(ADAPTER.format(body="open('called', 'w').write(str(os.getpid())); time.sleep(300)"))
     command = [sys.executable, "-P", "-m", "refprune.cli", "verify", "mine.py:Mine"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, preexec_fn=heard, **pipes)
     called = folder / "called"
     for _ in range(1200):
         if called.exists() and called.read_text():

@@ -62,14 +62,15 @@ def require(*packages: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command; 0 conforms, 1 deviates or nothing could be judged, 2 could not run (InputError), 3 undecided in a method."""
+    """The command; 0 conforms, 1 deviates, 2 could not run (InputError) or nothing to judge, 3 undecided in a method."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
     from . import campaign, reporting, vector_files
     from .worker import Worker
 
     fewest = 1 if options.vectors is None else 0
     if options.examples < fewest:
-        raise InputError(f"--examples: must be at least {fewest}, got {options.examples}")
+        without = "" if fewest == 0 else ", or 0 with --vectors"
+        raise InputError(f"--examples: must be at least {fewest}{without}, got {options.examples}")
     if not 0.0 < options.time_limit < float("inf"):
         raise InputError(f"--time-limit: must be a positive number of seconds, got {options.time_limit}")
     check_targets(report=options.report, json=options.json, junit=options.junit)
@@ -106,8 +107,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"report: {options.report}")
     if reporting.conforms(outcomes):
         return 0
-    wrong = any(o.verdict == "DEVIATES" for o in outcomes)
-    return 3 if not wrong and any(o.verdict == "undecided" for o in outcomes) else 1
+    verdicts = {o.verdict for o in outcomes}
+    return 1 if "DEVIATES" in verdicts else 3 if "undecided" in verdicts else 2
 
 
 def _named(listed: str) -> list[str]:

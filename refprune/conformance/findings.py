@@ -79,6 +79,11 @@ class Outcome:
         return "conforms" if self.examples > self.declined else "declined"
 
     @property
+    def largest(self) -> float:
+        """The largest error/tolerance of all answers, of those that deviate too."""
+        return max([self.ratio, *(c.ratio for f in self.findings for c in f.comparisons)])
+
+    @property
     def withheld(self) -> list[str]:
         """Results that it has never given, and that therefore have not been judged; "layers" are for locating only."""
         return sorted(self.wanted - set(self.tensors) - {"layers"})

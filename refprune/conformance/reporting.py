@@ -13,7 +13,7 @@ import numpy as np
 from .. import report
 from .findings import HARMLESS, Finding, Outcome
 from .methods import Description
-from .verdicts import Comparison
+from .verdicts import EXACT, Comparison
 
 #: What neither XML nor a terminal should get; what an implementation raises may hold it.
 CONTROL = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -41,7 +41,7 @@ def cells(o: Outcome) -> tuple[str, ...]:
         return o.method, o.level, "", "", "", o.verdict
     declined = f" ({o.declined} declined)" if o.declined else ""
     kinks = f"{o.kinks}" + (f" + {o.undecided} undecided" if o.undecided else "")
-    return o.method, o.level, f"{o.examples}{declined}", kinks, f"{o.ratio:.2g}", o.verdict
+    return o.method, o.level, f"{o.examples}{declined}", kinks, f"{o.largest:.2g}", o.verdict
 
 
 def table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
@@ -79,7 +79,8 @@ def _escaped(match: re.Match[str]) -> str:
 def _tensor(c: Comparison) -> str:
     size = int(np.prod(c.shape))
     certain = ", beyond any order of summation" if c.certain else ""
-    return f"{c.name} {c.shape}: {c.off} of {size} entries, up to {c.ratio:.3g} tolerances{certain}"
+    far = f"up to {c.ratio:.3g} tolerances" if c.ratio < EXACT else "where exactly 0 is wanted"
+    return f"{c.name} {c.shape}: {c.off} of {size} entries, {far}{certain}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -132,7 +133,8 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
     seen = f"conforms in {judged} examples"
     if drawn > 0:
         rate = 100.0 * (1.0 - 0.05 ** (1.0 / drawn))
-        seen += f"; a mistake that shows in {rate:.2g} % of {'those drawn' if drawn < judged else 'them'} would have been seen"
+        which = "those drawn" if drawn < judged else "them"
+        seen += f"; a mistake that shows in {rate:.2g} % of {which} would have been seen with 95 % confidence"
     left = f"undecided in {', '.join(undecided)}; elsewhere " if undecided else ""
     return "\n".join([*lines, what + left + seen])
 
@@ -195,7 +197,7 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "stored": o.stored,
                 "kinks": o.kinks,
                 "undecided": o.undecided,
-                "largest_ratio": o.ratio,
+                "largest_ratio": _number(o.largest),
                 "tensors": dict(sorted(o.tensors.items())),
                 "blind": dict(sorted(o.blind.items())),
                 "withheld": o.withheld,

@@ -31,6 +31,8 @@ def conformance(
     def test(method: Any) -> None:
         (outcome,) = campaign.run(caller, [method], examples, seed)
         lines = [line for finding in outcome.findings for line in reporting.finding_lines(finding)]
-        assert outcome.verdict != "DEVIATES", "\n".join(lines)
+        if outcome.verdict in ("declined", "not asked"):
+            pytest.skip(f"{outcome.method}: {outcome.verdict}, and therefore not judged")
+        assert outcome.verdict == "conforms", "\n".join(lines)
 
     return test

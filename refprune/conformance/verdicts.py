@@ -44,6 +44,10 @@ class Expectation:
     on_branches: Callable[[Mapping[str, Array]], Expectation] | None = None
 
 
+#: From so many tolerances on the tolerance is no more than the smallest number, and exactly 0 is wanted.
+EXACT = 1e30
+
+
 class Entry(NamedTuple):
     """One entry of a tensor: both values, and their distance in four measures."""
 
@@ -58,6 +62,7 @@ class Entry(NamedTuple):
     def text(self) -> str:
         where = f"[{', '.join(map(str, self.place))}]" if self.place else ""
         measures = f"abs {self.absolute:.3g}, rel {self.relative:.3g}, {self.ulps:.3g} ulp, {self.ratio:.3g} tolerances"
+        measures = measures if self.ratio < EXACT else f"abs {self.absolute:.3g}"
         return f"{where or '()'}: got {self.got:.9g}, wanted {self.want:.9g} ({measures})"
 
 
