@@ -64,8 +64,7 @@ def finding_lines(finding: Finding) -> list[str]:
         lines += [f"  these are the numbers of a known mistake: {m.name} ({', '.join(m.claims)})" for m in finding.mistakes]
     elif finding.kind == "deviates":
         lines.append("  no known mistake has these numbers")
-    lines.append(f"  smallest example: {_shapes(finding.arguments)}")
-    return lines
+    return [*lines, f"  smallest example: {_shapes(finding.arguments)}"] if finding.arguments else lines
 
 
 def _tensor(c: Comparison) -> str:
