@@ -149,7 +149,7 @@ class _Judge:
             self.outcome.findings.append(self.finding())
         judged = self.outcome.examples - self.outcome.declined
         if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
-            message = f"of {self.outcome.undecided} of {judged} examples rounding or kinks leave nothing to be judged"
+            message = f"rounding or kinks leave nothing to be judged in {self.outcome.undecided} of {judged} examples"
             self.outcome.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:

@@ -68,7 +68,8 @@ def finding_lines(finding: Finding) -> list[str]:
         lines += [f"  these are the numbers of a known mistake: {m.name} ({', '.join(m.claims)})" for m in finding.mistakes]
     elif finding.kind in ("deviates", "biased"):
         lines.append("  no known mistake has these numbers")
-    lines.append(f"  smallest example: {_shapes(finding.arguments)}")
+    if finding.arguments:
+        lines.append(f"  smallest example: {_shapes(finding.arguments)}")
     return [CONTROL.sub(_escaped, line) for line in lines]
 
 
