@@ -67,11 +67,14 @@ class Plan:
 
 
 def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
-    """Fine-tuning as a Config: the tables data, objective, optimiser and training count, defaults below, then `overrides`."""
+    """Fine-tuning as a Config: the tables data, objective, optimiser and training count, defaults below, then `overrides`.
+
+    The rate is that of a network trained to the end: 0.01 undoes more of it than one epoch mends (validation/LEDGER.md).
+    """
     tables: dict[str, Any] = {
         "data": {"name": dataset} | ({"augmentation": "crop_flip"} if dataset == "cifar10" else {}),
         "objective": {"weight_decay": 1e-4},
-        "optimiser": {"learning_rate": 0.01, "schedule": "one_cycle"},
+        "optimiser": {"learning_rate": 0.003, "schedule": "one_cycle"},
         "training": {"batch_size": 128},
     }
     for table, values in overrides.items():
