@@ -45,7 +45,8 @@ class Plan:
     target_macs: stop once the MACs are at most this share of those at the start (0: when no candidate is left).
     least_accuracy: stop once the accuracy after fine-tuning is below, on the test set, which such a stop therefore uses; the
     network before that is the result. finetune: epochs after each removal. filter_rounds: rounds of ℓ1 filter pruning after the
-    last section, each with as many epochs.
+    last section, each with as many epochs. anneal: the learning rate falls from round to round, geometrically with the MACs
+    that have gone, to this share of itself where the sections end; 1 keeps it.
     """
 
     criterion: str = "cka"
@@ -54,6 +55,7 @@ class Plan:
     least_accuracy: float = 0.0
     finetune: int = 1
     filter_rounds: int = 0
+    anneal: float = 1.0
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
@@ -64,6 +66,8 @@ class Plan:
         for name in ("target_macs", "least_accuracy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"--{name.replace('_', '-')}: is a share and must lie in [0, 1], got {getattr(self, name)}")
+        if not 0.0 < self.anneal <= 1.0:
+            raise InputError(f"--anneal: is a share and must lie in (0, 1], got {self.anneal}")
 
 
 def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
@@ -149,7 +153,7 @@ def _plain(settings: Config) -> Record:
 
 @dataclass
 class _Job:
-    """A run under way. records: of the finished rounds, "round-00" first."""
+    """A run under way. fewest_macs: without any candidate. records: of the finished rounds, "round-00" first."""
 
     plan: Plan
     settings: Config
@@ -159,6 +163,7 @@ class _Job:
     test: Images
     engine: backend.Backend
     progress: Progress
+    fewest_macs: int
     records: list[Record] = field(default_factory=list)
 
     @classmethod
@@ -171,7 +176,8 @@ class _Job:
             raise InputError(f"--samples: {plan.samples} exceeds the {len(dataset.train_labels)} training images")
         images, test = train.prepare(dataset, settings, network.scaling)
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
-        return cls(plan, settings, directory, experiment.environment(dataset), images, test, engine, progress)
+        known = experiment.environment(dataset)
+        return cls(plan, settings, directory, known, images, test, engine, progress, criteria.fewest_macs(network))
 
     def begin(self, trained: Trained) -> None:
         dtype = self.settings.training.dtype
@@ -212,6 +218,13 @@ class _Job:
     def _target(self) -> float:
         return self.plan.target_macs * float(self.records[0]["macs_per_image"])
 
+    def _rate(self, network: Network) -> float:
+        """Learning rate of the round that begins with this network."""
+        start = int(self.records[0]["macs_per_image"])
+        can_go = start - max(self._target, self.fewest_macs)
+        gone = min((start - complexity.macs(network)) / can_go, 1.0) if can_go else 1.0
+        return float(self.settings.optimiser.learning_rate * self.plan.anneal**gone)
+
     # One round ------------------------------------------------------------------------------------------------------
 
     def _round(self, number: int, kind: str, before: State) -> State:
@@ -219,7 +232,7 @@ class _Job:
         state, record = self._under_way(working, number) or self._remove(number, kind, before)
         started, spent = time.monotonic(), record["seconds"]
         for epoch in range(len(record["finetune"]), self.plan.finetune):
-            state, loss = self._epoch(number, epoch, state)
+            state, loss = self._epoch(number, epoch, state, record["learning_rate"])
             record["finetune"].append(loss)
             record["seconds"] = spent + time.monotonic() - started
             checkpoint.save(_made(working), state, record)
@@ -238,6 +251,7 @@ class _Job:
         """Score, remove and measure, without fine-tuning yet."""
         started = time.monotonic()
         record: Record = {"round": number, "kind": kind, "data": self.settings.data.name, "finetune": []}
+        record["learning_rate"] = self._rate(before.network)
         if kind == "section":
             subject = Subject(
                 before.network, self.engine, before.params, before.statistics, self._samples, self.settings.seed, number
@@ -266,14 +280,17 @@ class _Job:
         samples: Array = self.images.x[chosen]
         return samples
 
-    def _epoch(self, number: int, epoch: int, state: State) -> tuple[State, float]:
+    def _epoch(self, number: int, epoch: int, state: State, learning_rate: float) -> tuple[State, float]:
         """One epoch of fine-tuning; no two rounds share an order of the images. → the state, the mean training loss."""
+        settings = dataclasses.replace(
+            self.settings, optimiser=dataclasses.replace(self.settings.optimiser, learning_rate=learning_rate)
+        )
         position = (number - 1) * self.plan.finetune + epoch
         samples, losses = len(self.images.labels), []
         self.progress.start(f"round {number}", samples // self.settings.training.batch_size, 0)
         try:
-            for x, labels in train.epoch_batches(self.images, self.settings, position, augment=self.engine):
-                state, metrics = train.step(state, x, labels, self.settings, self.engine, samples=samples)
+            for x, labels in train.epoch_batches(self.images, settings, position, augment=self.engine):
+                state, metrics = train.step(state, x, labels, settings, self.engine, samples=samples)
                 losses.append(metrics.loss)
                 self.progress.advance()
         finally:

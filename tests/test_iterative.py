@@ -113,6 +113,27 @@ def test_fine_tuning_is_training(whole):
         np.testing.assert_array_equal(array, getattr(state, group)[key])
 
 
+def test_the_rate_falls_with_the_macs(tmp_path):
+    """Geometrically: a^p of itself once a share p of what can go has gone; the second round by hand shows its use."""
+    plan = dataclasses.replace(PLAN, criterion="l1", anneal=0.01, finetune=1)
+    records = run(tmp_path / "run", plan)["rounds"]
+    macs = [record["macs_per_image"] for record in records]
+    end = macs[-2]  # of the sections; the last round thins filters
+    want = [0.05 * 0.01 ** ((macs[0] - before) / (macs[0] - end)) for before in macs[:-1]]
+    np.testing.assert_allclose([record["learning_rate"] for record in records[1:]], want, rtol=1e-12)
+    assert want[0] == 0.05
+    assert want[-1] == pytest.approx(0.05 * 0.01)
+    before, after = (checkpoint.load(tmp_path / "run" / f"round-{n:02d}").state for n in (1, 2))
+    state = train.cut_state(before, criteria.without(before.network, [records[2]["removed"]]))
+    state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
+    settings = dataclasses.replace(SETTINGS, optimiser=dataclasses.replace(SETTINGS.optimiser, learning_rate=want[1]))
+    images, _ = train.prepare(TINY, settings)
+    for x, labels in train.epoch_batches(images, settings, 1, augment=ORACLE):
+        state, _ = train.step(state, x, labels, settings, ORACLE, samples=43)
+    for name, array in state.params.items():
+        np.testing.assert_array_equal(after.params[name], array)
+
+
 class Stop(Exception):
     pass
 
@@ -196,6 +217,7 @@ REFUSED = {
     "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
     "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
     "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
+    "anneal": (lambda: Plan(anneal=0.0), r"--anneal: is a share and must lie in \(0, 1\], got 0.0"),
     "minimum": (
         lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(target_macs=0.2)),
         r"0.2 of 125,747,840 MACs cannot be reached: .* the minimum is 0.2120 \(26,657,408 MACs\)",
