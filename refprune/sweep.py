@@ -300,10 +300,12 @@ def _line(outcome: Outcome) -> str:
     head = f"{outcome.job.label}, seed {outcome.job.seed}: "
     if outcome.summary is None:
         return head + f"failed: {outcome.problem}"
-    runs = outcome.summary["runs"].items()
+    runs = outcome.summary["runs"]
+    found = {name: quantities(run, next(iter(runs.values()))) for name, run in runs.items()}
     return head + "; ".join(
-        f"{name} {100 * r['test_accuracy']:.2f} % with {r['sections']} of {r['sections_at_start']}, {r['seconds']:.0f} s"
-        for name, r in runs
+        f"{name} {100 * q['test_accuracy']:.2f} % with {100 * q['macs_share']:.1f} % of the MACs and "
+        f"{100 * q['parameters_share']:.1f} % of the parameters, {q['seconds']:.0f} s"
+        for name, q in found.items()
     )
 
 
