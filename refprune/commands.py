@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     prune.add_argument("--target-macs", metavar="SHARE", type=float, default=0.0, help="stop at this share of the MACs")
     prune.add_argument("--least-accuracy", metavar="SHARE", type=float, default=0.0, help="stop below this test accuracy")
     prune.add_argument("--finetune", metavar="EPOCHS", type=int, default=1, help="after every removal (default: 1)")
-    prune.add_argument("--anneal", metavar="SHARE", type=float, default=1.0, help="of the learning rate in the last round")
+    prune.add_argument("--anneal", metavar="SHARE", type=float, default=1.0, help="to which the rate falls over the rounds")
     prune.add_argument("--filter-rounds", metavar="N", type=int, default=0, help="then remove 10 %% of the filters, N times")
     prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
     prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")

@@ -20,7 +20,6 @@ from refprune import data, exchange, scaling
 from refprune.backend import by_name
 from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
-from refprune.conformance import torch_adapter
 from refprune.exchange import Trained
 from refprune.inference import Predictor
 from refprune.layers import Array
@@ -32,8 +31,7 @@ Predict = Callable[[Array], Array]
 
 
 def torch_predict(trained: Trained, layout: str) -> Predict:
-    module = torch_adapter.load(torch_adapter.build(trained.network), trained.params, trained.statistics).eval()
-    module.to(memory_format=torch_side.LAYOUTS[layout])
+    module = torch_side.loaded(trained.network, trained.params, trained.statistics, layout).eval()
 
     def predict(x: Array) -> Array:
         with torch.inference_mode():

@@ -34,15 +34,16 @@ def layouts(network: Network) -> list[str]:
     return list(LAYOUTS) if convolutional else ["contiguous"]
 
 
-def _module(network: Network, params: Arrays, statistics: Arrays, layout: str) -> torch_adapter.Module:
+def loaded(network: Network, params: Arrays, statistics: Arrays, layout: str) -> torch_adapter.Module:
+    """The network as a PyTorch module in one of LAYOUTS."""
     module = torch_adapter.load(torch_adapter.build(network), params, statistics)
     module.to(memory_format=LAYOUTS[layout])
     return module
 
 
 def _tensor(x: Array, layout: str) -> Tensor:
-    tensor = torch.from_numpy(np.array(x))
-    return tensor.to(memory_format=LAYOUTS[layout]) if x.ndim == 4 else tensor
+    copy = torch.from_numpy(np.array(x))
+    return copy.to(memory_format=LAYOUTS[layout]) if x.ndim == 4 else copy
 
 
 class Training:
@@ -61,7 +62,7 @@ class Training:
         layout: str = "contiguous",
         compiled: bool = False,
     ) -> None:
-        self.module = _module(network, params, statistics, layout).train()
+        self.module = loaded(network, params, statistics, layout).train()
         self.run: Callable[[Tensor], Tensor] = torch.compile(self.module) if compiled else self.module
         self.x, self.labels = _tensor(x, layout), torch.from_numpy(labels)
         self.sgd = torch.optim.SGD(self.module.parameters(), lr=learning_rate, momentum=momentum, fused=True)
@@ -83,7 +84,7 @@ class Training:
 
 def gradients(network: Network, params: Arrays, statistics: Arrays, x: Array, labels: Array) -> Arrays:
     """{"loss", "output" and every parameter: value or gradient} in train mode."""
-    module = _module(network, params, statistics, "contiguous").train()
+    module = loaded(network, params, statistics, "contiguous").train()
     output = module(torch.from_numpy(x))
     loss = nn.functional.cross_entropy(output, torch.from_numpy(labels))
     loss.backward()
@@ -103,7 +104,7 @@ class Inference:
         layout: str = "contiguous",
         compiled: bool = False,
     ) -> None:
-        module = _module(network, params, statistics, layout).eval()
+        module = loaded(network, params, statistics, layout).eval()
         self.run: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
         self.x = _tensor(x, layout)
 
