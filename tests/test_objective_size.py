@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from test_train import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 from tolerance import assert_close, assert_identical, gamma
+from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 
 from refprune import complexity, config, experiment, report, settle, train, zoo
 from refprune.backend import ORACLE

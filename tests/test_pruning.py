@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 from test_tests import fails
-from test_train import TANH, convolutional, images, mlp, plain, run, settings, start
 from tolerance import assert_identical
+from training import TANH, convolutional, images, mlp, plain, run, settings, start
 
 from refprune import pruning, train
 from refprune.backend import ORACLE

@@ -1,0 +1,144 @@
+"""The end of a run (O9): undecided gates take the better vertex, by PyTorch's objective; statistics estimated again (N4)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch_network
+from tolerance import assert_close, assert_identical
+from training import (
+    NETWORKS,
+    TANH,
+    U,
+    convolutional,
+    e2,
+    images,
+    mlp,
+    plain,
+    settings,
+    start,
+)
+
+from refprune import settle, train
+from refprune.backend import ORACLE
+from refprune.layerspec import Dense, Section, UnitGate
+from refprune.objective import BatchLoss
+from refprune.spec import Network
+
+
+def torch_objective(state, data, rules, gates):
+    """C over all batches of one size, in train mode."""
+    order = [
+        torch_network.evaluate(state.network, state.params, gates, x, labels, train=True)[0]["loss"]
+        for x, labels in train.epoch_batches(data, rules, 0)
+    ]
+    return float(np.mean(order))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutional"])
+@pytest.mark.parametrize("penalty", [0.0, 0.02, 5.0])
+def test_undecided_gates_take_the_better_vertex(name, penalty):
+    """O9, O4: J at the two vertices is computed again, by PyTorch; least certain last, the others at the decided value."""
+    network = NETWORKS[name]()
+    rules = settings(gates={"threshold": 0.1}, objective={"penalty": penalty, "weight_decay": 0.7})
+    theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])[: network.gate_count]
+    state, data = start(network, rules, theta), images(network)
+    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
+    assert [d.theta for d in decisions] == sorted((t for t in theta if 0.1 < t < 0.9), key=lambda t: -abs(t - 0.5))
+    want = np.where(theta >= 0.5, 1.0, 0.0)
+    for d in decisions:
+        where = places.index((d.gate, d.unit))
+        assert theta[where] == d.theta
+        objective = []
+        for vertex in (1.0, 0.0):
+            want[where] = vertex
+            c = torch_objective(state, data, rules, want)
+            tolerance = e2(lambda b, jitter, w=want: {"c": jitter(settle._training_loss(state, data, rules, b, w)[0])})
+            objective.append(c + penalty * vertex)
+            assert_close("J", np.float64((d.objective_off, d.objective_on)[int(vertex)]), np.float64(objective[-1]),
+                         tolerance["c"] + 2 * U * penalty)  # fmt: skip
+        assert d.on == (d.objective_on < d.objective_off)
+        want[where] = float(d.on)
+    assert_identical("gates", gates, want)
+    if penalty == 5.0:
+        assert not any(d.on for d in decisions)
+    loss = BatchLoss(network, ORACLE, state.params, data.x[:8], data.labels[:8], state.statistics)
+    full = loss.evaluate(np.ones(network.gate_count)).tape.macs
+    assert 0 < macs <= (len(decisions) + 1) * 4 * full
+
+
+def test_decided_gates_need_no_comparison():
+    network, rules = mlp(), settings(gates={"threshold": 0.1})
+    theta = np.array([0.0, 1.0, 0.1, 0.9, 0.95, 0.05, 1.0, 0.0])
+    gates, decisions, macs = settle.decide(start(network, rules, theta), images(network), rules, ORACLE)
+    assert (decisions, macs) == ([], 0)
+    assert_identical("gates", gates, np.round(theta))
+    off, on = settle.decided(start(network, rules, theta), rules)
+    assert (off == (theta <= 0.1)).all()
+    assert (on == (theta >= 0.9)).all()
+
+
+def test_settling_removes_fixes_lists_and_counts():
+    network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
+    theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])
+    state, data = start(network, rules, theta), images(network)
+    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    end = settle.settle(state, data, rules, ORACLE)
+    assert end.decisions == decisions
+    assert (end.keep == (gates == 1.0)).all()
+    assert end.state.macs == state.macs + macs  # no statistics to re-estimate
+    counts = {g.name: int((gates[g.slice] == 0).sum()) for g in network.gates}
+    assert end.pruned.removed == {name: n for name, n in counts.items() if n}
+    assert end.state.network.gate_count == 0
+    with_gates = BatchLoss(network, ORACLE, state.params, data.x, data.labels, train=False)
+    without = BatchLoss(end.state.network, ORACLE, end.state.params, data.x, data.labels, train=False)
+    tolerance = e2(lambda b, _: {"y": dataclasses.replace(without, backend=b).evaluate(np.zeros(0)).tape.output})
+    masked, compact = with_gates.evaluate(gates), without.evaluate(np.zeros(0))
+    assert_close("output", compact.tape.output, masked.tape.output, tolerance["y"])
+
+
+def test_the_list_says_what_became_of_a_spared_unit():
+    network, rules = plain(), settings(objective={"penalty": 50.0})
+    state = start(network, rules, np.full(9, 0.4))
+    end = settle.settle(state, images(network), rules, ORACLE)
+    places = {(g.name, i): g.start + i for g in network.gates for i in range(g.stop - g.start)}
+    assert end.keep.sum() == 2
+    for d in end.decisions:
+        assert d.on == end.keep[places[d.gate, d.unit]]
+
+
+def test_statistics_are_estimated_again_at_the_end():
+    """N4: averages over the batches of the network without gates, not the mixture that training left behind."""
+    network, rules = convolutional(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
+    state, data = start(network, rules, [1.0, 1.0, 0.0, 0.8, 1.0, 1.0]), images(network)
+    end = settle.settle(state, data, rules, ORACLE)
+    assert end.state.network.statistics_shapes
+    moments = [
+        torch_network.evaluate(end.state.network, end.state.params, np.zeros(0), x, labels, train=True)[1]
+        for x, labels in train.epoch_batches(data, rules, 0)
+    ]
+    smaller = dataclasses.replace(end.state, finished=False)
+    tolerance = e2(lambda b, jitter: {n: jitter(a) for n, a in settle._reestimate(smaller, data, rules, b)[0].items()})
+    for layer in moments[0]:
+        mean = np.mean([m[layer][0] for m in moments], axis=0)
+        variance = np.mean([m[layer][1] * m[layer][2] / (m[layer][2] - 1) for m in moments], axis=0)
+        assert_close(layer, end.state.statistics[f"{layer}.mean"], mean, tolerance[f"{layer}.mean"])
+        assert_close(layer, end.state.statistics[f"{layer}.variance"], variance, tolerance[f"{layer}.variance"])
+    assert set(end.state.statistics) == set(end.state.network.statistics_shapes) == set(tolerance)
+
+
+@pytest.mark.parametrize("empty", ["close", "keep_constant"])
+def test_the_vertices_of_the_last_unit_are_those_of_the_network_that_is_built(empty):
+    """Closing an emptied section drops its constant: J_off must be the J without it, as it is with ξ = 0."""
+    section = Section((Dense(1), TANH, UnitGate(), Dense(4)))
+    network = Network((3,), (Dense(4), TANH, section, Dense(3)))
+    rules = settings(gates={"threshold": 0.1, "empty": empty})
+    state, data = start(network, rules, [0.95, 0.4]), images(network)
+    _, (decision,), _ = settle.decide(state, data, rules, ORACLE)
+    gates = np.array([0.0, 0.0]) if empty == "close" else np.array([1.0, 0.0])
+    want = torch_objective(state, data, rules, gates)
+    other = torch_objective(state, data, rules, np.array([1.0, 0.0]) if empty == "close" else np.array([0.0, 0.0]))
+    tolerance = e2(lambda b, jitter: {"c": jitter(settle._training_loss(state, data, rules, b, np.array([1.0, 0.0]))[0])})
+    assert_close("J", np.float64(decision.objective_off), np.float64(want), tolerance["c"])
+    assert abs(want - other) > 1e3 * tolerance["c"]
