@@ -117,6 +117,10 @@ class Context:
     def normal(self, purpose: str, *shape: int) -> Array:
         return self.streams.normal(f"audit/{purpose}", 0, shape)
 
+    def rng(self, purpose: str) -> np.random.Generator:
+        """For the distributions that the streams do not draw."""
+        return np.random.default_rng(self.streams.words(f"audit/{purpose}", 0, 4))
+
 
 Witness = Callable[[Context], Finding]
 
