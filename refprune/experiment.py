@@ -29,7 +29,7 @@ from .files import locked, write_atomically
 from .layers import Array
 from .layerspec import Section
 from .objective import BatchLoss
-from .penalty import reference, share
+from .penalty import reference
 from .progress import Progress
 from .spec import Network
 from .surgery import Cut, prune
@@ -339,11 +339,12 @@ class TrainingRun:
         images, decay = self.setup.images, self.settings.objective.decay
         _, strength = train.penalties(self.settings, len(images.labels))
         pull = train.penalty_of(final, self.settings, len(images.labels))
+        pull = dataclasses.replace(pull, reference=reference(self.setup.whole))
         loss = self._evaluate(final, images).loss
         decayed = [w for name, w in final.params.items() if decay == "all" or name.endswith(".weight")]
         norm = sum(float(np.square(w, dtype=np.float64).sum()) for w in decayed)
-        size = pull.beta * on + pull.nu * share(final.network, reference(self.setup.whole), pull.alpha)
-        return {"train_loss": loss, "gates_on": on, "objective": loss + 0.5 * strength * norm + size}
+        objective = loss + 0.5 * strength * norm + pull.of_decided(final.network, on)
+        return {"train_loss": loss, "gates_on": on, "objective": objective}
 
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:

@@ -3,7 +3,8 @@
 R(θ) = α·E[MACs]/MACs₀ + (1−α)·E[parameters]/parameters₀ is the share of the network at the start of training that is expected
 to be left. R_ρ balances layer gates against unit gates; with ρ = ½ it is R, with 1 it sees layer gates alone, with 0 unit
 gates alone. Its gradient gives every gate a β of its own, β_g(θ) = β + ν ∂R_ρ/∂θ_g (C5), which moves with θ and with every
-removal: what has gone is gone from R, the reference stays.
+removal: what has gone is gone from R, the reference stays. Therefore "all units at 1" in C3 means all units that are left: for
+ρ ≠ ½ a removal at θ = 0, which leaves R as it is, lowers R_ρ, and what presses on a section is what can still be saved by it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class Penalty:
         for weight, gates, _ in self._views(theta):
             value = value + self.nu * weight * self._share(gates)
         return value
+
+    def of_decided(self, network: Network, gates_on: int) -> float:
+        """The penalty of `network`, what is left when every gate is decided and `gates_on` of them are 1: R_ρ is R there."""
+        return self.beta * gates_on + (self.nu * share(network, self.reference, self.alpha) if self.nu else 0.0)
 
     def gradient(self, theta: Array) -> Array:
         """(G,) β_g(θ): the slope of the penalty in each gate (C5)."""

@@ -44,84 +44,73 @@ class Decision(NamedTuple):
 def decide(state: State, images: Images, config: Config, backend: Backend) -> tuple[Array, list[Decision], int]:
     """Decide every gate by O9: those inside (τ, 1−τ) one after the other, least certain last, by J at their two vertices.
 
-    J is the mean training loss over all batches of the network that the vertex leads to, plus the penalty that the gate costs;
-    the other gates have their decided or more likely value. One of the two vertices is always known from the gate before, so
+    Layer gates come before unit gates: a unit of a section that stands at 0 changes nothing and would always be dropped. The
+    other gates have their decided or more likely value. One of the two vertices is always known from the gate before, so
     that G gates take at most G + 1 passes over the data. With more than `gates.compare_at_most` undecided gates the unit
-    gates among them are decided before, by `_first_order`. Returns the gate vector, what was compared, and the
+    gates among them are decided all at once, by `_first_order`. Returns the gate vector, what was compared, and the
     multiply-accumulates.
     """
-    penalty = penalty_of(state, config, len(images.labels))
     off, on = decided(state, config)
     more_likely = np.where(off | on, on, state.theta >= 0.5)
     gates = spare_plain_layers(state.network, more_likely, state.theta).astype(np.float64)
     undecided = np.flatnonzero(~off & ~on)
     if not undecided.size:
         return gates, [], 0
+    undecided = undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]
+    is_layer = cost_model(state.network).is_layer[undecided]
+    layers, units = undecided[is_layer], undecided[~is_layer]
+    one_by_one = undecided.size <= config.gates.compare_at_most
+    here, macs = _objective(state, images, config, backend, gates)
     decisions: list[Decision] = []
-    spent_before = 0
-    if undecided.size > config.gates.compare_at_most:
-        is_layer = cost_model(state.network).is_layer[undecided]
-        gates, decisions, spent_before = _first_order(state, images, config, backend, gates, undecided[~is_layer])
-        undecided = undecided[is_layer]
-    names = _gate_names(state)
-    loss, macs = _training_loss(state, images, config, backend, gates)
-    macs += spent_before
-    for g in undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]:
-        flipped = gates.copy()
+    for g in [*layers, *(units if one_by_one else ())]:
+        at, flipped = {gates[g]: here}, gates.copy()
         flipped[g] = 1.0 - gates[g]
-        if (spare_plain_layers(state.network, flipped == 1.0, state.theta) != flipped).any():
-            at = {gates[g]: loss}
-        else:
-            other, spent = _training_loss(state, images, config, backend, flipped)
+        if (spare_plain_layers(state.network, flipped == 1.0, state.theta) == flipped).all():
+            at[flipped[g]], spent = _objective(state, images, config, backend, flipped)
             macs += spent
-            at = {gates[g]: loss, flipped[g]: other}
-        objective_on = at[1.0] + float(penalty.gradient(gates)[g])
-        keeps = 0.0 not in at or objective_on < at[0.0]
-        decisions.append(
-            Decision(names[g], int(state.number[g]), float(state.theta[g]), objective_on, at.get(0.0), on=bool(keeps))
-        )
-        gates[g], loss = float(keeps), at[float(keeps)]
+        keeps = 0.0 not in at or at[1.0] < at[0.0]
+        decisions.append(_decision(state, g, at[1.0], at.get(0.0), on=keeps))
+        gates[g], here = float(keeps), at[float(keeps)]
+    if units.size and not one_by_one:
+        gates, of_units, spent = _first_order(state, images, config, backend, gates, here, np.sort(units))
+        decisions, macs = decisions + of_units, macs + spent
     return gates, decisions, macs
 
 
-def _gate_names(state: State) -> list[str]:
-    return [group.name for group in state.network.gates for _ in range(group.stop - group.start)]
+def _decision(state: State, g: int, on_at: float, off_at: float | None, *, on: bool, rule: str = "compared") -> Decision:
+    (group,) = (group for group in state.network.gates if group.start <= g < group.stop)
+    return Decision(group.name, int(state.number[g]), float(state.theta[g]), on_at, off_at, on=on, rule=rule)
 
 
 def _first_order(
-    state: State, images: Images, config: Config, backend: Backend, gates: Array, units: Array
+    state: State, images: Images, config: Config, backend: Backend, gates: Array, here: float, units: Array
 ) -> tuple[Array, list[Decision], int]:
     """Decide the `units` all at once, where comparing one by one would take a pass over the data for each.
 
-    At the vertex of the more likely values, one pass forward and backward gives d = mean ∂c/∂u, and J(on) − J(off) ≈ d + β_g
-    for every unit: on where that is negative. If J of the vertex so found, by a pass of its own, is not below J of the more
-    likely one, that one stays.
+    At the vertex `gates`, with J = `here`, one pass forward and backward gives d = mean ∂c/∂u, and J(on) − J(off) ≈ d + β_g
+    for every unit, β_g the slope of β Σθ + ν R: on where that is negative. If J of the vertex so found, by a pass of its own,
+    is not below `here`, `gates` stay.
     """
-    penalty = penalty_of(state, config, len(images.labels))
-    losses, slopes, macs = [], [], 0
+    slopes, macs = [], 0
     for x, labels in epoch_batches(images, config, epoch=0):
         loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
         evaluation = loss.evaluate(gates)
-        losses.append(float(evaluation.loss))
         gradients = loss.gradients(evaluation, consume=True)
         slopes.append(gradients.gates)
         macs += evaluation.tape.macs + gradients.macs
-    here, slope = float(np.mean(losses)), np.stack(slopes).mean(axis=0, dtype=np.float64)
-    cost = penalty.gradient(gates)
+    penalty = dataclasses.replace(penalty_of(state, config, len(images.labels)), balance=0.5)
+    change = np.stack(slopes).mean(axis=0, dtype=np.float64) + penalty.gradient(gates)
     found = gates.copy()
-    found[units] = slope[units] + cost[units] < 0.0
+    found[units] = change[units] < 0.0
     found = spare_plain_layers(state.network, found == 1.0, state.theta).astype(np.float64)
-    there, spent = _training_loss(state, images, config, backend, found)
-    better = there + float(penalty.value(found)) < here + float(penalty.value(gates))
-    taken = found if better else gates
-    names = _gate_names(state)
+    there, spent = _objective(state, images, config, backend, found)
+    taken = found if there < here else gates
     decisions = [
-        Decision(
-            names[g],
-            int(state.number[g]),
-            float(state.theta[g]),
-            here + (1.0 - gates[g]) * slope[g] + cost[g],
-            here - gates[g] * slope[g],
+        _decision(
+            state,
+            g,
+            here + (1.0 - gates[g]) * change[g],
+            here - gates[g] * change[g],
             on=bool(taken[g]),
             rule="first_order",
         )
@@ -130,10 +119,15 @@ def _first_order(
     return taken, decisions, macs + spent
 
 
-def _training_loss(state: State, images: Images, config: Config, backend: Backend, gates: Array) -> tuple[float, int]:
-    """Mean loss over all training batches of the network that is left at these gates, and its multiply-accumulates."""
+def _objective(state: State, images: Images, config: Config, backend: Backend, gates: Array) -> tuple[float, int]:
+    """J of the network that is left at these gates, and the multiply-accumulates of finding it.
+
+    The mean loss over all training batches, in train mode, and what its size costs; without ½λ‖W‖², as W is the same at all
+    vertices.
+    """
     on = gates == 1.0
     left = cut_state(state, prune(state.network, on, fix=on, empty=config.gates.empty))
+    gates_on = prune(state.network, on, empty=config.gates.empty).network.gate_count
     losses, macs = [], 0
     with np.errstate(over="ignore", invalid="ignore"):
         for x, labels in epoch_batches(images, config, epoch=0):
@@ -142,7 +136,8 @@ def _training_loss(state: State, images: Images, config: Config, backend: Backen
             macs += result.tape.macs
     if not np.isfinite(losses).all():
         raise NonFiniteLoss(f"step {state.step}: the training loss is not finite where undecided gates are compared")
-    return float(np.mean(losses)), macs
+    size = penalty_of(state, config, len(images.labels)).of_decided(left.network, gates_on)
+    return float(np.mean(losses)) + size, macs
 
 
 class Settlement(NamedTuple):

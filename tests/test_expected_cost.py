@@ -299,6 +299,24 @@ def test_the_penalty_after_a_removal_is_the_penalty_before_at_zero():
     assert (Penalty(network, reference(cut.network), nu=0.4, alpha=0.6).value(theta)) > large.value(theta)
 
 
+@pytest.mark.parametrize("balance", [0.1, 0.9])
+def test_the_balance_sees_what_is_left(balance):
+    """C3 after a removal: "the others at 1" are those that are left; gates that went are 0 in every summand of R_ρ."""
+    network = residual_sums()
+    theta = np.random.default_rng(2).random(network.gate_count)
+    cut = prune(network, random_gates(network, 8, 0.7) == 1.0, empty="keep_constant")
+    gone = np.setdiff1d(np.arange(theta.size), cut.gates)
+    theta[gone] = 0.0
+    layer = complexity.cost_model(network).is_layer
+    seen = np.where(layer == (balance > 0.5), theta, 1.0)
+    seen[gone] = 0.0
+    true = Penalty(network, reference(network), nu=0.4, alpha=0.6)
+    small, large = (Penalty(n, reference(network), nu=0.4, alpha=0.6, balance=balance) for n in (cut.network, network))
+    want = 0.2 * true.value(theta) + 0.8 * true.value(seen)
+    assert_close("R_ρ", small.value(theta[cut.gates]), want, rounding(network, 1.0))
+    assert large.value(theta) > want + 1e-3
+
+
 def test_a_penalty_without_nu_is_the_plain_pull():
     network = vgg_chain()
     penalty = Penalty(network, reference(network), beta=0.25)

@@ -129,8 +129,8 @@ def _(context: Context) -> Finding:
     loss, every = loss_of(network, context, batch=24), table(network, context)
     own = loss.evaluate(np.ones(2)).tape.output.argmax(axis=1)  # so that with ν = 0 sections are worth keeping
     loss = dataclasses.replace(loss, target=own)
-    for nu, alpha in ((0.0, 0.5), (0.05, 0.0), (3.0, 0.9)):
-        rules = _rules(nu=nu, alpha=alpha)
+    for nu, alpha, rho in ((0.0, 0.5, 0.5), (0.05, 0.0, 0.9), (3.0, 0.9, 0.7)):
+        rules = _rules(nu=nu, alpha=alpha, balance=rho)
         state = _state(network, loss, rules, np.array([0.45, 0.7]))
         gates, decisions, _ = settle.decide(state, train.Images(loss.x, loss.target), rules, context.backend)
         vector = np.array([0.0, 1.0])
