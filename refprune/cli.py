@@ -21,6 +21,7 @@ from . import __version__
 from . import commands as trained
 from .conformance import command as verification
 from .errors import InputError
+from .files import check_targets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w-]+", "-", name)
+
+
 def _run(options: argparse.Namespace) -> int:
     from . import config, experiment, report, warmup
     from .progress import Progress
@@ -163,7 +168,7 @@ def _run(options: argparse.Namespace) -> int:
             overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
             overrides += [] if options.threads is None else [f"training.threads={options.threads}"]
             settings = config.load(options.experiment or "quickstart", overrides)
-            name = re.sub(r"[^\w-]+", "-", settings.name) or "run"
+            name = _as_folder(settings.name) or "run"
             directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             summary = experiment.run(settings, directory, **how)
     print("\n" + report.text_table(report.rows(summary)))
@@ -184,7 +189,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.jobs and options.scheduler:
         raise InputError("--jobs: with --scheduler the workers' threads say how many runs there are at a time")
     plan = sweep.load(options.file)
-    directory = options.out or Path("runs") / f"sweep-{plan.name}"
+    directory = options.out or Path("runs") / f"sweep-{_as_folder(plan.name)}"
     how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
     if options.scheduler:
         with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
@@ -256,6 +261,7 @@ def _export(options: argparse.Namespace) -> int:
 
     if not (options.npz or options.onnx or options.torch):
         raise InputError("export: give at least one of --npz, --onnx, --torch")
+    check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch)
     trained = export.of_run(options.directory, options.of)
     holds = True
     if options.npz:

@@ -97,8 +97,8 @@ def load(
         if spec_name is not None:
             raise InputError(f"--spec: {path} is a folder with a checkpoint, which holds its own spec")
         state, run = checkpoint.load(path)
-        if state.network.gate_count:
-            raise InputError(f"{path}: its network still has {state.network.gate_count} gates; finish the run first")
+        if not state.finished:
+            raise InputError(f"{path}: its run has not ended; finish it first (--resume)")
         return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
     if spec_name is not None:
         trained = _under_spec(path, spec_name, names)

@@ -70,6 +70,11 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     network = train.pressed(network, settings)
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
+    if settings.gates.magnitude > 0.0 and not any(group.kind == "unit" for group in network.gates):
+        raise InputError(f"gates.magnitude: {settings.gates.magnitude} removes units, but the network has no unit gates")
+    (outputs,) = network.output_shape
+    if dataset.classes > outputs:
+        raise InputError(f"data.name: {dataset.name} has {dataset.classes} classes, the network {outputs} outputs")
     images, test = train.prepare(dataset, settings, network.scaling)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
@@ -353,6 +358,8 @@ class TrainingRun:
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
         row["spared"] = list(pruned.spared)
+        for section in pruned.closed_for_emptiness:
+            self.progress.line(f"{self.name:9} step {pruned.step}: {section} has lost its last unit and goes")
         for gate in pruned.spared:
             self.progress.line(f"{self.name:9} step {pruned.step}: {gate} would have lost its last unit; one is kept")
         self.log["removals"].append(row)

@@ -310,17 +310,21 @@ def _line(outcome: Outcome) -> str:
 
 
 def _finished(job: Job) -> dict[str, Any] | None:
-    """The summary of a run that has been done."""
+    """The summary of a run that has been done. InputError for a folder that holds a run of another configuration."""
     folder = Path(job.directory)
     there = folder / "config.toml"
-    begun = there.exists() and there.stat().st_size > 0
-    if begun and config.load(str(there)) != config.from_dict(tomllib.loads(job.configuration)):
-        raise InputError(f"{folder}: holds a run of another configuration; give the sweep another folder (--out)")
+    if there.exists() and there.stat().st_size > 0:
+        try:
+            known = config.load(str(there))
+        except InputError:
+            return None  # the run itself will say so, and fail alone
+        if known != config.from_dict(tomllib.loads(job.configuration)):
+            raise InputError(f"{folder}: holds a run of another configuration; give the sweep another folder (--out)")
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary
+    return summary if isinstance(summary, dict) and "runs" in summary else None
 
 
 THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -335,6 +339,7 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
     log = folder.with_name(f"{folder.name}.log")
     with open(log, "ab") as output:
+        before = output.tell()
         process = (children or Children()).start(
             [sys.executable, "-P", "-m", "refprune.sweep"],
             stdin=subprocess.PIPE,
@@ -350,7 +355,8 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
     summary = _finished(job) if process.returncode == 0 else None
     if summary is not None:
         return Outcome(job, summary)
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
+    said = log.read_bytes()[before:].decode("utf-8", errors="replace")
+    lines = said.strip().splitlines() or ["no message"]
     code = process.returncode
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}" if code else "ended without summary.json"
     return Outcome(job, None, f"{how}: {lines[-1]}")

@@ -1,5 +1,6 @@
 """Others' networks: the same arrays in every format; conventions against PyTorch; what does not fit is named."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -150,15 +151,15 @@ def test_a_json_spec(tmp_path):
 def test_a_checkpoint_folder(tmp_path):
     rules = config.from_dict({"data": {"name": "synthetic-digits"}})
     network = zoo.residual_mlp(sections=2, width=3)
-    state = train.init(rules, train.ungated(network))
+    state = dataclasses.replace(train.init(rules, train.ungated(network)), finished=True)
     (tmp_path / "config.toml").write_text(config.to_toml(rules))
     (tmp_path / "unpruned").mkdir()
     checkpoint.save(tmp_path / "unpruned", state, {})
     trained = exchange.load(tmp_path / "unpruned")
     assert (trained.network, trained.data) == (state.network, "synthetic-digits")
     equal(trained, state.params, state.statistics)
-    checkpoint.save(tmp_path / "unpruned", train.init(rules, network), {})
-    with pytest.raises(InputError, match="its network still has 2 gates"):
+    checkpoint.save(tmp_path / "unpruned", dataclasses.replace(state, finished=False), {})
+    with pytest.raises(InputError, match="its run has not ended"):
         exchange.load(tmp_path / "unpruned")
     with pytest.raises(InputError, match="holds its own spec"):
         exchange.load(tmp_path / "unpruned", SPEC)

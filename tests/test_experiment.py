@@ -19,7 +19,9 @@ from refprune import checkpoint, cli, complexity, config, data, digits, experime
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiment import Progress
+from refprune.layerspec import Dense, Flatten
 from refprune.objective import BatchLoss
+from refprune.spec import Network
 
 STEPS = 6  # steps in an epoch
 TINY = data.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
@@ -699,3 +701,11 @@ def test_a_run_on_the_compiled_backend_resumes_to_the_same_bits(tmp_path):
     assert whole["runs"]["pruned"]["masked_compact_error"] <= 1.0
     interrupted(tmp_path / "r", rules, STEPS + 3)
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
+def test_more_classes_than_outputs_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "build", lambda name, options: Network((1, 28, 28), (Flatten(), Dense(3))))
+    rules = config.from_dict({"data": {"name": "synthetic-digits"}})
+    with pytest.raises(InputError, match=r"data\.name: tiny has 10 classes, the network 3 outputs"):
+        experiment.run(rules, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -20,7 +20,18 @@ from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.export import onnx_file, torch_file
-from refprune.layerspec import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, MaxPool, Section
+from refprune.layerspec import (
+    Activation,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Section,
+    UnitGate,
+)
 from refprune.network import forward, initialise
 from refprune.spec import Network
 from refprune.streams import Streams
@@ -233,9 +244,41 @@ def test_export_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
     assert "pip install -e '.[exchange]'" in capsys.readouterr().err
 
 
-def test_undecided_networks_are_not_exported(finished, tmp_path, monkeypatch):
-    state = checkpoint.load(finished / "pruned").state
-    gated = dataclasses.replace(state, network=Network((2,), (Section((Dense(2),)), Dense(2))))
-    monkeypatch.setattr(checkpoint, "load", lambda _: checkpoint.Checkpoint(gated, {}))
-    with pytest.raises(InputError, match="1 gates are not decided yet"):
+def test_a_run_that_has_not_ended_is_not_exported(finished, monkeypatch):
+    """Also one without undecided gates: its running statistics are those of training."""
+    state = dataclasses.replace(checkpoint.load(finished / "pruned").state, finished=False)
+    assert not state.network.gate_count
+    monkeypatch.setattr(checkpoint, "load", lambda _: checkpoint.Checkpoint(state, {}))
+    with pytest.raises(InputError, match="the run has not ended; finish it first"):
         export.of_run(finished)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_what_no_file_can_hold_is_refused(kind, tmp_path):
+    """A section that lost all its units and keeps its constant: a convolution without channels."""
+    section = Section((Conv(2, (1, 1)), UnitGate(), Conv(3, (1, 1))), gate=False)
+    network = Network((3, 2, 2), (section, GlobalAveragePool(), Dense(2)))
+    cut = prune(network, np.zeros(2, dtype=bool), empty="keep_constant")
+    params = cut.arrays(initialise(network, Streams(0)))
+    with pytest.raises(InputError, match=r"section1\.conv\d: a convolution that has lost all its channels"):
+        export.write_checked(tmp_path / f"a.{kind}", Trained(cut.network, params, {}), kind)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_are_not_overwritten(finished, tmp_path, capsys):
+    mine = tmp_path / "a.py"
+    mine.write_text("# mine\n")
+    assert cli.main(["export", str(finished), "--torch", str(tmp_path / "a.pt")]) == 2
+    assert "is there and not from here" in capsys.readouterr().err
+    assert mine.read_text() == "# mine\n"
+    same = str(tmp_path / "same")
+    assert cli.main(["export", str(finished), "--npz", same, "--onnx", same]) == 2
+    assert "are the same file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x", "logits"])
+def test_names_that_onnx_has_for_itself(name, tmp_path):
+    network = Network((2,), (Dense(2, name=name),))
+    trained = Trained(network, initialise(network, Streams(0)), {})
+    with pytest.raises(InputError, match=f"{name}: is what the model's input or output is called"):
+        export.write_checked(tmp_path / "a.onnx", trained, "onnx")

@@ -1,12 +1,13 @@
-"""The baseline by magnitude: norms by loops, what goes, and a run that prunes once, fine-tunes and resumes."""
+"""The baseline by magnitude: norms by loops, what goes, and a run that prunes once, fine-tunes, and resumes."""
 
 import math
 
 import numpy as np
 import pytest
 from test_expected_cost import GATED
+from tolerance import assert_identical
 
-from refprune import complexity, config, experiment
+from refprune import complexity, config, experiment, train
 from refprune.errors import InputError
 from refprune.magnitude import filter_norms, keep_largest
 from refprune.network import initialise
@@ -47,7 +48,7 @@ def test_equal_norms_go_from_the_end():
 
 
 def test_a_run_prunes_once_and_goes_on(tmp_path):
-    """Widths 6, 15, 150 of 20, 50, 500; θ stays 1; a run cut off in the second epoch ends with the same bits."""
+    """Widths 6, 15, 150 of 20, 50, 500; θ stays 1."""
     summary = experiment.run(config.from_dict(RULES), tmp_path / "a")["runs"]["pruned"]
     (removal,) = summary["removals"]
     assert removal["step"] == 6
@@ -56,6 +57,35 @@ def test_a_run_prunes_once_and_goes_on(tmp_path):
     assert summary["masked_compact_error"] <= 1.0
     assert summary["decisions"] == []
     assert complexity.parameters(experiment.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
+
+
+@pytest.mark.parametrize("steps", [5, 6, 7, 9])
+def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, steps):
+    """Before, at and after the removal at step 6, and in the epoch behind it: the same bits at the end."""
+    whole = experiment.run(config.from_dict(RULES), tmp_path / "whole")["runs"]["pruned"]
+    step, done = train.step, []
+
+    def cut_off(*a, **k):
+        done.append(None)
+        if len(done) > steps:
+            raise KeyboardInterrupt
+        return step(*a, **k)
+
+    monkeypatch.setattr(train, "step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config.from_dict(RULES), tmp_path / "cut")
+    monkeypatch.undo()
+    again = experiment.resume(tmp_path / "cut")["runs"]["pruned"]
+    assert [row["step"] for row in again["removals"]] == [row["step"] for row in whole["removals"]] == [6]
+    ends = [experiment.checkpoint.load(tmp_path / name / "pruned").state for name in ("whole", "cut")]
+    for name, array in ends[0].params.items():
+        assert_identical(name, ends[1].params[name], array)
+
+
+def test_a_network_without_unit_gates_is_refused(tmp_path):
+    rules = RULES | {"network": {"name": "lenet-5"}}
+    with pytest.raises(InputError, match=r"gates\.magnitude: 0\.7 removes units, but the network has no unit gates"):
+        experiment.run(config.from_dict(rules), tmp_path / "a")
 
 
 @pytest.mark.parametrize("gates", [{"initial": 0.9}, {"floor": 0.1, "threshold": 0.2}, {"magnitude_epoch": 2}])

@@ -4,11 +4,13 @@ import concurrent.futures
 import copy
 import json
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +179,27 @@ def test_a_failed_run_stops_nothing_and_is_repeated(tmp_path, monkeypatch, capsy
     assert "2 runs, 1 of them done" in said
     assert "mnist" in (tmp_path / "out" / "bad" / "seed-0.log").read_text()
     assert [r["seeds"] for r in sweep_report.read(tmp_path / "out")["results"]] == [[], [0]]
+
+
+def test_a_damaged_folder_of_a_run_stops_nothing(tmp_path):
+    """A summary that is none is made again; a configuration that cannot be read fails that run alone, in its own words."""
+    found = plan(tmp_path)
+    assert all(outcome.summary for outcome in sweep.run(found, tmp_path / "out", say=quiet))
+    first, second = (Path(job.directory) for job in sweep.jobs(found, tmp_path / "out"))
+    (first / "summary.json").write_text("[]")
+    (second / "config.toml").write_text("no = [toml")
+    outcomes = sweep.run(found, tmp_path / "out", say=quiet)
+    assert set(outcomes[0].summary["runs"]) == {"pruned"}
+    assert re.match(r"exit code 2: refprune: .*config\.toml", outcomes[1].problem)
+
+
+def test_a_failure_is_told_by_its_own_words(tmp_path, monkeypatch):
+    """Not by the last line that an earlier attempt left in the log."""
+    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    Path(job.directory).parent.mkdir(parents=True)
+    Path(job.directory).with_name("seed-0.log").write_text("refprune: an error of last week\n")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert sweep.execute(job).problem == "exit code 1: no message"
 
 
 def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):

@@ -29,8 +29,8 @@ from ..streams import Streams
 def of_run(directory: Path, run: str = "pruned") -> Trained:
     """The network of a finished run directory. InputError where it is not finished or not there."""
     state = checkpoint.load(directory / run).state
-    if state.network.gate_count:
-        raise InputError(f"{directory}: {state.network.gate_count} gates are not decided yet; finish the run (--resume) first")
+    if not state.finished:
+        raise InputError(f"{directory / run}: the run has not ended; finish it first (refprune run --resume {directory})")
     return Trained(state.network, state.params, state.statistics)
 
 
@@ -73,5 +73,9 @@ def write_checked(path: Path, trained: Trained, kind: str) -> Check:
         writer = importlib.import_module(f"{__name__}.{kind}_file")
     except ImportError as error:
         raise InputError(f"--{kind}: needs {error.name}:  pip install -e '.[{extra}]'") from error
+    for name, array in trained.params.items():
+        if array.ndim == 4 and not array.size:
+            layer = name.rpartition(".")[0]
+            raise InputError(f"{layer}: a convolution that has lost all its channels is nothing --{kind} can hold; --npz can")
     writer.write(path, trained)
     return compare(trained, lambda x: writer.outputs(path, x))

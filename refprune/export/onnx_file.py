@@ -127,6 +127,9 @@ def write(path: Path, trained: Trained) -> None:
     """The network as an ONNX model: input "x" (N, …), output "logits" (N, classes), both float32."""
     graph = _Graph(trained)
     network = trained.network
+    for layer in network.input_shapes:
+        if layer in ("x", "logits"):
+            raise InputError(f"{layer}: is what the model's input or output is called; give the layer another name")
     end = graph.chain(network.layers, "x")
     graph.node("Identity", [end], "logits")
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *network.input_shape])]

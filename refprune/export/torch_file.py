@@ -150,12 +150,15 @@ def _keys(network: Network, layers: tuple[Layer, ...], prefix: str = "") -> Iter
 def write(path: Path, trained: Trained) -> Path:
     """The state dict at `path` and beside it a .py whose `build()` makes the module; returns the .py's path.
 
-    InputError for conventions that PyTorch's layers lack.
+    It predicts what the network predicts; trained further, it follows PyTorch's conventions (running variance, slope at kinks).
+    InputError for layers that PyTorch lacks, and where the .py is there and not one that this function wrote.
     """
     network, arrays = trained.network, trained.params | trained.statistics
     source = path.with_suffix(".py")
     if source == path:
         raise InputError(f"--torch {path}: the state dict needs another ending than .py, .pt for example")
+    if source.exists() and not source.read_text(encoding="utf-8", errors="replace").startswith(HEAD[:20]):
+        raise InputError(f"--torch {path}: {source} is there and not from here; the module is written to that name")
     text = HEAD.format(weights=path.name, shape="×".join(map(str, network.input_shape)))
     write_atomically(source, (text + _source(network, network.layers, "    ") + "\n").encode())
     state = {key: torch.from_numpy(np.array(arrays[name])) for name, key in _keys(network, network.layers)}
