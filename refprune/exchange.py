@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +19,9 @@ import numpy as np
 
 from . import checkpoint, spec, weightfiles, zoo
 from .data import Dataset
-from .errors import DataError, InputError, SpecError
+from .errors import DataError, InputError
 from .layers import Array
-from .layerspec import BatchNorm, Conv, Dense, Layer, Section
+from .layerspec import BatchNorm, Conv, Dense, Flatten, Layer, Section
 from .network import Arrays, check_arrays
 from .spec import Network
 
@@ -31,12 +30,16 @@ STATISTICS = ("mean", "variance")
 
 
 class Layout(NamedTuple):
-    """A convention of files. keys: our name of an array → theirs, batch-norm's own first; axes: of a weight, in our order."""
+    """A convention of files. norm, affine: our name of an array → theirs; axes: of a weight, in our order.
+
+    channels_last: images are flattened with the channels innermost, where we have them outermost.
+    """
 
     norm: Mapping[str, tuple[str, ...]]
     affine: Mapping[str, tuple[str, ...]]
     axes: Mapping[type[Layer], tuple[int, ...]]
     ignored: tuple[str, ...] = ()
+    channels_last: bool = False
 
     def keys(self, layer: Layer) -> Mapping[str, tuple[str, ...]]:
         return self.norm if isinstance(layer, BatchNorm) else self.affine
@@ -66,10 +69,12 @@ LAYOUTS = {
         },
         {"weight": ("kernel",), "bias": ("bias",)},
         {Conv: (3, 2, 0, 1), Dense: (1, 0)},  # HWIO → OIHW, input×units → units×input
+        channels_last=True,
     ),
 }
 
 
+NEEDS_SPEC = "a file of weights needs --spec, a name of `refprune zoo` or a .json file"
 #: Of .npz files that hold their spec.
 NPZ_FORMAT = "refprune-weights-1"
 
@@ -94,19 +99,26 @@ def load(
     """
     path = find(source)
     if path.is_dir():
-        if spec_name is not None:
-            raise InputError(f"--spec: {path} is a folder with a checkpoint, which holds its own spec")
-        state, run = checkpoint.load(path)
-        if not state.finished:
-            raise InputError(f"{path}: its run has not ended; finish it first (--resume)")
-        return Trained(state.network, _as(state.params, dtype), _as(state.statistics, dtype), run.get("data") or _data_of(path))
-    if spec_name is not None:
+        if spec_name is not None or names is not None:
+            given = "--names" if spec_name is None else "--spec"
+            raise InputError(f"{given}: {path} is a folder with a checkpoint, which holds its own spec")
+        trained = _of_checkpoint(path)
+    elif spec_name is not None:
         trained = _under_spec(path, spec_name, names)
-    elif _holds_spec(path):
+    elif names is not None:
+        raise InputError("--names: needs --spec, whose names of layers it gives")
+    elif path.suffix == ".npz":
         trained = read_npz(path)
     else:
-        raise InputError(f"{path}: a file of weights needs --spec, a name of `refprune zoo` or a .json file")
+        raise InputError(f"{path}: {NEEDS_SPEC}")
     return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+
+
+def _of_checkpoint(path: Path) -> Trained:
+    state, run = checkpoint.load(path)
+    if not state.finished:
+        raise InputError(f"{path}: its run has not ended; finish it first (--resume)")
+    return Trained(state.network, state.params, state.statistics, run.get("data") or _data_of(path))
 
 
 def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
@@ -119,18 +131,15 @@ def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
         raise DataError(f"{path}: {error}") from error
 
 
-def _holds_spec(path: Path) -> bool:
-    return path.suffix == ".npz" and zipfile.is_zipfile(path) and "spec.npy" in zipfile.ZipFile(path).namelist()
-
-
 def read_npz(path: Path) -> Trained:
     """What `export.write_npz` wrote. InputError names the file and what is wrong."""
+    arrays = weightfiles.read(path)
+    if "spec" not in arrays:
+        raise InputError(f"{path}: {NEEDS_SPEC}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
         header = json.loads(str(arrays.pop("spec")))
         network = spec.from_json(header["network"])
-    except (OSError, ValueError, KeyError, TypeError, SpecError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no weights of refprune ({type(error).__name__}: {error})") from error
     if header.get("format") != NPZ_FORMAT:
         raise InputError(f"{path}: expected format {NPZ_FORMAT!r}, found {header.get('format')!r}")
@@ -172,8 +181,14 @@ def _renamed(arrays: Mapping[str, Array], names: str) -> Arrays:
     strange = [name for name in table if name not in modules]
     if strange:
         raise InputError(f"{names}: {strange[0]} is no layer of the file; those are {', '.join(sorted(modules))}")
-    parts = ((name.rpartition("."), array) for name, array in arrays.items())
-    return {f"{table.get(module, module)}.{suffix}": array for (module, _, suffix), array in parts}
+    renamed: Arrays = {}
+    for name, array in arrays.items():
+        module, _, suffix = name.rpartition(".")
+        ours = f"{table.get(module, module)}.{suffix}"
+        if ours in renamed:
+            raise InputError(f"{names}: {ours} would be two arrays, the second {name}")
+        renamed[ours] = array
+    return renamed
 
 
 def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
@@ -243,6 +258,7 @@ def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool 
     by_name = 2 * sum(layer.name in modules for layer in layers) > len(layers)
     if not by_name and not ordered:
         raise DataError(f"{next(iter(modules))}: is no layer of the spec, and such a file keeps no order: name them (--names)")
+    orders = _orders_behind_flatten(network) if layout.channels_last else {}
     found: Arrays = {}
     for layer, name in zip(
         layers, [layer.name for layer in layers] if by_name else [*modules, *[""] * len(layers)], strict=False
@@ -251,7 +267,9 @@ def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool 
         for key in _keys(layer):
             ours = f"{layer.name}.{key}"
             shape = {**network.parameter_shapes, **network.statistics_shapes}[ours]
-            found[ours] = _taken(theirs, name or layer.name, layout.keys(layer)[key], layout.axes.get(type(layer)), ours, shape)
+            array = _taken(theirs, name or layer.name, layout.keys(layer)[key], layout.axes.get(type(layer)), ours, shape)
+            reads_image = layer.name in orders and (key == "weight" or isinstance(layer, BatchNorm))
+            found[ours] = np.ascontiguousarray(array[..., orders[layer.name]]) if reads_image else array
         if theirs:
             raise DataError(f"{name}.{next(iter(theirs))} belongs to no array of layer {layer.name} ({type(layer).__name__})")
     if modules:
@@ -261,6 +279,22 @@ def from_arrays(arrays: Mapping[str, Array], network: Network, *, ordered: bool 
     statistics = {name: found[name] for name in network.statistics_shapes}
     check_arrays("params", network.parameter_shapes, params)
     return Trained(network, params, statistics)
+
+
+def _orders_behind_flatten(network: Network) -> dict[str, Array]:
+    """Dense layer or batch-norm that reads a flattened image → for each of its inputs its place with channels innermost."""
+    orders: dict[str, Array] = {}
+    order: Array | None = None
+    for layer in network.layers:
+        if isinstance(layer, Flatten):
+            channels, height, width = network.input_shapes[layer.name]
+            order = np.arange(channels * height * width).reshape(height, width, channels).transpose(2, 0, 1).ravel()
+        elif order is not None and isinstance(layer, Section):
+            raise DataError(f"{layer.name}: a section reads a flattened image; such a file with channels innermost is not read")
+        elif order is not None and isinstance(layer, (Dense, BatchNorm)):
+            orders[layer.name] = order
+            order = None if isinstance(layer, Dense) else order
+    return orders
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout:

@@ -66,8 +66,11 @@ def _npz(content: bytes) -> Arrays:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError("is one array, not an archive of arrays")
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise error if isinstance(error, DataError) else DataError(f"no archive of plain arrays ({error})") from error
+    except DataError:
+        raise
+    # A corrupt archive may raise nearly anything; whatever it is, the file is at fault. So in all readers below.
+    except Exception as error:
+        raise DataError(f"no archive of plain arrays ({type(error).__name__}: {error})") from error
 
 
 # ---------------------------------------------------------------------------------------------------- .safetensors
@@ -81,8 +84,11 @@ def _safetensors(content: bytes) -> Arrays:
     try:
         header = json.loads(content[8 : 8 + length])
         entries = {name: header[name] for name in header if name != "__metadata__"}
-        fields = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in entries.items()]
-    except (ValueError, TypeError, KeyError) as error:
+        fields = []
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            fields.append((name, str(entry["dtype"]), tuple(entry["shape"]), begin, end))
+    except Exception as error:
         raise DataError(f"no header of a safetensors file in bytes 8 to {8 + length} ({error})") from error
     arrays: Arrays = {}
     for name, kind, shape, begin, end in sorted(fields, key=lambda f: str(f[3]).zfill(20)):
@@ -154,7 +160,6 @@ def _pytorch(content: bytes) -> Arrays:
             found = _StateDict(archive.read(pickles[0]), lambda name: archive.read(folder + name)).load()
     except DataError:
         raise
-    # A corrupt archive or pickle may raise nearly anything; whatever it is, the file is at fault.
     except Exception as error:
         raise DataError(f"no PyTorch state dict: {type(error).__name__}: {error}") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
@@ -180,11 +185,15 @@ def _keras(content: bytes) -> Arrays:
             arrays: Arrays = {}
             for layer in _texts(root.attrs["layer_names"]):
                 for name in _texts(root[layer].attrs["weight_names"]):
-                    kind = name.rpartition("/")[2].removesuffix(":0")
-                    arrays[f"{layer}.{kind}"] = np.asarray(root[layer][name])
+                    ours = f"{layer}.{name.rpartition('/')[2].removesuffix(':0')}"
+                    if ours in arrays:
+                        raise DataError(f"{layer}: has two arrays of the name {ours}, the second {name}")
+                    arrays[ours] = np.asarray(root[layer][name])
             return arrays
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise error if isinstance(error, DataError) else DataError(f"no Keras weights ({error})") from error
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"no Keras weights ({type(error).__name__}: {error})") from error
 
 
 def _texts(names: Any) -> list[str]:

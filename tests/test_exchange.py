@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from tolerance import assert_close
+from tolerance import assert_close, gamma
 
 from refprune import checkpoint, config, data, exchange, spec, train, zoo
 from refprune.backend import ORACLE
 from refprune.conformance import torch_adapter
 from refprune.errors import DataError, InputError
 from refprune.inference import Predictor
-from refprune.layerspec import BatchNorm, Conv, Dense
+from refprune.layerspec import BatchNorm, Conv, Dense, Flatten, Section
 from refprune.network import initial_statistics, initialise
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, network_tolerance
+from refprune.spec import Network
 from refprune.streams import Streams
 
 BLOCKS = (3, 2, 1)
@@ -130,6 +131,35 @@ def test_the_same_output_as_in_pytorch():
     torch_adapter.load(theirs, *wide)
     want = theirs(torch.from_numpy(x)).detach().numpy()
     assert_close("logits", Predictor(NETWORK, ORACLE, *wide)(x), want, tolerance)
+
+
+def test_keras_flattens_with_the_channels_innermost(tmp_path):
+    """convolution → flatten → batch-norm → dense as Keras computes it, N×H×W×C, from its own formulas."""
+    rng = np.random.default_rng(3)
+    network = Network((2, 3, 4), (Conv(3, (1, 1), bias=False), Flatten(), BatchNorm(), Dense(2)))
+    shapes = {"conv1.kernel": (1, 1, 2, 3), "dense1.kernel": (36, 2), "dense1.bias": (2,)}
+    shapes |= {f"batchnorm1.{name}": (36,) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
+    theirs = {name: np.abs(rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "keras.npz", **theirs)
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json(network)))
+    trained = exchange.load(tmp_path / "keras.npz", str(tmp_path / "spec.json"), dtype="float64")
+    x = rng.standard_normal((5, 2, 3, 4))
+    h = (x.transpose(0, 2, 3, 1) @ theirs["conv1.kernel"][0, 0].astype(float)).reshape(5, 36)
+    mean, variance = theirs["batchnorm1.moving_mean"], theirs["batchnorm1.moving_variance"].astype(float)
+    h = (h - mean) / np.sqrt(variance + network.layers[2].eps) * theirs["batchnorm1.gamma"] + theirs["batchnorm1.beta"]
+    want = h @ theirs["dense1.kernel"].astype(float) + theirs["dense1.bias"]
+    got = Predictor(network, ORACLE, trained.params, trained.statistics)(x)
+    assert_close("logits", got, want, gamma(200, UNIT["float64"]) * np.abs(want).max())
+
+
+def test_keras_sections_behind_a_flatten_are_refused(tmp_path):
+    network = Network((1, 2, 2), (Flatten(), Section((Dense(4),)), Dense(2)))
+    arrays = {"section1.dense1": (4, 4), "dense1": (4, 2)}
+    theirs = {
+        f"{name}.{key}": np.ones(s) for name, shape in arrays.items() for key, s in (("kernel", shape), ("bias", shape[1:]))
+    }
+    with pytest.raises(DataError, match="section1: a section reads a flattened image"):
+        exchange.from_arrays(theirs, network)
 
 
 def test_a_planted_convention_is_seen():

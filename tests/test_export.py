@@ -145,6 +145,9 @@ def test_damaged_npz_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"w\.npz: is neither here nor"):
         exchange.load(path)
     path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"w\.npz: no archive of plain arrays"):
+        exchange.load(path)
+    np.savez(path, a=np.ones(2))
     with pytest.raises(InputError, match=r"w\.npz: a file of weights needs --spec"):
         exchange.load(path)
     export.write_npz(path, trained(NETWORKS["lenet-5"]()))
@@ -163,6 +166,20 @@ def test_damaged_npz_files_are_refused(tmp_path):
 
 def logits(model, x):
     return forward(model.network, ORACLE, model.params, x, statistics=model.statistics).output
+
+
+def test_a_flipped_byte_is_read_or_refused(tmp_path):
+    """Every 5th byte of a file of our own: no other error than InputError."""
+    network = Network((2,), (Dense(2), BatchNorm(), Dense(3)))
+    export.write_npz(tmp_path / "w.npz", trained(network))
+    content, refused = (tmp_path / "w.npz").read_bytes(), 0
+    for place in range(0, len(content), 5):
+        (tmp_path / "w.npz").write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        try:
+            exchange.load(tmp_path / "w.npz")
+        except InputError:
+            refused += 1
+    assert refused > len(content) / 10
 
 
 def test_a_state_dict_written_here_comes_back(tmp_path):
