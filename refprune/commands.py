@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -16,13 +17,18 @@ def add(commands: Any) -> None:
     """Add their parsers to argparse's `commands`."""
     prune = commands.add_parser("prune", help="remove sections of a trained network by a criterion, fine-tune, repeat")
     _network_arguments(prune, "?")
-    prune.add_argument("--criterion", metavar="NAME", default="cka", help="cka, random, l1, activation, kl or rank")
-    prune.add_argument("--samples", metavar="N", type=int, default=10_000, help="training images to score with (0: all)")
-    prune.add_argument("--target-macs", metavar="SHARE", type=float, default=0.0, help="stop at this share of the MACs")
-    prune.add_argument("--least-accuracy", metavar="SHARE", type=float, default=0.0, help="stop below this test accuracy")
-    prune.add_argument("--finetune", metavar="EPOCHS", type=int, default=1, help="after every removal (default: 1)")
-    prune.add_argument("--anneal", metavar="SHARE", type=float, default=1.0, help="to which the rate falls over the rounds")
-    prune.add_argument("--filter-rounds", metavar="N", type=int, default=0, help="then remove 10 %% of the filters, N times")
+    plan = prune.add_argument_group("what to do", argument_default=argparse.SUPPRESS)
+    plan.add_argument("--criterion", metavar="NAME", help="cka, random, l1, activation, kl or rank (default: cka)")
+    plan.add_argument("--samples", metavar="N", type=int, help="training images to score with (default: 10,000; 0: all)")
+    plan.add_argument(
+        "--target-macs", metavar="SHARE", type=float, help="stop at this share of the MACs (default: at the minimum)"
+    )
+    plan.add_argument("--least-accuracy", metavar="SHARE", type=float, help="stop below this test accuracy")
+    plan.add_argument("--finetune", metavar="EPOCHS", type=int, help="after every removal (default: 1)")
+    plan.add_argument(
+        "--anneal", metavar="SHARE", type=float, help="to which share of itself the rate falls until sections end (default: 1)"
+    )
+    plan.add_argument("--filter-rounds", metavar="N", type=int, help="then remove 10 %% of the filters, N times (default: 0)")
     prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
     prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")
     prune.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
@@ -70,11 +76,17 @@ def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None
     parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
-    parser.add_argument("--backend", choices=["numba", "oracle"], default="numba")
+    parser.add_argument("--backend", choices=["numba", "oracle"], help="default: numba")
     parser.add_argument(
         "--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0)
+    parser.add_argument("--seed", metavar="N", type=int, help="default: 0")
+
+
+def _engine(options: argparse.Namespace) -> Any:
+    from . import backend
+
+    return backend.by_name(options.backend or "numba", threads=options.threads)
 
 
 def _trained(options: argparse.Namespace, source: str) -> tuple[Any, Any, Any]:
@@ -84,7 +96,8 @@ def _trained(options: argparse.Namespace, source: str) -> tuple[Any, Any, Any]:
     trained = exchange.load(source, options.spec, options.names)
     dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
     exchange.check_images(trained.network, dataset)
-    return trained, dataset, scaling.of(dataset, trained.network.scaling, images=len(dataset.train_labels), dtype="float32")
+    seen = trained.training_images or len(dataset.train_labels)
+    return trained, dataset, scaling.of(dataset, trained.network.scaling, images=seen, dtype="float32")
 
 
 def _count(option: str, wanted: int, there: int) -> int:
@@ -94,61 +107,66 @@ def _count(option: str, wanted: int, there: int) -> int:
     return wanted or there
 
 
-def _check_outputs(*paths: Path | None, picture: Path | None = None) -> None:
+def _check_outputs(picture: Path | None = None, **paths: Path | None) -> None:
     """Before anything is computed: can the files be written?"""
-    from . import pictures
+    from . import files, pictures
 
-    for path in filter(None, (*paths, picture)):
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist")
+    files.check_targets(picture=picture, **paths)
     if picture is not None:
         pictures.check(picture)
 
 
+def _given(options: argparse.Namespace, *but: str) -> list[str]:
+    """Options on the command line, without those in `but`."""
+    there = {name: value for name, value in vars(options).items() if name != "command" and value not in (None, [])}
+    return [name if name == "checkpoint" else f"--{name.replace('_', '-')}" for name in there if name not in but]
+
+
 def _prune(options: argparse.Namespace) -> int:
-    from . import config, exchange, iterative, pictures, report
+    from . import config, exchange, iterative, iterative_report, pictures, report
     from .progress import Progress
 
     if options.compare:
         return _compare(options)
+    if options.picture:
+        raise InputError("--picture: goes with --compare; a run's pictures stand in its report.html")
     how: dict[str, Any] = {"data_directory": options.data_dir, "progress": Progress()}
     if options.resume is not None:
-        if options.checkpoint is not None or options.set or options.out:
-            raise InputError("--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it")
+        if others := _given(options, "resume", "data_dir", "threads"):
+            allowed = "only --data-dir and --threads may be given beside it"
+            raise InputError(f"--resume: goes on with the run as it was; {allowed}, got {others[0]}")
         directory = options.resume
         summary = iterative.resume(directory, threads=options.threads, **how)
     else:
         if options.checkpoint is None:
             raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
-        plan = iterative.Plan(
-            options.criterion,
-            options.samples,
-            options.target_macs,
-            options.least_accuracy,
-            options.finetune,
-            options.filter_rounds,
-            options.anneal,
-        )
+        fields = (field.name for field in dataclasses.fields(iterative.Plan))
+        plan = iterative.Plan(**{name: getattr(options, name) for name in fields if hasattr(options, name)})
         trained = exchange.load(options.checkpoint, options.spec, options.names)
-        training = {"backend": options.backend, "threads": options.threads or 0}
+        training = {"backend": options.backend or "numba", "threads": options.threads or 0}
         overrides = config.overridden({"training": training}, options.set)
-        settings = iterative.settings_for(options.data or trained.data or "cifar10", plan.finetune, options.seed, overrides)
+        settings = iterative.settings_for(
+            options.data or trained.data or "cifar10", plan.finetune, options.seed or 0, overrides
+        )
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
-        summary = iterative.run(trained, plan, settings, directory, **how)
-    table = iterative.table(summary)
-    print("\n" + report.text_table(table))
+        source = options.checkpoint + (f" as {options.spec}" if options.spec else "")
+        summary = iterative.run(trained, plan, settings, directory, source=source, **how)
+    print("\n" + report.text_table(iterative_report.rounds(summary)))
     print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
-    page = pictures.pruning_page(directory, summary, table)
+    page = pictures.pruning_page(directory, summary)
     print(f"\nreport: {page}" if page else f"\n{report.HINT}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from . import iterative, pictures, report
+    from . import iterative_report, pictures, report
 
-    _check_outputs(picture=options.picture)
-    runs = iterative.finished(options.compare)
-    print(report.text_table(iterative.side_by_side(runs)))
+    if others := _given(options, "compare", "picture"):
+        raise InputError(f"--compare: only shows runs; only --picture may be given beside it, got {others[0]}")
+    _check_outputs(options.picture)
+    runs = iterative_report.read_all(options.compare)
+    print(report.text_table(iterative_report.side_by_side(runs)))
+    print("\n" + report.text_table(iterative_report.differences(runs)))
     if options.picture:
         pictures.save(options.picture, pictures.accuracy_against_macs(runs))
     return 0
@@ -157,23 +175,23 @@ def _compare(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from fractions import Fraction
 
-    from . import backend, files, pictures, report, robustness
+    from . import files, pictures, report, robustness
 
     try:
         eps = [float(Fraction(value)) for value in filter(None, options.fgsm.split(","))]
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"--fgsm: expected numbers or fractions, as in 1/255,0.01, got {options.fgsm!r}") from error
     kinds = list(robustness.CORRUPTIONS) if options.corruptions == "all" else list(filter(None, options.corruptions.split(",")))
-    _check_outputs(options.json, picture=options.picture)
-    engine = backend.by_name(options.backend, threads=options.threads)
+    _check_outputs(options.picture, json=options.json)
+    engine = _engine(options)
     results: dict[str, list[robustness.Row]] = {}
-    for source in options.checkpoint:
-        trained, dataset, scaling = _trained(options, source)
+    loaded = [(source, *_trained(options, source)) for source in options.checkpoint]
+    for source, trained, dataset, scaling in loaded:
         count = _count("--images", options.images, len(dataset.test_labels))
         test = dataset.test_images[:count], dataset.test_labels[:count]
         found: list[robustness.Row] = []
         how: dict[str, Any] = {} if options.clean else {"eps": eps, "corruptions": kinds}
-        for row in robustness.evaluate(trained, engine, scaling, *test, seed=options.seed, **how):
+        for row in robustness.evaluate(trained, engine, scaling, *test, seed=options.seed or 0, **how):
             found.append(row)
             if sys.stderr.isatty():
                 print(f"{source}: {row.what} {row.strength:g}: {100 * row.accuracy:.2f} %", file=sys.stderr)
@@ -191,12 +209,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _similarity(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from . import backend, features, files, pictures
+    from . import features, files, pictures
     from .progress import Progress
 
-    _check_outputs(options.json, picture=options.picture)
+    _check_outputs(options.picture, json=options.json)
     trained, dataset, scaling = _trained(options, options.checkpoint)
-    network, engine = trained.network, backend.by_name(options.backend, threads=options.threads)
+    network, engine = trained.network, _engine(options)
     named = {"chain": [layer.name for layer in network.layers], "all": features.points(network)}
     points = features.checked_points(network, named.get(options.points, options.points.split(",")))
     x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
@@ -223,13 +241,14 @@ def _similarity(options: argparse.Namespace) -> int:
         content = {"points": points, "cka": values, "status": found.status.tolist()}
         files.write_atomically(options.json, json.dumps(content, indent=1).encode())
     if options.picture:
-        title = f"CKA ({options.kernel}, unbiased, {len(x)} images)"
+        used = len(x) - len(x) % min(options.batch_size, len(x))
+        title = f"CKA ({options.kernel}, unbiased, {used} images)"
         pictures.save(options.picture, pictures.similarity_matrix(points, found.values, title))
     return 0
 
 
 def _score(options: argparse.Namespace) -> int:
-    from . import backend, files, report, stability
+    from . import files, report, stability
     from .progress import Progress
 
     if options.repeats < 1:
@@ -238,13 +257,13 @@ def _score(options: argparse.Namespace) -> int:
         sizes = [int(size) for size in filter(None, options.subsets.split(","))]
     except ValueError as error:
         raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
-    _check_outputs(options.json)
+    _check_outputs(json=options.json)
     trained, dataset, scaling = _trained(options, options.checkpoint)
     x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
-    engine = backend.by_name(options.backend, threads=options.threads)
+    engine = _engine(options)
     progress = Progress()
     progress.start("images", len(x), 0)
-    how: dict[str, Any] = {"sizes": sizes, "repeats": options.repeats, "expected": options.expect, "seed": options.seed}
+    how: dict[str, Any] = {"sizes": sizes, "repeats": options.repeats, "expected": options.expect, "seed": options.seed or 0}
     choices = stability.study(trained, engine, x, **how, advance=progress.reach)
     progress.finish()
     print(report.text_table(stability.table(choices)))

@@ -31,6 +31,7 @@ from .errors import InputError
 from .inference import Predictor
 from .layers import Array
 from .layerspec import Conv, Dense, Section, UnitGate
+from .magnitude import filter_norms, smallest
 from .network import Arrays, forward
 from .spec import Network
 from .streams import Streams
@@ -38,6 +39,8 @@ from .surgery import Cut, prune
 
 #: Sections that stay in every stage (K6).
 STAY = 2
+#: Images of a batch in a plain pass.
+BATCH = 100
 #: Images of which "rank" takes the singular values of every feature map.
 RANK_IMAGES = 100
 
@@ -218,18 +221,17 @@ def _l1(subject: Subject) -> Scores:
 
 
 def _added(subject: Subject, images: int, measure: Callable[[Array], float]) -> Scores:
-    """The mean over batches of one size of measure(path(h)) for every candidate."""
+    """The mean over images of measure(path(h)), itself a mean over the images of a batch, for every candidate."""
     last = {section.path[-1].name: name for name, section in subject.sections.items()}
     x = subject.x[:images]
-    size = next(size for size in range(min(100, len(x)), 0, -1) if len(x) % size == 0)
     totals = dict.fromkeys(subject.names, 0.0)
 
     def look(name: str, y: Array) -> None:
         if name in last:
-            totals[last[name]] += measure(y) * size / len(x)
+            totals[last[name]] += measure(y) * len(y) / len(x)
 
-    for start in range(0, len(x), size):
-        batch = x[start : start + size]
+    for start in range(0, len(x), BATCH):
+        batch = x[start : start + BATCH]
         forward(subject.network, subject.backend, subject.params, batch, statistics=subject.statistics, observe=look)
     return totals
 
@@ -240,8 +242,7 @@ def _activation(subject: Subject) -> Scores:
 
 def _rank(subject: Subject) -> Scores:
     def share(y: Array) -> float:
-        if y.ndim != 4:
-            raise InputError(f"criterion: 'rank' needs feature maps (channels, height, width), got {y.shape[1:]}")
+        _check_maps(y.shape[1:])
         return float(np.linalg.matrix_rank(y).mean() / min(y.shape[2:]))
 
     return _added(subject, RANK_IMAGES, share)
@@ -274,6 +275,22 @@ CRITERIA: dict[str, Callable[[Subject], Scores]] = {
 }
 
 
+def check(criterion: str, network: Network, samples: int) -> None:
+    """InputError if the criterion cannot judge this network, or not by so many images (0: all)."""
+    if criterion in ("cka", "kl"):
+        classifier(network)
+    if criterion == "cka" and samples == 1:
+        raise InputError("--samples: CKA takes at least 2 images, got 1")
+    if criterion == "rank":
+        for section in (layer for layer in network.layers if isinstance(layer, Section)):
+            _check_maps(section.output_shape(network.input_shapes[section.name]))
+
+
+def _check_maps(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise InputError(f"criterion: 'rank' needs feature maps (channels, height, width), got {shape}")
+
+
 def ranked(scores: Scores) -> tuple[str, float]:
     """The section that goes, the first of the lowest, and the margin to the second (inf if it is the only one)."""
     order = sorted(scores.values())
@@ -288,13 +305,11 @@ def thinned(network: Network, params: Mapping[str, Array], share: float) -> Cut:
     """
     layers = tuple(_unit_gated(layer) if isinstance(layer, Section) else layer for layer in network.layers)
     gated = dataclasses.replace(network, layers=layers)
-    keep = np.ones(gated.gate_count, dtype=bool)
+    norms, keep = filter_norms(gated, params), np.ones(gated.gate_count, dtype=bool)
     for group in gated.gates:
         if group.kind == "unit" and group.name.endswith(THINNING):
-            weight = params[f"{gated.unit_links[group.name].producer}.weight"]
-            norms = np.abs(weight).sum(axis=tuple(range(1, weight.ndim)), dtype=np.float64)
-            count = min(max(int(share * len(norms)), 1), len(norms) - 1)
-            keep[group.start + np.argsort(norms, kind="stable")[:count]] = False
+            n = group.stop - group.start
+            keep[group.start + smallest(norms[group.slice], min(max(int(share * n), 1), n - 1))] = False
     return prune(gated, keep, fix=keep)
 
 

@@ -8,6 +8,7 @@ does not is named.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -80,12 +81,24 @@ NPZ_FORMAT = "refprune-weights-1"
 
 
 class Trained(NamedTuple):
-    """A network with weights. data: the set it is for, if the folder it comes from says so."""
+    """A network with weights. data: the set it is for, if the folder it comes from says so.
+
+    training_images: the end of the slice of that set which it was trained on, from the back if negative; None: all of it.
+    """
 
     network: Network
     params: Arrays
     statistics: Arrays
     data: str | None = None
+    training_images: int | None = None
+
+
+def digest(trained: Trained) -> str:
+    """SHA-256 of the spec and every array."""
+    found = hashlib.sha256(json.dumps(spec.to_json(trained.network), sort_keys=True).encode())
+    for name, array in sorted((trained.params | trained.statistics).items()):
+        found.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def load(
@@ -118,7 +131,8 @@ def _of_checkpoint(path: Path) -> Trained:
     state, run = checkpoint.load(path)
     if not state.finished:
         raise InputError(f"{path}: its run has not ended; finish it first (--resume)")
-    return Trained(state.network, state.params, state.statistics, run.get("data") or _data_of(path))
+    origin = (run["data"], run["training_images"]) if "training_images" in run else _data_of(path)
+    return Trained(state.network, state.params, state.statistics, *origin)
 
 
 def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
@@ -195,14 +209,15 @@ def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
-def _data_of(directory: Path) -> str | None:
-    """data.name of the nearest config.toml, in the folder or the one above."""
+def _data_of(directory: Path) -> tuple[str | None, int | None]:
+    """`data` and `training_images` by the nearest config.toml, in the folder or the one above."""
     from . import config
 
     for folder in (directory, directory.parent):
         if (folder / "config.toml").is_file():
-            return config.load(str(folder / "config.toml")).data.name
-    return None
+            used = config.load(str(folder / "config.toml")).data
+            return used.name, used.train_limit - used.holdout or None
+    return None, None
 
 
 # --------------------------------------------------------------------------------------------------------------------

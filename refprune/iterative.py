@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from .config import Config
 from .criteria import CRITERIA, Subject
 from .errors import InputError
 from .exchange import Trained
-from .files import write_atomically
+from .files import locked, write_atomically
 from .layers import Array
 from .progress import Progress
 from .spec import Network
@@ -36,6 +36,14 @@ Record = dict[str, Any]
 FILTER_SHARE = 0.1
 #: Images of a batch in evaluation.
 BATCH = 250
+_NO_GATES = "has no effect where no gate is trained"
+#: Keys of a Config that mean nothing here, and why.
+WITHOUT_EFFECT = {
+    "training.epochs": "--finetune says how many epochs follow a removal",
+    "training.section_scale": "has no effect on a network that is trained already",
+    "training.checkpoint_every": "a checkpoint is written after every epoch",
+    "training.log_every": "every round is logged",
+} | dict.fromkeys((f"objective.{key}" for key in ("penalty", "nu", "alpha", "balance")), _NO_GATES)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,9 @@ def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str,
     for table, values in overrides.items():
         if table not in tables or not isinstance(values, Mapping):
             raise InputError(f"--set {table}: fine-tuning has the tables {', '.join(tables)}")
+        for key in values:
+            if f"{table}.{key}" in WITHOUT_EFFECT:
+                raise InputError(f"--set {table}.{key}: {WITHOUT_EFFECT[f'{table}.{key}']}")
         tables[table] |= values
     tables["training"]["epochs"] = max(finetune, 1)
     return config.from_dict({"name": "prune", "seed": seed, **tables}, where="fine-tuning")
@@ -95,24 +106,28 @@ def run(
     settings: Config,
     directory: Path,
     *,
+    source: str = "",
     data_directory: str | None = None,
     progress: Progress | None = None,
 ) -> Record:
     """Prune `trained` in a new or empty `directory`; returns what summary.json holds.
 
-    InputError before anything is written: images that do not fit, no candidate, a target below what K6 allows.
+    source: where `trained` comes from, for whoever reads the run later. InputError before anything is written: images that do
+    not fit, no candidate, a criterion that cannot judge this network, a target below what K6 allows.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
     check(trained.network, plan)
-    job = _Job.make(plan, settings, directory, data_directory, progress or Progress(), trained.network)
+    written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
+    written["network"] = {"source": source, "sha256": exchange.digest(trained), "training_images": trained.training_images}
+    job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), trained.network)
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
-    written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
     write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
-    job.progress.line(f"run directory: {directory}")
-    job.begin(trained)
-    return job.go()
+    with locked(directory / "plan.json"):
+        job.progress.line(f"run directory: {directory}")
+        job.begin(trained)
+        return job.go()
 
 
 def resume(
@@ -126,17 +141,21 @@ def resume(
         raise InputError(f"{directory / 'plan.json'}: no pruning run to resume here ({error})") from error
     if threads is not None:
         settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, threads=threads))
-    network = checkpoint.load(directory / "round-00").state.network
-    job = _Job.make(plan, settings, directory, data_directory, progress or Progress(), network)
-    job.progress.line(f"run directory: {directory}")
-    experiment.compare_environment(directory / "environment.json", job.environment, job.progress)
-    return job.go()
+    with locked(directory / "plan.json"):
+        network = checkpoint.load(directory / "round-00").state.network
+        job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), network)
+        job.progress.line(f"run directory: {directory}")
+        experiment.compare_environment(directory / "environment.json", job.environment, job.progress)
+        return job.go()
 
 
 def check(network: Network, plan: Plan) -> None:
-    """InputError if there is nothing to remove, or the target cannot be reached: the message says the minimum."""
+    """InputError if there is nothing to remove, the criterion cannot judge it, or the target cannot be reached (K6)."""
+    if network.gate_count:
+        raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
     if not criteria.candidates(network):
         raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
+    criteria.check(plan.criterion, network, plan.samples)
     start, least = complexity.macs(network), criteria.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:
         raise InputError(
@@ -153,8 +172,9 @@ def _plain(settings: Config) -> Record:
 
 @dataclass
 class _Job:
-    """A run under way. fewest_macs: without any candidate. records: of the finished rounds, "round-00" first."""
+    """A run under way. written: what plan.json holds. fewest_macs: without any candidate. records: of the finished rounds."""
 
+    written: Record
     plan: Plan
     settings: Config
     directory: Path
@@ -168,23 +188,31 @@ class _Job:
 
     @classmethod
     def make(
-        cls, plan: Plan, settings: Config, directory: Path, folder: str | None, progress: Progress, network: Network
+        cls,
+        written: Record,
+        plan: Plan,
+        settings: Config,
+        directory: Path,
+        folder: str | None,
+        progress: Progress,
+        network: Network,
     ) -> _Job:
         dataset = data.load(settings.data.name, folder)
         exchange.check_images(network, dataset)
-        if plan.samples > len(dataset.train_labels):
-            raise InputError(f"--samples: {plan.samples} exceeds the {len(dataset.train_labels)} training images")
-        images, test = train.prepare(dataset, settings, network.scaling)
+        scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
+        images, test = train.prepare(dataset, settings, network.scaling, scaled_by=scaled_by)
+        if plan.samples > len(images.labels):
+            raise InputError(f"--samples: {plan.samples} exceeds the {len(images.labels)} training images")
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
         known = experiment.environment(dataset)
-        return cls(plan, settings, directory, known, images, test, engine, progress, criteria.fewest_macs(network))
+        return cls(written, plan, settings, directory, known, images, test, engine, progress, criteria.fewest_macs(network))
 
     def begin(self, trained: Trained) -> None:
         dtype = self.settings.training.dtype
         params, statistics = ({n: a.astype(dtype) for n, a in g.items()} for g in (trained.params, trained.statistics))
         none, no_counts = np.zeros(0), np.zeros(0, np.intp)
         state = _fresh(State(trained.network, params, {}, statistics, none, no_counts, none, no_counts))
-        record = {"round": 0, "kind": "start", "data": self.settings.data.name, "removed": None, "seconds": 0.0}
+        record = {"round": 0, "kind": "start", **self._origin, "removed": None, "seconds": 0.0}
         self._save(0, state, record | self._measured(state))
         self.records.clear()
 
@@ -213,6 +241,11 @@ class _Job:
         if not filters and criteria.candidates(network) and complexity.macs(network) > self._target:
             return "section"
         return "filters" if filters < self.plan.filter_rounds else None
+
+    @property
+    def _origin(self) -> Record:
+        """What `exchange.load` needs to know of a round's checkpoint, to scale images as here."""
+        return {"data": self.settings.data.name, "training_images": self.written["network"]["training_images"]}
 
     @property
     def _target(self) -> float:
@@ -250,7 +283,7 @@ class _Job:
     def _remove(self, number: int, kind: str, before: State) -> tuple[State, Record]:
         """Score, remove and measure, without fine-tuning yet."""
         started = time.monotonic()
-        record: Record = {"round": number, "kind": kind, "data": self.settings.data.name, "finetune": []}
+        record: Record = {"round": number, "kind": kind, **self._origin, "finetune": []}
         record["learning_rate"] = self._rate(before.network)
         if kind == "section":
             subject = Subject(
@@ -330,9 +363,10 @@ class _Job:
         else:
             stopped = "no candidate is left: two sections stay in every stage"
         result = self.records[max(len(self.records) - 2, 0)] if fell else last
-        summary = {"plan": dataclasses.asdict(self.plan), "data": self.settings.data.name, "seed": self.settings.seed}
-        summary |= {"stopped": stopped, "result": f"round-{result['round']:02d}", "rounds": self.records}
+        summary = self.written | {"stopped": stopped, "result": f"round-{result['round']:02d}", "rounds": self.records}
+        write_atomically(self.directory / "rounds.json", json.dumps(self.records, indent=1).encode())
         write_atomically(self.directory / "summary.json", json.dumps(summary, indent=1).encode())
+        shutil.rmtree(self.directory / "working", ignore_errors=True)  # of a run that ended just after its last round
         return summary
 
 
@@ -345,42 +379,3 @@ def _fresh(state: State) -> State:
 def _made(directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     return directory
-
-
-def table(summary: Record) -> list[tuple[str, ...]]:
-    """A row a round: what went, its score, the margin to the second, accuracy before and after fine-tuning, size."""
-    start = summary["rounds"][0]
-    rows: list[tuple[str, ...]] = [("round", "removed", "score", "margin", "test before", "test after", "MACs", "parameters")]
-    for record in summary["rounds"]:
-        score = f"{record['scores'][record['removed']]:.5f}" if record.get("scores") else ""
-        margin = "" if record.get("margin") is None else f"{record['margin']:.5f}"
-        before = f"{100 * record['accuracy_before_finetuning']:.2f} %" if record["round"] else ""
-        costs = (f"{record[key]:,} ({record[key] / start[key]:.0%})" for key in ("macs_per_image", "parameters"))
-        after = f"{100 * record['test_accuracy']:.2f} %"
-        rows.append((str(record["round"]), record["removed"] or "", score, margin, before, after, *costs))
-    return rows
-
-
-def finished(directories: Sequence[Path]) -> dict[str, Record]:
-    """Folder's name → summary of a finished run. InputError names the folder that holds none."""
-    runs = {}
-    for directory in directories:
-        try:
-            runs[directory.name] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{directory}: no finished pruning run ({error})") from error
-    return runs
-
-
-def side_by_side(runs: Mapping[str, Record]) -> list[tuple[str, ...]]:
-    """A row a round, a pair of columns a run: share of the MACs, accuracy after fine-tuning (before)."""
-    rows: list[tuple[str, ...]] = [("round", *(cell for name in runs for cell in ("MACs", name)))]
-    for number in range(max(len(run["rounds"]) for run in runs.values())):
-        cells = [str(number)]
-        for rounds in (run["rounds"] for run in runs.values()):
-            record = rounds[number] if number < len(rounds) else None
-            before = f" ({100 * record['accuracy_before_finetuning']:.2f})" if record and number else ""
-            share = f"{record['macs_per_image'] / rounds[0]['macs_per_image']:.1%}" if record else ""
-            cells += [share, f"{100 * record['test_accuracy']:.2f} %{before}" if record else ""]
-        rows.append(tuple(cells))
-    return rows

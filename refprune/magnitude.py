@@ -34,7 +34,11 @@ def keep_largest(network: Network, params: Mapping[str, Array], removed: float) 
     for group in network.gates:
         if group.kind == "unit":
             n = group.stop - group.start
-            goes = min(math.floor(removed * n), n - 1)
-            order = np.argsort(-norms[group.slice], kind="stable")
-            keep[group.start + order[n - goes :]] = False
+            keep[group.start + smallest(norms[group.slice], min(math.floor(removed * n), n - 1))] = False
     return keep
+
+
+def smallest(norms: Array, count: int) -> Array:
+    """Positions of the `count` smallest; of equal ones the later."""
+    order: Array = np.argsort(-norms, kind="stable")
+    return order[len(order) - count :]

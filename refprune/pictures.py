@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from . import iterative_report
 from .errors import InputError
 from .files import write_atomically
 from .layers import Array
-from .report import HINT, figure, page, svg
+from .report import HINT, figure, html_table, page, svg
 from .robustness import Row
 
 
@@ -44,25 +45,30 @@ def require_matplotlib() -> None:
 # Pruning by criterion
 
 
-def pruning_page(directory: Path, summary: Mapping[str, Any], table: Sequence[Sequence[str]]) -> Path | None:
-    """report.html of a pruning run: its table, accuracy against MACs, scores over rounds. None where matplotlib is missing."""
+def pruning_page(directory: Path, run: Mapping[str, Any]) -> Path | None:
+    """report.html of a pruning run: what was pruned and how, its table, accuracy against MACs, scores over rounds.
+
+    run: its summary.json. None where matplotlib is missing.
+    """
     try:
         require_matplotlib()
     except InputError:
         return None
-    plan = summary["plan"]
-    title = f"pruning by {plan['criterion']}, data {summary['data']}, seed {summary['seed']}"
-    drawings = [accuracy_against_macs({plan["criterion"]: summary})]
-    scored = [record for record in summary["rounds"] if record.get("scores")]
+    criterion = run["plan"]["criterion"]
+    drawings = [accuracy_against_macs({criterion: run})]
+    scored = [record for record in run["rounds"] if record.get("scores")]
     drawings += [scores_over_rounds(scored)] if scored else []
+    facts = [("setting", "value"), ("stopped", run["stopped"]), ("result", run["result"])]
+    facts += iterative_report.facts(dict(run)).items()
+    body = "".join(map(svg, drawings)) + html_table(facts)
     path = directory / "report.html"
-    write_atomically(path, page(title, table, "".join(map(svg, drawings))).encode())
+    write_atomically(path, page(f"pruning by {criterion}", iterative_report.rounds(dict(run)), body).encode())
     return path
 
 
 def accuracy_against_macs(summaries: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A line a run: test accuracy after fine-tuning against the share of MACs that is left; thin: before fine-tuning."""
-    drawing, axes = figure("Test accuracy against computation", "MACs per image, share of the start", "test accuracy (%)")
+    """A line a run: accuracy after fine-tuning against the share of MACs that is left; thin: before fine-tuning."""
+    drawing, axes = figure("Accuracy against computation", "MACs per image, share of the start", "accuracy (%)")
     for name, summary in summaries.items():
         rounds = summary["rounds"]
         share = [record["macs_per_image"] / rounds[0]["macs_per_image"] for record in rounds]

@@ -58,7 +58,10 @@ def fgsm(trained: Trained, backend: Backend, scaling: Scaling, pixels: Array, la
 
 
 class Draw(NamedTuple):
-    """Uniform numbers for one corruption, severity and batch: draw(k) is k of them for every value, k×N×C×H×W."""
+    """Uniform numbers for one corruption, severity and batch: draw(k) is k of them for every value, k×N×C×H×W.
+
+    The first of the k are the same however many images N the batch has, the others are not.
+    """
 
     streams: Streams
     purpose: str
@@ -208,6 +211,9 @@ def evaluate(
     for value in eps:
         if not 0.0 <= value <= 1.0:
             raise InputError(f"--fgsm: ε is a share of the pixel range and must lie in [0, 1], got {value}")
+    for kind in corruptions:
+        if kind not in CORRUPTIONS:
+            raise InputError(f"--corruptions: {kind!r} is not known; allowed are {', '.join(CORRUPTIONS)}")
     predict = Predictor(trained.network, backend, trained.params, trained.statistics)
 
     def accuracy(change: Change) -> float:

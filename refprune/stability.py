@@ -52,12 +52,12 @@ def study(
     """
     names = criteria.candidates(trained.network)
     if not names:
-        raise InputError(
-            "network: has no candidate for removal (K6: no section but the first two of a stage, or shapes change)"
-        )
+        raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
     if expected is not None and expected not in names:
         raise InputError(f"--expect: {expected!r} is no candidate; allowed are {', '.join(names)}")
     for size in sizes:
+        if list(sizes).count(size) > 1:
+            raise InputError(f"--subsets: {size} is given twice")
         if not 2 <= size <= len(x):
             raise InputError(f"--subsets: must lie in 2 … {len(x)} images, got {size}")
     full, lacking = criteria.representations(

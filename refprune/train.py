@@ -95,10 +95,13 @@ class Images(NamedTuple):
     labels: Array
 
 
-def prepare(dataset: Dataset, config: Config, scaling: str = "channel") -> tuple[Images, Images]:
+def prepare(
+    dataset: Dataset, config: Config, scaling: str = "channel", *, scaled_by: int | None = None
+) -> tuple[Images, Images]:
     """Training and test images as the network takes them; `scaling` is its convention (`refprune.scaling`).
 
-    With `data.holdout` the held-out training images, which the scaling does not see, stand for the test images.
+    scaled_by: so many of the first training images the scaling looks at (default: those that are trained on). With
+    `data.holdout` the held-out training images, which the scaling does not see, stand for the test images.
     """
     data = config.data
     limit = data.train_limit or len(dataset.train_labels)
@@ -109,7 +112,7 @@ def prepare(dataset: Dataset, config: Config, scaling: str = "channel") -> tuple
     kept = limit - data.holdout
     if kept < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
-    scale = scalings.of(dataset, scaling, images=kept, dtype=config.training.dtype)
+    scale = scalings.of(dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype)
     train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
     if data.holdout:
         return train, Images(scale(dataset.train_images[kept:limit]), dataset.train_labels[kept:limit])

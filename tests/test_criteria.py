@@ -181,14 +181,14 @@ def paths():
     return {name: seen[f"{name}.conv2.bn"] for name in NAMES}
 
 
-def test_activation_is_the_mean_size_of_what_a_section_adds():
-    """7 images in batches of 7 or, planted, of a size that leaves one out."""
-    scores = CRITERIA["activation"](subject())
-    for name, y in paths().items():
-        want = math.fsum(abs(float(v)) for v in y.ravel()) / y.size
-        assert abs(scores[name] - want) <= gamma(y.size + 100, U) * want
-    fewer = CRITERIA["activation"](subject(x=X[:6]))
-    assert fewer != scores
+def test_activation_is_the_mean_size_of_what_a_section_adds(monkeypatch):
+    """7 images in one batch, and in batches of 3, of which the last has one image."""
+    for batch in (criteria.BATCH, 3):
+        monkeypatch.setattr(criteria, "BATCH", batch)
+        scores = CRITERIA["activation"](subject())
+        for name, y in paths().items():
+            want = math.fsum(abs(float(v)) for v in y.ravel()) / y.size
+            assert abs(scores[name] - want) <= gamma(y.size + 100, U) * want
 
 
 def test_rank_of_maps_with_known_rank():
@@ -204,6 +204,17 @@ def test_rank_of_maps_with_known_rank():
     params = initialise(flat, Streams(0))
     with pytest.raises(InputError, match="'rank' needs feature maps"):
         CRITERIA["rank"](Subject(flat, ORACLE, params, {}, np.ones((2, 1, 28, 28))))
+
+
+def test_rank_looks_at_the_first_images_only(monkeypatch):
+    """Behind two images all are grey, and their maps of low rank."""
+    x = X.copy()
+    x[2:] = 0.0
+    whole, few = CRITERIA["rank"](subject(x=x)), CRITERIA["rank"](subject(x=x[:2]))
+    assert all(whole[name] <= few[name] for name in NAMES)
+    assert whole["stage0.block1"] < few["stage0.block1"]
+    monkeypatch.setattr(criteria, "RANK_IMAGES", 2)
+    assert CRITERIA["rank"](subject(x=x)) == few
 
 
 def test_kl_against_scipy():
@@ -272,5 +283,5 @@ def test_studies_that_are_refused(options, message):
 
 def test_a_study_needs_candidates():
     small = zoo.resnet_cifar_keras((2, 2), width=1)
-    with pytest.raises(InputError, match="has no candidate"):
+    with pytest.raises(InputError, match="no section can be removed"):
         stability.study(Trained(small, {}, {}), ORACLE, X)

@@ -6,11 +6,26 @@ import json
 import numpy as np
 import pytest
 
-from refprune import checkpoint, cli, complexity, criteria, data, digits, exchange, iterative, train, zoo
+from refprune import (
+    checkpoint,
+    cli,
+    complexity,
+    criteria,
+    data,
+    digits,
+    exchange,
+    files,
+    iterative,
+    iterative_report,
+    scaling,
+    train,
+    zoo,
+)
 from refprune.backend import ORACLE
 from refprune.criteria import Subject
 from refprune.errors import InputError
 from refprune.exchange import Trained
+from refprune.inference import Predictor
 from refprune.iterative import Plan
 from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.network import initial_statistics, initialise
@@ -138,10 +153,8 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("saves", range(1, 13))
-def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, saves):
-    """Stopped before the n-th checkpoint is on disk, or right after it; resumed, and stopped, and resumed again."""
-    folder, summary = whole
+def stopped_at(monkeypatch, saves):
+    """`checkpoint.save` raises at its n-th call, before the file is on disk for odd n, after it for even; → set_count."""
     real, count = checkpoint.save, [0]
 
     def save(*arguments):
@@ -153,6 +166,24 @@ def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, s
             raise Stop
 
     monkeypatch.setattr(checkpoint, "save", save)
+    return lambda n: count.__setitem__(0, n)
+
+
+def assert_the_same_run(theirs, summary, ours, again):
+    assert timeless(again) == timeless(summary)
+    assert timeless(json.loads((ours / "rounds.json").read_text())) == timeless(summary["rounds"])
+    assert not (ours / "working").exists()
+    for number in range(len(summary["rounds"])):
+        one, other = arrays(theirs / f"round-{number:02d}"), arrays(ours / f"round-{number:02d}")
+        assert list(one) == list(other)
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize("saves", range(1, 13))
+def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, saves):
+    """Stopped before the n-th checkpoint is on disk, or right after it; resumed, and stopped, and resumed again."""
+    folder, summary = whole
+    set_count = stopped_at(monkeypatch, saves)
     mine = tmp_path / "run"
     with pytest.raises(Stop):
         run(mine)
@@ -160,17 +191,53 @@ def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, s
         with pytest.raises(InputError, match="no checkpoint can be read here"):
             iterative.resume(mine, progress=QUIET)
         return
-    count[0] = saves - 2 if saves > 3 else saves
+    set_count(saves - 2 if saves > 3 else saves)
     again = None
     try:
         again = iterative.resume(mine, progress=QUIET)
     except Stop:
         again = iterative.resume(mine, progress=QUIET)
-    assert timeless(again) == timeless(summary)
-    for number in range(4):
-        theirs, ours = arrays(folder / f"round-{number:02d}"), arrays(mine / f"round-{number:02d}")
-        assert list(ours) == list(theirs)
-        assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert_the_same_run(folder, summary, mine, again)
+
+
+@pytest.fixture(scope="module")
+def elaborate(tmp_path_factory):
+    """Batch-norm, crops and flips, a falling rate, and a criterion that draws numbers of its own every round."""
+    small = dataclasses.replace(zoo.resnet_cifar_keras((5,), width=1), input_shape=(1, 28, 28))
+    weights = initialise(small, Streams(1), dtype="float32")
+    trained = Trained(small, weights, initial_statistics(small, dtype="float32"))
+    changes = {"data": {"augmentation": "crop_flip"}, "training": {"backend": "oracle", "batch_size": 8}}
+    settings = iterative.settings_for("synthetic-digits", 1, 3, changes)
+    how = (trained, Plan("random", finetune=1, anneal=0.1, samples=0), settings)
+    folder = tmp_path_factory.mktemp("elaborate") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        return how, folder, iterative.run(*how, folder, progress=QUIET)
+
+
+@pytest.mark.parametrize("saves", [2, 3, 4, 5, 7, 8, 9, 10])
+def test_an_interruption_of_all_that_a_run_may_hold(elaborate, tmp_path, monkeypatch, saves):
+    how, folder, summary = elaborate
+    assert len(summary["rounds"]) == 4
+    assert len({record["learning_rate"] for record in summary["rounds"][1:]}) == 3
+    stopped_at(monkeypatch, saves)
+    with pytest.raises(Stop):
+        iterative.run(*how, tmp_path / "run", progress=QUIET)
+    again = iterative.resume(tmp_path / "run", progress=QUIET)
+    assert_the_same_run(folder, summary, tmp_path / "run", again)
+
+
+def test_every_round_draws_its_own_numbers(elaborate):
+    _, _, summary = elaborate
+    scores = [set(record["scores"].values()) for record in summary["rounds"][1:]]
+    assert not scores[0] & scores[1]
+    assert not scores[1] & scores[2]
+
+
+def test_two_processes_never_work_in_one_folder(whole):
+    folder, _ = whole
+    with files.locked(folder / "plan.json"), pytest.raises(InputError, match="another process is at work here"):
+        iterative.resume(folder, progress=QUIET)
 
 
 def test_a_finished_run_resumes_to_its_summary(whole):
@@ -214,6 +281,14 @@ def test_filters_with_the_smallest_norm_go():
 
 
 REFUSED = {
+    "epochs": (
+        lambda: iterative.settings_for("x", 1, 0, {"training": {"epochs": 2}}),
+        "--set training.epochs: --finetune",
+    ),
+    "nu": (lambda: iterative.settings_for("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
+    "gates": (lambda: iterative.check(zoo.residual_mlp(3, 4), Plan("l1")), "network: has 3 gates; trained networks have none"),
+    "one image": (lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(samples=1)), "--samples: CKA takes at least 2 images"),
+    "no maps": (lambda: iterative.check(train.ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
     "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
     "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
     "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
@@ -239,6 +314,9 @@ def test_nothing_is_written_for_a_run_that_cannot_be(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(InputError, match="--samples: 44 exceeds the 43 training images"):
         run(folder, Plan(samples=44))
+    fewer = dataclasses.replace(SETTINGS, data=dataclasses.replace(SETTINGS.data, train_limit=16))
+    with pytest.raises(InputError, match="--samples: 20 exceeds the 16 training images"):
+        run(folder, settings=fewer)
     small = zoo.resnet_cifar_keras((3,), width=1)
     with pytest.raises(InputError, match=r"has images \(1, 28, 28\)"):
         iterative.run(Trained(small, {}, {}), Plan(samples=4), SETTINGS, folder, progress=QUIET)
@@ -266,7 +344,76 @@ def test_the_command(tmp_path, capsys):
     again = capsys.readouterr().out
     assert text[text.index("test before") :] == again[again.index("test before") :]
     assert cli.main(["prune"]) == 2
-    assert cli.main(["prune", "x", "--resume", "y"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "--resume", "y"], "may be given beside it, got checkpoint"),
+        (["--resume", "y", "--criterion", "cka"], "may be given beside it, got --criterion"),
+        (["--resume", "y", "--anneal", "0.1"], "may be given beside it, got --anneal"),
+        (["--resume", "y", "--spec", "q"], "may be given beside it, got --spec"),
+        (["--compare", "y", "--samples", "3"], "only --picture may be given beside it, got --samples"),
+        (["x", "--picture", "a.svg"], "--picture: goes with --compare"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(capsys, arguments, message):
+    assert cli.main(["prune", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_runs_side_by_side(whole, tmp_path, capsys):
+    """What differs is told; a run under way is shown as far as it is; folders of one name stay apart."""
+    folder, summary = whole
+    other = tmp_path / "run"
+    plan = dataclasses.replace(PLAN, criterion="l1", finetune=0, filter_rounds=0)
+    run(other, plan, dataclasses.replace(SETTINGS, seed=9))
+    (other / "summary.json").unlink()
+    picture = tmp_path / "a.svg"
+    assert cli.main(["prune", "--compare", str(folder), str(other), "--picture", str(picture)]) == 0
+    out = capsys.readouterr().out
+    table, differs = out.split("differs")
+    assert str(folder) in table.splitlines()[0]
+    assert str(other) in table.splitlines()[0]
+    assert len(table.strip().splitlines()) == 2 + len(summary["rounds"])
+    names = [line.split()[0] for line in differs.splitlines()[2:] if line]
+    assert names == ["plan.criterion", "plan.finetune", "plan.filter_rounds", "settings.seed"]
+    assert picture.read_text().startswith("<?xml")
+    runs = iterative_report.read_all([folder])
+    assert iterative_report.differences(runs) == [("differs", "run")]
+    assert iterative_report.rounds(runs["run"]) == iterative_report.rounds(summary)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
+def test_folders_that_hold_no_pruning_run(tmp_path, capsys, content):
+    (tmp_path / "plan.json").write_text(content)
+    (tmp_path / "rounds.json").write_text("[]")
+    assert cli.main(["prune", "--compare", str(tmp_path)]) == 2
+    assert "no pruning run" in capsys.readouterr().err
+
+
+def test_a_run_says_what_was_pruned_and_how(whole):
+    _, summary = whole
+    assert summary["network"] == {"source": "", "sha256": exchange.digest(TRAINED), "training_images": None}
+    other = TRAINED._replace(params={n: p + (n == "dense1.bias") for n, p in TRAINED.params.items()})
+    assert exchange.digest(other) != exchange.digest(TRAINED)
+    facts = iterative_report.facts(summary)
+    assert (facts["plan.samples"], facts["settings.optimiser.learning_rate"]) == ("20", "0.05")
+
+
+def test_images_are_scaled_as_the_network_saw_them(tmp_path):
+    """A network trained on the first 11 images: fine-tuning and the checkpoint's readers scale by those."""
+    trained = TRAINED._replace(training_images=11)
+    plan = dataclasses.replace(PLAN, finetune=0, filter_rounds=0)
+    iterative.run(trained, plan, SETTINGS, tmp_path / "run", progress=QUIET)
+    again = exchange.load(tmp_path / "run" / "round-01")
+    assert (again.data, again.training_images) == ("synthetic-digits", 11)
+    x = scaling.of(TINY, "channel", images=11, dtype="float32")(TINY.test_images)
+    right = Predictor(again.network, ORACLE, again.params, again.statistics)(x).argmax(axis=1) == TINY.test_labels
+    records = json.loads((tmp_path / "run" / "rounds.json").read_text())
+    assert records[1]["test_accuracy"] == right.mean()
+    images, _ = train.prepare(TINY, SETTINGS, scaled_by=11)
+    np.testing.assert_array_equal(images.x, scaling.of(TINY, "channel", images=11, dtype="float32")(TINY.train_images))
 
 
 def test_batch_norm_statistics_go_on(tmp_path):

@@ -1,0 +1,89 @@
+"""What pruning runs did, as tables: one run round by round, its plan, several runs side by side and what they differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+Record = dict[str, Any]
+Table = list[tuple[str, ...]]
+
+
+def read(directory: Path) -> Record:
+    """A run, ended or not: what plan.json holds, with its "rounds". InputError if there is none."""
+    try:
+        plan, rounds = (json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "rounds"))
+        if not {"plan", "settings"} <= set(plan) or not all("macs_per_image" in record for record in rounds) or not rounds:
+            raise ValueError("plan.json and rounds.json are not those of a pruning run")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{directory}: no pruning run ({error})") from error
+    return {**plan, "rounds": rounds}
+
+
+def read_all(directories: Sequence[Path]) -> dict[str, Record]:
+    """Label → run: the folders' names, or their whole paths where names are the same. InputError for a folder given twice."""
+    whole = [str(directory.resolve()) for directory in directories]
+    names = [directory.resolve().name for directory in directories]
+    twice = next((path for path in whole if whole.count(path) > 1), None)
+    if twice is not None:
+        raise InputError(f"--compare: {twice} is given twice")
+    labels = whole if len(set(names)) < len(names) else names
+    return {label: read(directory) for label, directory in zip(labels, directories, strict=True)}
+
+
+def rounds(run: Record) -> Table:
+    """A row a round: what went, its score, the margin to the second, accuracy before and after fine-tuning, size."""
+    start = run["rounds"][0]
+    kind = "held-out" if run["settings"]["data"].get("holdout") else "test"
+    rows: Table = [("round", "removed", "score", "margin", f"{kind} before", f"{kind} after", "MACs", "parameters")]
+    for record in run["rounds"]:
+        score = f"{record['scores'][record['removed']]:.5f}" if record.get("scores") else ""
+        margin = "" if record.get("margin") is None else f"{record['margin']:.5f}"
+        before = f"{100 * record['accuracy_before_finetuning']:.2f} %" if record["round"] else ""
+        costs = (f"{record[key]:,} ({record[key] / start[key]:.0%})" for key in ("macs_per_image", "parameters"))
+        after = f"{100 * record['test_accuracy']:.2f} %"
+        rows.append((str(record["round"]), record["removed"] or "", score, margin, before, after, *costs))
+    return rows
+
+
+def facts(run: Record) -> dict[str, str]:
+    """Every entry of the run's plan, network and settings by its name, as text."""
+
+    def entries(values: Mapping[str, Any], prefix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in values.items():
+            name = f"{prefix}.{key}" if prefix else key
+            found |= entries(value, name) if isinstance(value, Mapping) else {name: str(value)}
+        return found
+
+    return {name: text for part in ("plan", "network", "settings") for name, text in entries(run.get(part, {}), part).items()}
+
+
+def side_by_side(runs: Mapping[str, Record]) -> Table:
+    """A row a round, a pair of columns a run: share of the MACs, accuracy after fine-tuning (before)."""
+    rows: Table = [("round", *(cell for name in runs for cell in ("MACs", name)))]
+    for number in range(max(len(run["rounds"]) for run in runs.values())):
+        cells = [str(number)]
+        for done in (run["rounds"] for run in runs.values()):
+            record = done[number] if number < len(done) else None
+            before = f" ({100 * record['accuracy_before_finetuning']:.2f})" if record and number else ""
+            share = f"{record['macs_per_image'] / done[0]['macs_per_image']:.1%}" if record else ""
+            cells += [share, f"{100 * record['test_accuracy']:.2f} %{before}" if record else ""]
+        rows.append(tuple(cells))
+    return rows
+
+
+#: Entries by which no result differs.
+_INDIFFERENT = ("settings.training.threads",)
+
+
+def differences(runs: Mapping[str, Record]) -> Table:
+    """A row for everything in which plans, networks or settings differ; the first row alone where nothing does."""
+    found = {label: facts(run) for label, run in runs.items()}
+    names = dict.fromkeys(name for entries in found.values() for name in entries if name not in _INDIFFERENT)
+    rows = [(name, *(entries.get(name, "–") for entries in found.values())) for name in names]
+    return [("differs", *found), *(row for row in rows if len(set(row[1:])) > 1)]
