@@ -37,6 +37,20 @@ def _forgetful(f: Function) -> Function:
     return wrong
 
 
+def _down_to_one(f: Function) -> Function:
+    def wrong(network: Any) -> Any:
+        from .. import criteria
+
+        return [s.name for stage in criteria.stages(network) if len(stage) > 1 for s in stage[1:] if not s.shortcut]
+
+    return wrong
+
+
+def _highest(scores: Any) -> Any:
+    order = sorted(scores.values(), reverse=True)
+    return max(scores, key=lambda name: scores[name]), order[0] - order[1]
+
+
 def _unbranched(f: Function) -> Function:
     return lambda *a, branches=None, **k: f(*a, **k)
 
@@ -55,9 +69,9 @@ SIMILARITY = (
         lambda f: (
             lambda x, y, **o: (lambda s: dataclasses.replace(s, value=None if s.value is None else s.value**2))(f(x, y, **o))
         ),
-        ("K2", "K5", "K7"),
+        ("K2", "K5", "K6", "K7"),
     ),
-    Mistake("features not centred", "cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K7")),
+    Mistake("features not centred", "cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K6", "K7")),
     Mistake(
         "biased CKA called unbiased",
         "cka:cka",
@@ -80,6 +94,8 @@ SIMILARITY = (
         ),
         ("K7",),
     ),
+    Mistake("a stage goes down to one block", "criteria:candidates", _down_to_one, ("K6",)),
+    Mistake("the section with the highest score goes", "criteria:ranked", instead(_highest), ("K6",)),
     Mistake(
         "bound of a sum: γ without n",
         "rounding:inner_product_bound",

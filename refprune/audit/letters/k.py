@@ -9,9 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import complexity, zoo
+from ... import complexity, criteria, zoo
 from ...cka import Estimator, MiniBatches, cka, hsic
 from ...layers import Array
+from ...network import forward
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
 from ..examples import convolutional_network, loss_of
@@ -54,10 +55,10 @@ K5 = Claim(
 )
 K6 = Claim(
     "K6",
-    "On a post-ReLU ResNet, zeroing γ and β of a block's last batch-norm is the same as removing it; what a block saves.",
-    "γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
+    "Of a stage's blocks all but the first may go, down to two; the one with the least 1 − CKA goes; it is as if γ = β = 0.",
+    "l^* = argmin_l (1 − CKA(R, R_l)), γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
     CKA,
-    ("surgery:prune", "complexity:macs", "zoo:resnet_cifar"),
+    ("criteria:candidates", "criteria:CRITERIA", "criteria:ranked", "surgery:prune", "complexity:macs", "zoo:resnet_cifar"),
 )
 K7 = Claim(
     "K7",
@@ -218,6 +219,36 @@ def _(context: Context) -> Finding:
     sample = np.array(values)
     z = np.abs(sample.mean(axis=0)) / (sample.std(axis=0, ddof=1) / math.sqrt(draws))
     return Finding(float(z.max()), z_bound(2, draws), "z", f"{draws} draws, 2 means")
+
+
+@K6.witness("who may go, by name; 1 − CKA by centred matrices, from blocks whose last norm is 0; the lowest goes")
+def _(context: Context) -> Finding:
+    network = dataclasses.replace(zoo.resnet_cifar_keras((4, 3, 2), width=2), input_shape=(3, 8, 8))
+    params = {name: context.normal(f"K6 {name}", *shape) for name, shape in network.parameter_shapes.items()}
+    statistics = {name: np.abs(context.normal(f"K6 {name}", *s)) + 0.5 for name, s in network.statistics_shapes.items()}
+    x = context.normal("K6 x", 12, 3, 8, 8)
+    pool = network.layers[criteria.classifier(network) - 1].name
+
+    def centred_gram(weights: dict[str, Array]) -> Array:
+        seen: dict[str, Array] = {}
+        forward(network, context.backend, weights, x, statistics=statistics, observe=seen.__setitem__)
+        h = np.eye(12) - 1.0 / 12
+        gram: Array = h @ seen[pool] @ seen[pool].T @ h
+        return gram
+
+    full = centred_gram(params)
+    want = {}
+    for name in ("stage0.block1", "stage0.block2", "stage0.block3", "stage1.block1", "stage1.block2"):
+        zeros = {key: np.zeros_like(params[key]) for key in (f"{name}.conv2.bn.gain", f"{name}.conv2.bn.bias")}
+        other = centred_gram(params | zeros)
+        want[name] = 1.0 - float((full * other).sum() / math.sqrt((full * full).sum() * (other * other).sum()))
+    found = criteria.CRITERIA["cka"](criteria.Subject(network, context.backend, params, statistics, x))
+    gone, margin = criteria.ranked(found)
+    order = sorted(want, key=lambda name: want[name])
+    wrong = int(list(found) != list(want)) + int(gone != order[0])
+    wrong += int(criteria.candidates(criteria.without(network, ["stage1.block1"]).network) != list(want)[:3])
+    differences = [margin - (want[order[1]] - want[order[0]]), *(found.get(name, np.nan) - want[name] for name in want)]
+    return worst(exact(wrong), close(np.array(differences), np.zeros(6), np.ones(6), 4096))
 
 
 @K6.witness("γ = β = 0 in the last norm of a block: the bits of the network without the block")
