@@ -69,7 +69,7 @@ def test_size(name):
 def test_scores_of_the_synthetic_batch(name, backend):
     """Features, softmax and 1 − CKA of every block but the first of a stage, to the digits that were written down."""
     dtype = "float64" if backend == "oracle" else "float32"
-    network, params, statistics, _ = trained(name, dtype)
+    network, params, statistics, *_ = trained(name, dtype)
     engine, x, want = by_name(backend), synthetic_batch().astype(dtype), reference()[name]["synthetic_batch"]
     names = [section.name for stage in criteria.stages(network) for section in stage[1:]]
     full, lacking = criteria.representations(network, engine, params, statistics, x, names)
@@ -90,7 +90,7 @@ def test_scores_of_the_synthetic_batch(name, backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_accuracy_on_the_real_test_set(name):
     """To the last image; cross-entropy to 1e-3."""
-    network, params, statistics, _ = trained(name)
+    network, params, statistics, *_ = trained(name)
     x, labels = images_of_the_test_set()
     none, no_counts = np.zeros(0), np.zeros(0, np.intp)
     state = train.State(network, params, {}, statistics, none, no_counts, none, no_counts)
@@ -105,7 +105,7 @@ def test_the_oracle_agrees_on_a_part():
     x, labels = images_of_the_test_set()
     losses = {}
     for backend, dtype in ((ORACLE, "float64"), (by_name("numba"), "float32")):
-        network, params, statistics, _ = trained("base", dtype)
+        network, params, statistics, *_ = trained("base", dtype)
         logits = Predictor(network, backend, params, statistics)(x[:100].astype(dtype)).astype(np.float64)
         losses[dtype] = logits.argmax(axis=1), float(backend.cross_entropy(logits, labels[:100], reduction="mean")[0])
     assert (losses["float64"][0] == losses["float32"][0]).all()
@@ -114,7 +114,7 @@ def test_the_oracle_agrees_on_a_part():
 
 def test_a_planted_convention_is_seen():
     """With PyTorch's ε the scores of the synthetic batch leave 1e-4, so that the check above tells the conventions apart."""
-    network, params, statistics, _ = trained("cka-removed20")
+    network, params, statistics, *_ = trained("cka-removed20")
 
     def changed(layer):
         if isinstance(layer, Section):
