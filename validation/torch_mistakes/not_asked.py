@@ -9,6 +9,7 @@ _COMPLEX = "right in real arithmetic; wrong for refprune's own complex step"
 _RUN = "refprune's own training run, its rules and its book-keeping: no method asks for a run with removals in it"
 _STREAMS = "refprune's own random streams: every method is given its random numbers"
 _END = "the decision at the end of refprune's own runs"
+_CRITERION = "methods are asked for similarities, not for what is removed by them"
 _FLOW = "refprune's own integrator and comparison system of the dynamics; `attracted` asks for the domain alone"
 _KAPPA = "refprune's own estimate of κ and ‖W‖; `attracted` is given both"
 _REPORT = "refprune's own reports: no method asks for it"
@@ -76,6 +77,8 @@ NOT_ASKED: dict[str, str] = {
     "passes of `paired` not counted": _REPORT,
     "expected size at the likelier gates": _REPORT,
     "degenerate input as a silent NaN": "a status of refprune's own; a method answers with a number",
+    "a stage goes down to one block": _CRITERION,
+    "the section with the highest score goes": _CRITERION,
     "bound of a sum: γ without n": _JUDGE,
     "size of a sum's rounding error without √n": _JUDGE,
     "given branches not taken": _JUDGE,

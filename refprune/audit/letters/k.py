@@ -58,7 +58,7 @@ K6 = Claim(
     "Of a stage's blocks all but the first may go, down to two; the one with the least 1 − CKA goes; it is as if γ = β = 0.",
     "l^* = argmin_l (1 − CKA(R, R_l)), γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
     CKA,
-    ("criteria:candidates", "criteria:CRITERIA", "criteria:ranked", "surgery:prune", "complexity:macs", "zoo:resnet_cifar"),
+    ("criteria:candidates", "criteria:_cka", "criteria:ranked", "surgery:prune", "complexity:macs", "zoo:resnet_cifar"),
 )
 K7 = Claim(
     "K7",
