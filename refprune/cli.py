@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(command=command)
 
     zoo = commands.add_parser("zoo", help="networks and experiments; with a name, its layers or its text")
-    zoo.add_argument("name", nargs="?")
+    zoo.add_argument("name", nargs="?", help="also with options, as in 'resnet-20:units=true;gates=true'")
     zoo.set_defaults(command=_zoo)
 
     export = commands.add_parser("export", help="write the network of a finished run for others; it is checked after writing")
@@ -236,13 +236,16 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 
 def _zoo(options: argparse.Namespace) -> int:
-    from . import complexity, report, zoo
+    from . import complexity, exchange, report, zoo
 
     if options.name in zoo.experiments():
         print(zoo.experiment_text(options.name), end="")
         return 0
     if options.name is not None:
-        network = zoo.build(options.name, {})
+        if options.name.partition(":")[0] not in zoo.NETWORKS:
+            known = ", ".join([*zoo.NETWORKS, *zoo.experiments()])
+            raise InputError(f"zoo: {options.name!r} is neither a network nor an experiment; there are {known}")
+        network = exchange.network_for(options.name, {}) if ":" in options.name else zoo.build(options.name, {})
         table: list[tuple[str, ...]] = [("layer", "kind", "input", "output", "parameters", "MACs")]
         for cost in complexity.per_layer(network):
             shapes = ("×".join(map(str, shape)) for shape in (cost.input_shape, cost.output_shape))
@@ -250,6 +253,9 @@ def _zoo(options: argparse.Namespace) -> int:
             table.append((cost.layer.name, kind, *shapes, f"{cost.parameters:,}", f"{cost.macs:,}"))
         table.append(("total", "", "", "", f"{complexity.parameters(network):,}", f"{complexity.macs(network):,}"))
         print(report.text_table(table))
+        counts = [(of(network), of(network, parts=("weight",))) for of in (complexity.parameters, complexity.flops)]
+        print(f"without biases and norms: {counts[0][1]:,} parameters")
+        print(f"FLOPs: {counts[1][0]:,}; of weights alone, 2 for each MAC, {counts[1][1]:,}")
         return 0
     print("networks:     " + ", ".join(zoo.NETWORKS))
     print("experiments:  " + ", ".join(zoo.experiments()))

@@ -99,7 +99,9 @@ def test_zoo_shows_a_network_with_its_published_counts(command):
     """N6: LeNet-5 has 431,080 parameters and 2,293,000 MACs."""
     code, out, _ = command("zoo", "lenet-5")
     assert code == 0
-    *rows, total = out.splitlines()
+    *rows, total, bare, flops = out.splitlines()
+    assert bare == "without biases and norms: 430,500 parameters"
+    assert flops.endswith("of weights alone, 2 for each MAC, 4,586,000")
     assert total.split() == ["total", "431,080", "2,293,000"]
     assert rows[0].split() == ["layer", "kind", "input", "output", "parameters", "MACs"]
     assert "dense1" in out
@@ -118,7 +120,16 @@ def test_zoo_shows_everything_it_lists(command, name, tmp_path):
 
 
 def test_zoo_refuses_what_it_does_not_know(command):
-    refused(command("zoo", "lenet-6"), "'lenet-6' is not known", "lenet-5")
+    refused(command("zoo", "lenet-6"), "'lenet-6' is neither a network nor an experiment", "lenet-5", "mnist-lenet5-combined")
+    refused(command("zoo", "lenet-5:units=maybe"), "expected NAME:key=value")
+
+
+def test_zoo_takes_options(command):
+    """A LeNet-5 with unit gates shows them; nothing costs more for it."""
+    code, out, _ = command("zoo", "lenet-5:units=true")
+    assert code == 0
+    assert out.count("UnitGate") == 3
+    assert "431,080  2,293,000" in out
 
 
 # data ---------------------------------------------------------------------------------------------------------------------
