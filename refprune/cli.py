@@ -245,7 +245,7 @@ def _zoo(options: argparse.Namespace) -> int:
         if options.name.partition(":")[0] not in zoo.NETWORKS:
             known = ", ".join([*zoo.NETWORKS, *zoo.experiments()])
             raise InputError(f"zoo: {options.name!r} is neither a network nor an experiment; there are {known}")
-        network = exchange.network_for(options.name, {}) if ":" in options.name else zoo.build(options.name, {})
+        network = exchange.network_for(options.name, {})
         table: list[tuple[str, ...]] = [("layer", "kind", "input", "output", "parameters", "MACs")]
         for cost in complexity.per_layer(network):
             shapes = ("×".join(map(str, shape)) for shape in (cost.input_shape, cost.output_shape))
@@ -267,7 +267,8 @@ def _export(options: argparse.Namespace) -> int:
 
     if not (options.npz or options.onnx or options.torch):
         raise InputError("export: give at least one of --npz, --onnx, --torch")
-    check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch)
+    module = options.torch.with_suffix(".py") if options.torch and options.torch.suffix != ".py" else None
+    check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, **{"torch's module": module})
     trained = export.of_run(options.directory, options.of)
     holds = True
     if options.npz:

@@ -89,15 +89,21 @@ def _engine(options: argparse.Namespace) -> Any:
     return backend.by_name(options.backend or "numba", threads=options.threads)
 
 
-def _trained(options: argparse.Namespace, source: str) -> tuple[Any, Any, Any]:
-    """The network in `source`, its data set, and how that becomes inputs."""
+def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:
+    """The networks in `sources`, each with its data set, and how that becomes inputs."""
     from . import data, exchange, scaling
 
-    trained = exchange.load(source, options.spec, options.names)
-    dataset = data.load(options.data or trained.data or "cifar10", options.data_dir)
-    exchange.check_images(trained.network, dataset)
-    seen = trained.training_images or len(dataset.train_labels)
-    return trained, dataset, scaling.of(dataset, trained.network.scaling, images=seen, dtype="float32")
+    found, sets = [], {}
+    for source in sources:
+        trained = exchange.load(source, options.spec, options.names)
+        name = options.data or trained.data or "cifar10"
+        if name not in sets:
+            sets[name] = data.load(name, options.data_dir)
+        exchange.check_images(trained.network, sets[name])
+        seen = trained.training_images if name == trained.data else None
+        images = seen or len(sets[name].train_labels)
+        found.append((trained, sets[name], scaling.of(sets[name], trained.network.scaling, images=images, dtype="float32")))
+    return found
 
 
 def _count(option: str, wanted: int, there: int) -> int:
@@ -185,8 +191,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check_outputs(options.picture, json=options.json)
     engine = _engine(options)
     results: dict[str, list[robustness.Row]] = {}
-    loaded = [(source, *_trained(options, source)) for source in options.checkpoint]
-    for source, trained, dataset, scaling in loaded:
+    loaded = _trained(options, *options.checkpoint)
+    for source, (trained, dataset, scaling) in zip(options.checkpoint, loaded, strict=True):
         count = _count("--images", options.images, len(dataset.test_labels))
         test = dataset.test_images[:count], dataset.test_labels[:count]
         found: list[robustness.Row] = []
@@ -213,7 +219,7 @@ def _similarity(options: argparse.Namespace) -> int:
     from .progress import Progress
 
     _check_outputs(options.picture, json=options.json)
-    trained, dataset, scaling = _trained(options, options.checkpoint)
+    ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
     network, engine = trained.network, _engine(options)
     named = {"chain": [layer.name for layer in network.layers], "all": features.points(network)}
     points = features.checked_points(network, named.get(options.points, options.points.split(",")))
@@ -258,7 +264,7 @@ def _score(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
     _check_outputs(json=options.json)
-    trained, dataset, scaling = _trained(options, options.checkpoint)
+    ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
     x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
     engine = _engine(options)
     progress = Progress()

@@ -282,7 +282,8 @@ def check(criterion: str, network: Network, samples: int) -> None:
     if criterion == "cka" and samples == 1:
         raise InputError("--samples: CKA takes at least 2 images, got 1")
     if criterion == "rank":
-        for section in (layer for layer in network.layers if isinstance(layer, Section)):
+        names = candidates(network)
+        for section in (layer for layer in network.layers if isinstance(layer, Section) and layer.name in names):
             _check_maps(section.output_shape(network.input_shapes[section.name]))
 
 

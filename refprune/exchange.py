@@ -115,7 +115,7 @@ def load(
         if spec_name is not None or names is not None:
             given = "--names" if spec_name is None else "--spec"
             raise InputError(f"{given}: {path} is a folder with a checkpoint, which holds its own spec")
-        trained = _of_checkpoint(path)
+        trained = of_checkpoint(path)
     elif spec_name is not None:
         trained = _under_spec(path, spec_name, names)
     elif names is not None:
@@ -127,11 +127,12 @@ def load(
     return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
 
 
-def _of_checkpoint(path: Path) -> Trained:
+def of_checkpoint(path: Path) -> Trained:
+    """The network in a folder with a checkpoint. InputError where its run has not ended."""
     state, run = checkpoint.load(path)
     if not state.finished:
         raise InputError(f"{path}: its run has not ended; finish it first (--resume)")
-    origin = (run["data"], run["training_images"]) if "training_images" in run else _data_of(path)
+    origin = (run["data"], run.get("training_images")) if "data" in run else _data_of(path)
     return Trained(state.network, state.params, state.statistics, *origin)
 
 
@@ -159,8 +160,11 @@ def read_npz(path: Path) -> Trained:
         raise InputError(f"{path}: expected format {NPZ_FORMAT!r}, found {header.get('format')!r}")
     check_arrays(f"{path}: params", network.parameter_shapes, arrays)
     check_arrays(f"{path}: statistics", network.statistics_shapes, arrays)
+    for name, array in arrays.items():
+        _check_numbers(f"{path}: {name}", array)
     params = {name: arrays[name] for name in network.parameter_shapes}
-    return Trained(network, params, {name: arrays[name] for name in network.statistics_shapes})
+    statistics = {name: arrays[name] for name in network.statistics_shapes}
+    return Trained(network, params, statistics, header.get("data"), header.get("training_images"))
 
 
 def find(source: str | os.PathLike[str]) -> Path:
@@ -238,8 +242,8 @@ def network_for(spec_name: str, arrays: Mapping[str, Array]) -> Network:
         try:
             options[key.strip()] = json.loads(value)
         except ValueError as error:
-            raise InputError(f"--spec {spec_name}: expected NAME:key=value;…, values as JSON ({error})") from error
-    if name == "resnet-cifar-keras" and "blocks" not in options:
+            raise InputError(f"{spec_name}: expected NAME:key=value;…, values as JSON ({error})") from error
+    if name == "resnet-cifar-keras" and "blocks" not in options and arrays:
         options["blocks"] = blocks_per_stage(arrays)
     return zoo.build(name, options)
 
@@ -304,6 +308,7 @@ def _orders_behind_flatten(network: Network) -> dict[str, Array]:
         if isinstance(layer, Flatten):
             channels, height, width = network.input_shapes[layer.name]
             order = np.arange(channels * height * width).reshape(height, width, channels).transpose(2, 0, 1).ravel()
+            order = None if channels == 1 or height * width == 1 else order
         elif order is not None and isinstance(layer, Section):
             raise DataError(f"{layer.name}: a section reads a flattened image; such a file with channels innermost is not read")
         elif order is not None and isinstance(layer, (Dense, BatchNorm)):
@@ -364,6 +369,10 @@ def _taken(
             tuple(shape[axes.index(i)] for i in range(len(shape))) if axes is not None and len(axes) == len(shape) else shape
         )
         raise DataError(f"{module}.{key} has shape {array.shape}; the network needs {wanted} (as {ours})")
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise DataError(f"{module}.{key}: must be finite floating-point numbers, got {array.dtype} with other entries or type")
+    _check_numbers(f"{module}.{key}", array)
     return np.ascontiguousarray(turned)
+
+
+def _check_numbers(name: str, array: Array) -> None:
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise DataError(f"{name}: must be finite floating-point numbers, got {array.dtype} with other entries or type")

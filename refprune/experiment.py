@@ -70,7 +70,8 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     network = train.pressed(network, settings)
     if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
-    if settings.gates.magnitude > 0.0 and not any(group.kind == "unit" for group in network.gates):
+    networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
+    if settings.gates.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gates):
         raise InputError(f"gates.magnitude: {settings.gates.magnitude} removes units, but the network has no unit gates")
     (outputs,) = network.output_shape
     if dataset.classes > outputs:
@@ -80,7 +81,6 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads
     engine = backend.by_name(settings.training.backend, threads=threads or None)
-    networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
     if settings.unpruned and network.gate_count:
         networks["unpruned"] = train.ungated(network)
     return Setup(settings, dataset.name, environment(dataset), networks, network, images, test, engine)
@@ -96,6 +96,14 @@ def protected(network: Network, groups: tuple[str, ...]) -> Network:
     for name in groups:
         fix[network.gate_slices[name]] = True
     return prune(network, np.ones(network.gate_count, dtype=bool), fix=fix).network
+
+
+def fixed_gates_gone(whole: Network, gated: Network, left: Network) -> int:
+    """Gates of `whole` that are fixed to 1 in `gated` and whose section has gone on the way from there to `left`."""
+    trained = {group.name for group in gated.gates}
+    begun, stays = ({layer.name for layer in n.layers if isinstance(layer, Section)} for n in (gated, left))
+    fixed = (group for group in whole.gates if group.name not in trained)
+    return sum(group.stop - group.start for group in fixed if whole.layers[group.position].name in begun - stays)
 
 
 def run(
@@ -332,7 +340,8 @@ class TrainingRun:
         self.log["decisions"] = [decision._asdict() for decision in end.decisions]
         score = self._evaluate(end.state, self.setup.test)
         left = prune(state.network, end.keep, empty=self.settings.gates.empty).network.gate_count
-        on = self.gates - self.network.gate_count + left
+        fixed = self.gates - self.network.gate_count
+        on = left + fixed - fixed_gates_gone(self.setup.whole, self.network, end.state.network)
         self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state, on)}
         line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
         self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,9 @@ def check_targets(**targets: Path | None) -> None:
             raise InputError(f"{name} {path}: is a folder; the name of a file is allowed")
         if not os.access(path.parent, os.W_OK):
             raise InputError(f"{name} {path}: nothing can be written into the folder {path.parent}")
-    if len({path.resolve() for path in given.values()}) < len(given):
-        raise InputError(f"{' and '.join(given)}: are the same file, {path}; two files are allowed")
+    for (one, first), (other, second) in itertools.combinations(given.items(), 2):
+        if first.resolve() == second.resolve():
+            raise InputError(f"{one} and {other}: are the same file, {first}; two files are allowed")
 
 
 @contextlib.contextmanager

@@ -121,7 +121,11 @@ def run(
     written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
     written["network"] = {"source": source, "sha256": exchange.digest(trained), "training_images": trained.training_images}
     job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), trained.network)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "environment.json").touch(exist_ok=False)  # of two runs that start at once, one is refused
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made, or another run has just begun there ({error})") from error
     write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
     write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
     with locked(directory / "plan.json"):
@@ -137,6 +141,7 @@ def resume(
     try:
         written = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
         plan, settings = Plan(**written["plan"]), config.from_dict(written["settings"], where="plan.json")
+        written["network"] = {"training_images": None, **written["network"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / 'plan.json'}: no pruning run to resume here ({error})") from error
     if threads is not None:

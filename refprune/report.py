@@ -72,7 +72,7 @@ def decision_lines(summary: Mapping[str, Any]) -> list[str]:
     """One line for every gate that training left undecided (O9), one a group for those decided by first order."""
     lines = [
         f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; "
-        + f"J on the training images: on {d['objective_on']:.4f}, off "
+        + f"training loss + cost of size: on {d['objective_on']:.4f}, off "
         + ("not possible (the layer's last unit)" if d["objective_off"] is None else f"{d['objective_off']:.4f}")
         + (": kept" if d["on"] else ": removed")
         for name, run in summary["runs"].items()

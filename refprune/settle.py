@@ -45,7 +45,8 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
     """Decide every gate by O9: those inside (τ, 1−τ) one after the other, least certain last, by J at their two vertices.
 
     Layer gates come before unit gates: a unit of a section that stands at 0 changes nothing and would always be dropped. The
-    other gates have their decided or more likely value. One of the two vertices is always known from the gate before, so
+    other gates have their decided or more likely value; but where that leaves a section none of its units, the undecided ones
+    are on (`_open_sections`). One of the two vertices is always known from the gate before, so
     that G gates take at most G + 1 passes over the data. With more than `gates.compare_at_most` undecided gates the unit
     gates among them are decided all at once, by `_first_order`. Returns the gate vector, what was compared, and the
     multiply-accumulates.
@@ -56,6 +57,7 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
     undecided = np.flatnonzero(~off & ~on)
     if not undecided.size:
         return gates, [], 0
+    gates = _open_sections(state, gates, ~off & ~on)
     undecided = undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]
     is_layer = cost_model(state.network).is_layer[undecided]
     layers, units = undecided[is_layer], undecided[~is_layer]
@@ -75,6 +77,15 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
         gates, of_units, spent = _first_order(state, images, config, backend, gates, here, np.sort(units))
         decisions, macs = decisions + of_units, macs + spent
     return gates, decisions, macs
+
+
+def _open_sections(state: State, gates: Array, undecided: Array) -> Array:
+    """`gates`, but no section is shut by undecided units alone: its own gate would change nothing, and nobody saw it open."""
+    gates = gates.copy()
+    for group in state.network.gates:
+        if group.kind == "unit" and not gates[group.slice].any():
+            gates[group.slice] = undecided[group.slice]
+    return gates
 
 
 def _decision(state: State, g: int, on_at: float, off_at: float | None, *, on: bool, rule: str = "compared") -> Decision:
@@ -120,10 +131,10 @@ def _first_order(
 
 
 def _objective(state: State, images: Images, config: Config, backend: Backend, gates: Array) -> tuple[float, int]:
-    """J of the network that is left at these gates, and the multiply-accumulates of finding it.
+    """J of the network that is left at these gates, but for ½λ‖W‖², and the multiply-accumulates of finding it.
 
-    The mean loss over all training batches, in train mode, and what its size costs; without ½λ‖W‖², as W is the same at all
-    vertices.
+    The mean loss over all training batches, in train mode, and what its size costs. W is an argument of J, the same at all
+    vertices, so that its decay decides nothing. Gates that were fixed before (`gates.protect`) cost nothing here.
     """
     on = gates == 1.0
     left = cut_state(state, prune(state.network, on, fix=on, empty=config.gates.empty))

@@ -100,8 +100,8 @@ def prepare(
 ) -> tuple[Images, Images]:
     """Training and test images as the network takes them; `scaling` is its convention (`refprune.scaling`).
 
-    scaled_by: so many of the first training images the scaling looks at (default: those that are trained on). With
-    `data.holdout` the held-out training images, which the scaling does not see, stand for the test images.
+    With `data.holdout` the held-out training images stand for the test images. scaled_by: so many of the first training images
+    the scaling looks at (default: those that are trained on, so that it sees none of the held-out ones).
     """
     data = config.data
     limit = data.train_limit or len(dataset.train_labels)

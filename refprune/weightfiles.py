@@ -101,7 +101,10 @@ def _safetensors(content: bytes) -> Arrays:
         if 8 + length + end > len(content):
             raise DataError(f"{name}: ends at byte {8 + length + end}, the file at {len(content)}")
         raw = np.frombuffer(content, _SAFETENSORS[kind], math.prod(shape), 8 + length + begin)
-        arrays[name] = _widened(raw.reshape(shape), kind == "BF16")
+        try:
+            arrays[name] = _widened(raw.reshape(shape), kind == "BF16")
+        except ValueError as error:  # more axes, or longer ones, than any array has
+            raise DataError(f"{name}: no array has the shape {shape} ({error})") from error
     return arrays
 
 

@@ -417,8 +417,8 @@ def test_every_decision_is_one_line():
     decision |= {"rule": "compared"}
     summary = {"runs": {"pruned": {"decisions": [decision, decision | {"on": True}]}}}
     assert report.decision_lines(summary) == [
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; J on the training images: on 1.5000, off 1.2500: removed",
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; J on the training images: on 1.5000, off 1.2500: kept",
+        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: removed",
+        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: kept",
     ]
 
 

@@ -153,13 +153,15 @@ def test_keras_flattens_with_the_channels_innermost(tmp_path):
 
 
 def test_keras_sections_behind_a_flatten_are_refused(tmp_path):
-    network = Network((1, 2, 2), (Flatten(), Section((Dense(4),)), Dense(2)))
-    arrays = {"section1.dense1": (4, 4), "dense1": (4, 2)}
+    network = Network((2, 2, 2), (Flatten(), Section((Dense(8),)), Dense(2)))
+    arrays = {"section1.dense1": (8, 8), "dense1": (8, 2)}
     theirs = {
         f"{name}.{key}": np.ones(s) for name, shape in arrays.items() for key, s in (("kernel", shape), ("bias", shape[1:]))
     }
     with pytest.raises(DataError, match="section1: a section reads a flattened image"):
         exchange.from_arrays(theirs, network)
+    one_channel = dataclasses.replace(network, input_shape=(1, 2, 4))  # the order is the same
+    assert exchange.from_arrays(theirs, one_channel).params["dense1.weight"].shape == (2, 8)
 
 
 def test_a_planted_convention_is_seen():

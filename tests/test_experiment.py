@@ -22,6 +22,7 @@ from refprune.experiment import Progress
 from refprune.layerspec import Dense, Flatten
 from refprune.objective import BatchLoss
 from refprune.spec import Network
+from refprune.surgery import prune
 
 STEPS = 6  # steps in an epoch
 TINY = data.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
@@ -701,6 +702,24 @@ def test_a_run_on_the_compiled_backend_resumes_to_the_same_bits(tmp_path):
     assert whole["runs"]["pruned"]["masked_compact_error"] <= 1.0
     interrupted(tmp_path / "r", rules, STEPS + 3)
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
+def test_gates_that_were_fixed_cost_as_long_as_their_section_stands():
+    network = zoo.residual_mlp_bn(sections=2, width=3, units=True)
+    gated = experiment.protected(network, ("section1.unitgate1", "section2.unitgate1"))
+    assert [group.name for group in gated.gates] == ["section1", "section2"]
+    for keep, gone in (([True, True], 0), ([True, False], 3), ([False, False], 6)):
+        left = prune(gated, np.array(keep), fix=np.array(keep)).network
+        assert experiment.fixed_gates_gone(network, gated, left) == gone
+        assert experiment.fixed_gates_gone(network, left, left) == 0  # a network to compare with lost nothing on its way
+
+
+def test_magnitude_with_all_units_protected_is_refused(tmp_path):
+    rules = {"network": {"name": "residual-mlp-bn", "units": True, "sections": 1, "width": 3}}
+    rules |= {"gates": {"magnitude": 0.5, "initial": 1.0, "magnitude_epoch": 1, "protect": ["section1.unitgate1"]}}
+    rules |= {"data": {"name": "synthetic-digits"}, "training": {"epochs": 2}}
+    with pytest.raises(InputError, match=r"gates\.magnitude: 0\.5 removes units, but the network has no unit gates"):
+        experiment.run(config.from_dict(rules), tmp_path / "run")
 
 
 def test_more_classes_than_outputs_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -140,6 +140,22 @@ def test_npz_round_trip(name, tmp_path):
             np.testing.assert_array_equal(mine[key], array)
 
 
+def test_npz_says_what_the_network_was_trained_on(tmp_path):
+    model = trained(NETWORKS["lenet-5"]())._replace(data="synthetic-digits", training_images=-12)
+    export.write_npz(tmp_path / "w.npz", model)
+    assert exchange.load(tmp_path / "w.npz")[3:] == ("synthetic-digits", -12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1j, "a"])
+def test_npz_files_without_finite_numbers_are_refused(tmp_path, value):
+    network = Network((2,), (Dense(2, name="here"),))
+    export.write_npz(tmp_path / "w.npz", Trained(network, initialise(network, Streams(0)), {}))
+    arrays = dict(np.load(tmp_path / "w.npz"))
+    np.savez(tmp_path / "w.npz", **(arrays | {"here.bias": np.full(2, value)}))
+    with pytest.raises(InputError, match=r"here\.bias: must be finite floating-point numbers"):
+        exchange.load(tmp_path / "w.npz")
+
+
 def test_damaged_npz_files_are_refused(tmp_path):
     path = tmp_path / "w.npz"
     with pytest.raises(InputError, match=r"w\.npz: is neither here nor"):
@@ -266,7 +282,7 @@ def test_a_run_that_has_not_ended_is_not_exported(finished, monkeypatch):
     state = dataclasses.replace(checkpoint.load(finished / "pruned").state, finished=False)
     assert not state.network.gate_count
     monkeypatch.setattr(checkpoint, "load", lambda _: checkpoint.Checkpoint(state, {}))
-    with pytest.raises(InputError, match="the run has not ended; finish it first"):
+    with pytest.raises(InputError, match="its run has not ended; finish it first"):
         export.of_run(finished)
 
 
@@ -290,7 +306,10 @@ def test_files_of_others_are_not_overwritten(finished, tmp_path, capsys):
     assert mine.read_text() == "# mine\n"
     same = str(tmp_path / "same")
     assert cli.main(["export", str(finished), "--npz", same, "--onnx", same]) == 2
-    assert "are the same file" in capsys.readouterr().err
+    assert "--npz and --onnx: are the same file" in capsys.readouterr().err
+    assert cli.main(["export", str(finished), "--npz", str(tmp_path / "b.py"), "--torch", str(tmp_path / "b.pt")]) == 2
+    assert "--npz and --torch's module: are the same file" in capsys.readouterr().err
+    assert not (tmp_path / "b.py").exists()
 
 
 @pytest.mark.parametrize("name", ["x", "logits"])

@@ -234,6 +234,20 @@ def test_every_round_draws_its_own_numbers(elaborate):
     assert not scores[1] & scores[2]
 
 
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    """The other one makes the folder while this one loads its data."""
+    real = train.prepare
+
+    def slow(*arguments, **options):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "environment.json").touch()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(train, "prepare", slow)
+    with pytest.raises(InputError, match="another run has just begun there"):
+        run(tmp_path / "run")
+
+
 def test_two_processes_never_work_in_one_folder(whole):
     folder, _ = whole
     with files.locked(folder / "plan.json"), pytest.raises(InputError, match="another process is at work here"):

@@ -162,12 +162,12 @@ def test_the_vertices_of_the_last_unit_are_those_of_the_network_that_is_built(em
 
 
 @pytest.mark.parametrize("compare_at_most", [32, 0])
-@pytest.mark.parametrize("units", [0.9, 0.7])
-def test_a_section_that_is_needed_is_compared_before_its_units(compare_at_most, units):
-    """θ just below ½ for a section without which the loss is much larger: its units, at 0 while it stands at 0, must not go."""
+@pytest.mark.parametrize(("section", "units"), [(0.45, 0.9), (0.45, 0.7), (0.94, 0.49), (0.99, 0.45), (0.45, 0.45)])
+def test_a_section_that_is_needed_is_compared_with_it_open(compare_at_most, section, units):
+    """θ just below ½ for a section without which the loss is much larger, or for all of its units: neither shuts it unseen."""
     network = Network((3,), (Dense(4), TANH, Section((Dense(5), TANH, UnitGate(), Dense(4))), Dense(3)))
     rules = settings(gates={"threshold": 0.05, "compare_at_most": compare_at_most}, objective={"penalty": 0.001})
-    state = start(network, rules, [0.45, *[units] * 5])
+    state = start(network, rules, [section, *[units] * 5])
     louder = {name: p * (8.0 if name.startswith("section1") else 1.0) for name, p in state.params.items()}
     state, data = dataclasses.replace(state, params=louder), images(network)
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(6)).tape.output
@@ -175,9 +175,26 @@ def test_a_section_that_is_needed_is_compared_before_its_units(compare_at_most, 
     off, on = (settle._objective(state, data, rules, ORACLE, np.full(6, value))[0] for value in (0.0, 1.0))
     assert off > on + 0.2
     gates, decisions, _ = settle.decide(state, data, rules, ORACLE)
-    assert (decisions[0].gate, decisions[0].on) == ("section1", True)
+    assert section == 0.99 or (decisions[0].gate, decisions[0].on) == ("section1", True)
     assert gates[0] == 1.0
+    assert gates[1:].any()
     assert settle._objective(state, data, rules, ORACLE, gates)[0] <= on
+
+
+def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
+    path = (Dense(3), TANH, UnitGate(), Dense(3), TANH, UnitGate(), Dense(4))
+    network = Network((3,), (Dense(4), TANH, Section(path), Dense(3)))
+    rules = settings(gates={"threshold": 0.05}, objective={"penalty": 0.001})
+    state, data = start(network, rules, [0.99, *[0.7] * 3, *[0.45] * 3]), images(network)
+    louder = {name: p * (8.0 if name.startswith("section1") else 1.0) for name, p in state.params.items()}
+    state = dataclasses.replace(state, params=louder)
+    whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(7)).tape.output
+    data = data._replace(labels=whole.argmax(axis=1))
+    gates, _, _ = settle.decide(state, data, rules, ORACLE)
+    assert gates[1:4].any()
+    assert gates[4:].any()
+    on, off, got = (settle._objective(state, data, rules, ORACLE, at)[0] for at in (np.ones(7), np.zeros(7), gates))
+    assert got <= on < off - 0.1
 
 
 @pytest.mark.parametrize("objective", [{"penalty": 1.0}, {"nu": 1.0}])

@@ -131,6 +131,11 @@ BAD = {
     ),
     "safetensors, list": (".safetensors", header({"w": ENTRY | {"dtype": ["F32"]}}, bytes(8)), r"dtype \['F32'\] is none of"),
     "safetensors, deep": (".safetensors", (200_000).to_bytes(8, "little") + b"[" * 200_000, "no header of a safetensors file"),
+    "safetensors, axes": (
+        ".safetensors",
+        header({"w": ENTRY | {"shape": [0] * 70, "data_offsets": [0, 0]}}),
+        "w: no array has",
+    ),
     "safetensors, negative": (".safetensors", header({"w": ENTRY | {"data_offsets": [-8, 0]}}, bytes(8)), "w: bytes -8 to 0"),
     "safetensors, end": (".safetensors", header({"w": ENTRY}, bytes(7)), r"w: ends at byte \d+, the file at \d+"),
     "pt, no zip": (".pt", b"nothing", "no PyTorch state dict: BadZipFile"),

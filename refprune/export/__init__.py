@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint, rounding, spec
+from .. import exchange, rounding, spec
 from ..backend import ORACLE
 from ..errors import InputError
 from ..exchange import NPZ_FORMAT, Trained
@@ -28,15 +28,13 @@ from ..streams import Streams
 
 def of_run(directory: Path, run: str = "pruned") -> Trained:
     """The network of a finished run directory. InputError where it is not finished or not there."""
-    state = checkpoint.load(directory / run).state
-    if not state.finished:
-        raise InputError(f"{directory / run}: the run has not ended; finish it first (refprune run --resume {directory})")
-    return Trained(state.network, state.params, state.statistics)
+    return exchange.of_checkpoint(directory / run)
 
 
 def write_npz(path: Path, trained: Trained) -> None:
     """One .npz without pickle: the spec as JSON text under "spec", arrays under refprune's names."""
-    text = json.dumps({"format": NPZ_FORMAT, "network": spec.to_json(trained.network)})
+    origin = {"data": trained.data, "training_images": trained.training_images}
+    text = json.dumps({"format": NPZ_FORMAT, "network": spec.to_json(trained.network)} | origin)
     buffer = io.BytesIO()
     arrays = {name: np.ascontiguousarray(a) for name, a in (trained.params | trained.statistics).items()}
     np.savez(buffer, spec=np.array(text), **arrays)  # type: ignore[arg-type]
