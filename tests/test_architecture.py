@@ -61,6 +61,7 @@ ORDER = [
     "progress",
     "experiment",
     "iterative",
+    "iterative_report",
     "warmup",
     "report",
     "sweep",
