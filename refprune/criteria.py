@@ -275,6 +275,12 @@ CRITERIA: dict[str, Callable[[Subject], Scores]] = {
 }
 
 
+def check_candidates(network: Network) -> None:
+    """InputError if no section may go."""
+    if not candidates(network):
+        raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
+
+
 def check(criterion: str, network: Network, samples: int) -> None:
     """InputError if the criterion cannot judge this network, or not by so many images (0: all)."""
     if criterion in ("cka", "kl"):

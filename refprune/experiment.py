@@ -25,7 +25,7 @@ from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
-from .files import locked, write_atomically
+from .files import check_unused, claim, locked, write_atomically
 from .layers import Array
 from .layerspec import Section
 from .objective import BatchLoss
@@ -118,14 +118,9 @@ def run(
 
     threads: instead of training.threads.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
+    check_unused(directory)
     setup = set_up(settings, data_directory, threads)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.toml").touch(exist_ok=False)  # of two runs that start at once, one is refused
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be made, or another run has just begun there ({error})") from error
+    claim(directory / "config.toml")
     write_atomically(directory / "environment.json", json.dumps(setup.environment, indent=1).encode())
     write_atomically(directory / "config.toml", config.to_toml(settings).encode())
     progress = progress or Progress()

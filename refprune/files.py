@@ -55,6 +55,21 @@ def check_targets(**targets: Path | None) -> None:
             raise InputError(f"{one} and {other}: are the same file, {first}; two files are allowed")
 
 
+def check_unused(directory: Path) -> None:
+    """InputError if something stands where a run would be written."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
+
+
+def claim(path: Path) -> None:
+    """Make the first file of a new folder, empty: of two runs that start at once in one folder, one is refused (InputError)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made, or another run has just begun there ({error})") from error
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """No other process holds this file's lock inside the block; the lock goes with its process. InputError if one does.

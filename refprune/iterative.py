@@ -24,7 +24,7 @@ from .config import Config
 from .criteria import CRITERIA, Subject
 from .errors import InputError
 from .exchange import Trained
-from .files import locked, write_atomically
+from .files import check_unused, claim, locked, write_atomically
 from .layers import Array
 from .progress import Progress
 from .spec import Network
@@ -115,17 +115,12 @@ def run(
     source: where `trained` comes from, for whoever reads the run later. InputError before anything is written: images that do
     not fit, no candidate, a criterion that cannot judge this network, a target below what K6 allows.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
+    check_unused(directory)
     check(trained.network, plan)
     written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
     written["network"] = {"source": source, "sha256": exchange.digest(trained), "training_images": trained.training_images}
     job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), trained.network)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "environment.json").touch(exist_ok=False)  # of two runs that start at once, one is refused
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be made, or another run has just begun there ({error})") from error
+    claim(directory / "environment.json")
     write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
     write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
     with locked(directory / "plan.json"):
@@ -158,8 +153,7 @@ def check(network: Network, plan: Plan) -> None:
     """InputError if there is nothing to remove, the criterion cannot judge it, or the target cannot be reached (K6)."""
     if network.gate_count:
         raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
-    if not criteria.candidates(network):
-        raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
+    criteria.check_candidates(network)
     criteria.check(plan.criterion, network, plan.samples)
     start, least = complexity.macs(network), criteria.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:

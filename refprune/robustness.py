@@ -157,10 +157,14 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def corrupt(pixels: Array, kind: str, severity: int, *, seed: int, first: int = 0) -> Array:
-    """Corrupted pixels, uint8 N×C×H×W. first: number of the first image in its set; the stream's step. InputError otherwise."""
+def _check_kind(kind: str) -> None:
     if kind not in CORRUPTIONS:
         raise InputError(f"--corruptions: {kind!r} is not known; allowed are {', '.join(CORRUPTIONS)}")
+
+
+def corrupt(pixels: Array, kind: str, severity: int, *, seed: int, first: int = 0) -> Array:
+    """Corrupted pixels, uint8 N×C×H×W. first: number of the first image in its set; the stream's step. InputError otherwise."""
+    _check_kind(kind)
     if severity not in SEVERITIES:
         raise InputError(f"severity: must be one of {SEVERITIES}, got {severity}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
@@ -212,8 +216,7 @@ def evaluate(
         if not 0.0 <= value <= 1.0:
             raise InputError(f"--fgsm: ε is a share of the pixel range and must lie in [0, 1], got {value}")
     for kind in corruptions:
-        if kind not in CORRUPTIONS:
-            raise InputError(f"--corruptions: {kind!r} is not known; allowed are {', '.join(CORRUPTIONS)}")
+        _check_kind(kind)
     predict = Predictor(trained.network, backend, trained.params, trained.statistics)
 
     def accuracy(change: Change) -> float:

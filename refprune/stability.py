@@ -50,9 +50,8 @@ def study(
     expected: the section that subsets are compared with; None: what CKA removes with all of x. InputError: no candidates, a
     size above n or below 2, an `expected` that is no candidate.
     """
+    criteria.check_candidates(trained.network)
     names = criteria.candidates(trained.network)
-    if not names:
-        raise InputError("network: no section can be removed (K6: the first of a stage stays, and two in every stage)")
     if expected is not None and expected not in names:
         raise InputError(f"--expect: {expected!r} is no candidate; allowed are {', '.join(names)}")
     for size in sizes:

@@ -43,10 +43,16 @@ def read(path: Path) -> Arrays:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+    reader, what = READERS[path.suffix]
     try:
-        arrays = READERS[path.suffix](content)
+        arrays = reader(content)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    except InputError:
+        raise
+    # A corrupt archive, header or pickle may raise nearly anything; whatever it is, the file is at fault.
+    except Exception as error:
+        raise DataError(f"{path}: no {what}: {type(error).__name__}: {error}") from error
     if not arrays:
         raise DataError(f"{path}: holds no arrays")
     return arrays
@@ -61,16 +67,10 @@ def _widened(raw: Array, bfloat16: bool) -> Array:
 
 
 def _npz(content: bytes) -> Arrays:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError("is one array, not an archive of arrays")
-            return {name: archive[name] for name in archive.files}
-    except DataError:
-        raise
-    # A corrupt archive may raise nearly anything; whatever it is, the file is at fault. So in all readers below.
-    except Exception as error:
-        raise DataError(f"no archive of plain arrays ({type(error).__name__}: {error})") from error
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError("is one array, not an archive of arrays")
+        return {name: archive[name] for name in archive.files}
 
 
 # ---------------------------------------------------------------------------------------------------- .safetensors
@@ -151,20 +151,15 @@ def _parameter(data: Array, *_: object) -> Array:
 
 def _pytorch(content: bytes) -> Arrays:
     """A state dict as `torch.save` writes it since 1.6: a zip with data.pkl and one file a storage; or {"state_dict": …}."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            if len(pickles) != 1:
-                raise DataError("holds no data.pkl: no state dict as torch.save writes it since PyTorch 1.6")
-            folder = pickles[0].removesuffix("data.pkl")
-            order = f"{folder}byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
-                raise DataError(f"byte order {archive.read(order)!r}; only little-endian files are read")
-            found = _StateDict(archive.read(pickles[0]), lambda name: archive.read(folder + name)).load()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"no PyTorch state dict: {type(error).__name__}: {error}") from error
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if len(pickles) != 1:
+            raise DataError("holds no data.pkl: no state dict as torch.save writes it since PyTorch 1.6")
+        folder = pickles[0].removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise DataError(f"byte order {archive.read(order)!r}; only little-endian files are read")
+        found = _StateDict(archive.read(pickles[0]), lambda name: archive.read(folder + name)).load()
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in found.items()):
         raise DataError("is no state dict (names → tensors, or the same under 'state_dict')")
@@ -180,23 +175,18 @@ def _keras(content: bytes) -> Arrays:
         import h5py
     except ImportError as error:
         raise InputError("Keras HDF5 files need h5py:  pip install -e '.[exchange]'") from error
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            root = file.get("model_weights", file)
-            if "layer_names" not in root.attrs:
-                raise DataError("holds no attribute layer_names: not what Keras 2 writes")
-            arrays: Arrays = {}
-            for layer in _texts(root.attrs["layer_names"]):
-                for name in _texts(root[layer].attrs["weight_names"]):
-                    ours = f"{layer}.{name.rpartition('/')[2].removesuffix(':0')}"
-                    if ours in arrays:
-                        raise DataError(f"{layer}: has two arrays of the name {ours}, the second {name}")
-                    arrays[ours] = np.asarray(root[layer][name])
-            return arrays
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"no Keras weights ({type(error).__name__}: {error})") from error
+    with h5py.File(io.BytesIO(content), "r") as file:
+        root = file.get("model_weights", file)
+        if "layer_names" not in root.attrs:
+            raise DataError("holds no attribute layer_names: not what Keras 2 writes")
+        arrays: Arrays = {}
+        for layer in _texts(root.attrs["layer_names"]):
+            for name in _texts(root[layer].attrs["weight_names"]):
+                ours = f"{layer}.{name.rpartition('/')[2].removesuffix(':0')}"
+                if ours in arrays:
+                    raise DataError(f"{layer}: has two arrays of the name {ours}, the second {name}")
+                arrays[ours] = np.asarray(root[layer][name])
+        return arrays
 
 
 def _texts(names: Any) -> list[str]:
@@ -206,11 +196,12 @@ def _texts(names: Any) -> list[str]:
 #: Endings of files whose writers sort the arrays, by dtype and name.
 WITHOUT_ORDER = (".safetensors",)
 
-READERS: dict[str, Callable[[bytes], Arrays]] = {
-    ".npz": _npz,
-    ".safetensors": _safetensors,
-    ".pt": _pytorch,
-    ".pth": _pytorch,
-    ".h5": _keras,
-    ".hdf5": _keras,
+#: Ending → how such a file is read, and what it is to be.
+READERS: dict[str, tuple[Callable[[bytes], Arrays], str]] = {
+    ".npz": (_npz, "archive of plain arrays"),
+    ".safetensors": (_safetensors, "safetensors file"),
+    ".pt": (_pytorch, "PyTorch state dict"),
+    ".pth": (_pytorch, "PyTorch state dict"),
+    ".h5": (_keras, "Keras weights"),
+    ".hdf5": (_keras, "Keras weights"),
 }
