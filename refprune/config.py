@@ -69,14 +69,15 @@ class Gates:
     initial: θ₀. learning_rate: η_θ, times the schedule's factor. unit_learning_rate: with u > 0 a unit gate has
     η_θ = u·n, n being the units that its group has left, so that groups of any size move alike: one of n units costs about an
     n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; samples: K of
-    reinforce. paired_epochs: from so many epochs before the end of training.epochs on the estimator is `paired`, one partial
+    reinforce. paired_epochs: from so many epochs before the gates are decided on the estimator is `paired`, one partial
     pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at
     ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
     θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
     "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
-    decided all at once by the rule "first_order" (`settle.decide`).
+    decided all at once by the rule "first_order" (`settle.decide`). decide_epoch: at the end of so many epochs all gates are
+    decided as they would be at the end, and the rest of training.epochs trains what is left without them (0: at the end).
     magnitude: the baseline without θ (which stays at 1, as initial must be): at the end of magnitude_epoch epochs this share
     of every group's units goes, those of smallest ℓ1 norm, and what is left is fine-tuned (`magnitude.keep_largest`).
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
@@ -101,6 +102,7 @@ class Gates:
     undecided: str = "compare"
     compare_at_most: int = 32
     max_epochs: int = 0
+    decide_epoch: int = 0
     magnitude: float = 0.0
     magnitude_epoch: int = 1
     empty: str = "close"
@@ -320,6 +322,7 @@ def _check_values(config: Config, where: str) -> None:
         "gates.threshold": (gates.threshold, 0.0, 0.5),
         "gates.floor": (gates.floor, 0.0, 0.5),
         "gates.max_epochs": (gates.max_epochs, 0, math.inf),
+        "gates.decide_epoch": (gates.decide_epoch, 0, math.inf),
         "gates.kappa_factor": (gates.kappa_factor, 1.0, math.inf),
         "gates.kappa_warmup": (gates.kappa_warmup, 1, math.inf),
         "optimiser.learning_rate": (optimiser.learning_rate, 0.0, math.inf),
@@ -342,11 +345,17 @@ def _check_values(config: Config, where: str) -> None:
         )
     if gates.floor > gates.threshold:
         raise InputError(f"{where}: gates.floor {gates.floor} exceeds gates.threshold {gates.threshold}: no gate would go")
-    if gates.warmup_epochs >= training.epochs:
+    early, epochs = gates.decide_epoch, training.epochs
+    if early >= epochs:
         raise InputError(
-            f"{where}: gates.warmup_epochs {gates.warmup_epochs} must be less than training.epochs {training.epochs}, "
-            "or θ never moves"
+            f"{where}: gates.decide_epoch {early} must be less than training.epochs {epochs}; 0 decides at the end"
         )
+    if early and (gates.magnitude > 0.0 or gates.undecided == "continue"):
+        other = "gates.magnitude > 0" if gates.magnitude > 0.0 else "gates.undecided 'continue'"
+        raise InputError(f"{where}: gates.decide_epoch {early} cannot be combined with {other}: nothing is left to decide")
+    if gates.warmup_epochs >= (early or epochs):
+        limit = f"gates.decide_epoch {early}" if early else f"training.epochs {epochs}"
+        raise InputError(f"{where}: gates.warmup_epochs {gates.warmup_epochs} must be less than {limit}, or θ never moves")
     if optimiser.momentum == 1.0:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:

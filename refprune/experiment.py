@@ -197,6 +197,7 @@ LOG_FIELDS: dict[str, type | tuple[type, ...]] = {
     "first_step_seconds": (float, type(None)),
     "removals": list,
     "decisions": list,
+    "gates_on": int,
 }
 
 
@@ -205,7 +206,8 @@ class TrainingRun:
     """One network trained to the end, in its own folder; `go` starts or resumes it.
 
     gates: how many gates the network stands for, those fixed to 1 included, each of which costs β in J. log: what the
-    checkpoint keeps beside the state, so that a resumed run goes on counting. began: the monotonic time at which the run would
+    checkpoint keeps beside the state, so that a resumed run goes on counting; "gates_on" are the trained gates that were
+    decided to be 1. began: the monotonic time at which the run would
     have begun without interruptions.
     """
 
@@ -259,7 +261,7 @@ class TrainingRun:
             raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")
         state = train.init(self.settings, self.network)
         log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
-        log |= {"removals": [], "decisions": []}
+        log |= {"removals": [], "decisions": [], "gates_on": 0}
         self._truncate_metrics(0)
         checkpoint.save(self.directory, state, log)
         return state, log
@@ -278,8 +280,13 @@ class TrainingRun:
         training = self.settings.training
         epoch, first = divmod(state.step, self.steps_per_epoch)
         gates = self.settings.gates
-        if gates.magnitude > 0.0 and state.network.gate_count and (epoch, first) == (gates.magnitude_epoch, 0):
-            state = self._remove(state, magnitude.keep_largest(state.network, state.params, gates.magnitude))
+        if state.network.gate_count and first == 0:
+            if gates.magnitude > 0.0 and epoch == gates.magnitude_epoch:
+                state = self._remove(state, magnitude.keep_largest(state.network, state.params, gates.magnitude))
+            if gates.decide_epoch and epoch == gates.decide_epoch:
+                settled = settle.settle_gates(state, self.setup.images, self.settings, self.setup.engine)
+                self._record_settled(state, settled)
+                state = settled.state
         for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
             state, metrics = train.step(
@@ -331,12 +338,10 @@ class TrainingRun:
 
     def _settle(self, state: State) -> State:
         end = settle.settle(state, self.setup.images, self.settings, self.setup.engine)
-        self._record_removal(state, end.cut, end.pruned, end.keep)
-        self.log["decisions"] = [decision._asdict() for decision in end.decisions]
+        self._record_settled(state, end)
         score = self._evaluate(end.state, self.setup.test)
-        left = prune(state.network, end.keep, empty=self.settings.gates.empty).network.gate_count
         fixed = self.gates - self.network.gate_count
-        on = left + fixed - fixed_gates_gone(self.setup.whole, self.network, end.state.network)
+        on = self.log["gates_on"] + fixed - fixed_gates_gone(self.setup.whole, self.network, end.state.network)
         self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state, on)}
         line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
         self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])
@@ -354,6 +359,11 @@ class TrainingRun:
         norm = sum(float(np.square(w, dtype=np.float64).sum()) for w in decayed)
         objective = loss + 0.5 * strength * norm + pull.of_decided(final.network, on)
         return {"train_loss": loss, "gates_on": on, "objective": objective}
+
+    def _record_settled(self, state: State, settled: settle.Settlement) -> None:
+        self._record_removal(state, settled.cut, settled.pruned, settled.keep)
+        self.log["decisions"] += [decision._asdict() for decision in settled.decisions]
+        self.log["gates_on"] += prune(state.network, settled.keep, empty=self.settings.gates.empty).network.gate_count
 
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:

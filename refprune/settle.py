@@ -152,7 +152,7 @@ def _objective(state: State, images: Images, config: Config, backend: Backend, g
 
 
 class Settlement(NamedTuple):
-    """The end of a run: the final state, the last removal with its cut, and the gates that had to be decided."""
+    """All gates decided: the state without gates, the last removal with its cut, and the gates that had to be compared."""
 
     state: State
     keep: Array
@@ -161,14 +161,20 @@ class Settlement(NamedTuple):
     decisions: list[Decision]
 
 
-def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
-    """Every gate becomes 0 or 1, then running statistics are re-estimated on the network without gates (O7, O9, N4)."""
+def settle_gates(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
+    """Every gate becomes 0 or 1, for good (O7, O9); training may go on in what is left."""
     gates, decisions, macs = decide(state, images, config, backend)
     keep = gates == 1.0
     smaller, cut, pruned = remove(state, keep, config, fix=keep)
-    statistics, spent = _reestimate(smaller, images, config, backend)
-    final = dataclasses.replace(smaller, statistics=statistics, macs=state.macs + macs + spent, finished=True)
-    return Settlement(final, keep, cut, pruned, decisions)
+    return Settlement(dataclasses.replace(smaller, macs=state.macs + macs), keep, cut, pruned, decisions)
+
+
+def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
+    """The end of a run: gates settled, then running statistics re-estimated on the network without gates (N4)."""
+    settled = settle_gates(state, images, config, backend)
+    statistics, macs = _reestimate(settled.state, images, config, backend)
+    final = dataclasses.replace(settled.state, statistics=statistics, macs=settled.state.macs + macs, finished=True)
+    return settled._replace(state=final)
 
 
 def _reestimate(state: State, images: Images, config: Config, backend: Backend) -> tuple[Arrays, int]:

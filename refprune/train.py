@@ -215,7 +215,8 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     """
     gates, training = config.gates, config.training
     steps_per_epoch = samples // training.batch_size
-    last = gates.paired_epochs > 0.0 and state.step >= (training.epochs - gates.paired_epochs) * steps_per_epoch
+    learning = gates.decide_epoch or training.epochs
+    last = gates.paired_epochs > 0.0 and state.step >= (learning - gates.paired_epochs) * steps_per_epoch
     name = "paired" if last else gates.estimator
     kind = ESTIMATORS[name]
     _, decay = penalties(config, samples)

@@ -73,6 +73,8 @@ def settings_of_all_kinds(draw):
     schedule = "constant" if undecided == "continue" else draw(st.sampled_from(config.SCHEDULES))
     floor = draw(st.floats(1e-7, min(threshold, 0.499))) if ESTIMATORS[kind].needs_interior else 0.0
     epochs = draw(st.integers(1, 99))
+    free = undecided == "compare" and epochs > 1
+    decide_epoch = draw(st.integers(0, epochs - 1)) if free else 0
     gates = Gates(
         initial=draw(st.floats(threshold, 1.0, exclude_min=True)),
         learning_rate=draw(positive),
@@ -81,11 +83,12 @@ def settings_of_all_kinds(draw):
         compare_at_most=draw(st.integers(0, 99)),
         estimator=kind,
         samples=draw(st.integers(1, 9)) if ESTIMATORS[kind].many_samples else 1,
-        warmup_epochs=draw(st.floats(0.0, epochs, exclude_max=True, allow_subnormal=False)),
+        warmup_epochs=draw(st.floats(0.0, decide_epoch or epochs, exclude_max=True, allow_subnormal=False)),
         threshold=threshold,
         floor=floor,
         undecided=undecided,
         max_epochs=draw(st.integers(epochs, 200)),
+        decide_epoch=decide_epoch,
         empty=draw(st.sampled_from(["close", "keep_constant"])),
     )
     training = Training(
@@ -328,6 +331,7 @@ RANGES = {
     "gates.threshold": (0, 0.5),
     "gates.floor": (0, 0.5),
     "gates.max_epochs": (0, INF),
+    "gates.decide_epoch": (0, INF),
     "gates.kappa_factor": (1, INF),
     "gates.kappa_warmup": (1, INF),
     "optimiser.learning_rate": (0, INF),
@@ -437,6 +441,20 @@ def test_many_samples_are_for_reinforce(estimator):
     gates = {"samples": 2, "floor": 0.01, "threshold": 0.01}
     refused({"gates": gates | {"estimator": estimator}}, "gates.samples = 2 is for reinforce", estimator)
     config.from_dict({"gates": gates | {"estimator": "reinforce"}})
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"decide_epoch": 5}, "gates.decide_epoch 5 must be less than training.epochs 5"),
+        ({"warmup_epochs": 3.0}, "gates.warmup_epochs 3.0 must be less than gates.decide_epoch 3, or θ never moves"),
+        ({"undecided": "continue", "max_epochs": 9}, "cannot be combined with gates.undecided 'continue'"),
+        ({"magnitude": 0.5, "initial": 1.0}, "cannot be combined with gates.magnitude > 0"),
+    ],
+)
+def test_an_early_decision_needs_gates_that_move_before_and_epochs_behind(gates, message):
+    refused({"gates": {"decide_epoch": 3} | gates, "training": {"epochs": 5}}, message)
+    config.from_dict({"gates": {"decide_epoch": 3, "warmup_epochs": 2.9}, "training": {"epochs": 5}})
 
 
 def test_leave_to_continue_needs_epochs():

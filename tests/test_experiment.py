@@ -14,8 +14,20 @@ import time
 
 import numpy as np
 import pytest
+from experiments import (
+    QUIET,
+    STEPS,
+    TINY,
+    Interrupt,
+    assert_same_runs,
+    files,
+    interrupted,
+    lines,
+    settings,
+    without_seconds,
+)
 
-from refprune import checkpoint, cli, complexity, config, data, digits, experiment, report, settle, train, zoo
+from refprune import checkpoint, cli, complexity, config, data, experiment, report, settle, train, zoo
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiment import Progress
@@ -24,38 +36,10 @@ from refprune.objective import BatchLoss
 from refprune.spec import Network
 from refprune.surgery import prune
 
-STEPS = 6  # steps in an epoch
-TINY = data.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
-BASE = {
-    "name": "tiny",
-    "seed": 4,
-    "network": {"name": "residual-mlp", "sections": 3, "width": 6},
-    "objective": {"penalty": 0.1, "weight_decay": 1e-3},
-    "gates": {"learning_rate": 0.6, "estimator": "paired"},
-    "optimiser": {"learning_rate": 0.05, "schedule": "one_cycle"},
-    "training": {"epochs": 4, "batch_size": 8, "backend": "oracle", "log_every": 1},
-}
-
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
-
-
-def settings(**tables):
-    merged = {key: BASE[key] | tables[key] if isinstance(BASE.get(key), dict) else tables[key] for key in tables}
-    return config.from_dict(BASE | merged)
-
-
-QUIET = Progress(quiet=True)
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -315,52 +299,6 @@ def test_images_that_do_not_fit_the_network(tmp_path, monkeypatch):
 # Resume -------------------------------------------------------------------------------------------------------------------
 
 
-class Interrupt(Progress):
-    """Stops after so many steps, counted over both runs."""
-
-    def __init__(self, steps):
-        super().__init__(quiet=True)
-        self.left = steps
-
-    def advance(self):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
-def interrupted(folder, rules, *stops):
-    """Run, stopped after each number of steps and resumed; the summary."""
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(rules, folder, progress=Interrupt(stops[0]))
-    for stop in stops[1:]:
-        with pytest.raises(KeyboardInterrupt):
-            experiment.resume(folder, progress=Interrupt(stop))
-    return experiment.resume(folder, progress=QUIET)
-
-
-def without_seconds(value):
-    """The same JSON without wall-clock times, and without the byte count of a file that holds such times."""
-    if isinstance(value, dict):
-        drop = ("seconds", "first_step_seconds", "metrics_bytes", "digest")
-        return {key: without_seconds(v) for key, v in value.items() if key not in drop}
-    return [without_seconds(v) for v in value] if isinstance(value, list) else value
-
-
-def assert_same_runs(one, other):
-    """Byte for byte the same arrays; everything else but the clock."""
-    __tracebackhide__ = True
-    assert (one / "config.toml").read_bytes() == (other / "config.toml").read_bytes()
-    for name in sorted({p.parent.name for p in one.glob("*/metrics.jsonl")} | {p.parent.name for p in other.glob("*/*")}):
-        assert without_seconds(lines(one / name)) == without_seconds(lines(other / name)), name
-        header, other_header = (json.loads((f / name / checkpoint.NAME).read_text()) for f in (one, other))
-        assert without_seconds(header) == without_seconds(other_header)
-        arrays = header["arrays"]
-        assert (one / name / arrays).read_bytes() == (other / name / arrays).read_bytes()
-        assert [p.name for p in (other / name).glob("*.npz*")] == [arrays]
-    summaries = [json.loads((f / "summary.json").read_text()) for f in (one, other)]
-    assert without_seconds(summaries[0]) == without_seconds(summaries[1])
-
-
 @pytest.mark.parametrize("stop", [1, 2 * STEPS, 2 * STEPS + 1, 2 * STEPS + 4, 4 * STEPS, 4 * STEPS + 3, 8 * STEPS])
 def test_resumed_is_uninterrupted(whole, tmp_path, stop):
     """Stopped in the first step, mid-epoch, at the end of an epoch and of a run: the same bits as never stopped."""
@@ -611,86 +549,6 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(small_mnist, tmp_path, 
     assert cli.main(["run", "--resume", str(folder), "--data-dir", str(small_mnist)]) == 0
     experiment.run(rules, tmp_path / "whole", data_directory=str(small_mnist), progress=QUIET)
     assert_same_runs(tmp_path / "whole", folder)
-
-
-# Numbers that are none ----------------------------------------------------------------------------------------------------
-
-
-def diverge(monkeypatch, at):
-    """From step `at` on every step is far too long."""
-    step = train.step
-
-    def too_long(state, x, labels, rules, engine, *, samples):
-        if state.step >= at:
-            rules = dataclasses.replace(rules, optimiser=dataclasses.replace(rules.optimiser, learning_rate=1e25))
-        with np.errstate(all="ignore"):
-            return step(state, x, labels, rules, engine, samples=samples)
-
-    monkeypatch.setattr(train, "step", too_long)
-
-
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    diverge(monkeypatch, at=STEPS + 2)
-    with pytest.raises(train.NonFiniteLoss, match=r"step \d+: the loss is .*; the first layer .* is \w+"):
-        experiment.run(settings(), tmp_path / "r", progress=QUIET)
-    state = checkpoint.load(tmp_path / "r" / "pruned").state
-    assert state.step == STEPS
-    assert all(np.isfinite(p).all() for p in state.params.values())
-    assert not (tmp_path / "r" / "summary.json").exists()
-    monkeypatch.undo()
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
-    assert experiment.resume(tmp_path / "r", progress=QUIET)["runs"]["pruned"]["steps"] == 4 * STEPS
-
-
-def test_a_test_loss_that_is_no_number_stops_too(tmp_path, monkeypatch):
-    """The last step of an epoch breaks the network: no step sees it, but the score does."""
-    diverge(monkeypatch, at=2 * STEPS - 1)
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(train.NonFiniteLoss, match=r"step 12: the loss is (nan|inf); all parameters are finite"),
-    ):
-        experiment.run(settings(), tmp_path / "r", progress=QUIET)
-    assert checkpoint.load(tmp_path / "r" / "pruned").state.step == STEPS
-
-
-def test_a_checkpoint_within_an_epoch_is_good_too(tmp_path, monkeypatch):
-    diverge(monkeypatch, at=STEPS + 2)
-    with pytest.raises(train.NonFiniteLoss):
-        experiment.run(settings(training={"checkpoint_every": 1}), tmp_path / "r", progress=QUIET)
-    state = checkpoint.load(tmp_path / "r" / "pruned").state
-    with np.errstate(all="ignore"):
-        assert np.isfinite(train.evaluate(state, train.prepare(TINY, settings())[1], experiment.ORACLE).loss)
-
-
-# Gates that are undecided at the end --------------------------------------------------------------------------------------
-
-
-def test_undecided_gates_are_compared_and_listed(tmp_path):
-    summary = experiment.run(settings(gates={"learning_rate": 0.0}, unpruned=False), tmp_path / "r", progress=QUIET)
-    run = summary["runs"]["pruned"]
-    assert sorted(d["gate"] for d in run["decisions"]) == ["section1", "section2", "section3"]
-    for d in run["decisions"]:
-        assert d["theta"] == 0.5
-        assert d["on"] == (d["objective_on"] < d["objective_off"])
-    kept = {layer.name for layer in checkpoint.load(tmp_path / "r" / "pruned").state.network.layers}
-    assert {d["gate"] for d in run["decisions"] if d["on"]} == {name for name in kept if name.startswith("section")}
-
-
-def test_training_goes_on_for_undecided_gates_to_the_last_epoch_allowed(tmp_path):
-    gates = {"learning_rate": 0.0, "undecided": "continue", "max_epochs": 4}
-    rules = settings(gates=gates, training={"epochs": 2}, optimiser={"schedule": "constant"})
-    summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
-    assert summary["runs"]["pruned"]["steps"] == 4 * STEPS
-    assert len(summary["runs"]["pruned"]["decisions"]) == 3
-    assert summary["runs"]["unpruned"]["steps"] == 4 * STEPS  # the same budget
-
-
-def test_training_goes_on_only_until_all_are_decided(tmp_path):
-    gates = {"learning_rate": 0.05, "undecided": "continue", "max_epochs": 50, "threshold": 0.1}
-    rules = settings(gates=gates, objective={"penalty": 0.6}, training={"epochs": 1}, optimiser={"schedule": "constant"})
-    summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
-    assert STEPS < summary["runs"]["pruned"]["steps"] < 50 * STEPS
-    assert summary["runs"]["pruned"]["decisions"] == []
 
 
 # The compiled backend -----------------------------------------------------------------------------------------------------

@@ -194,6 +194,20 @@ def test_the_last_epochs_are_paired():
         state = following["mixed"]
 
 
+def test_paired_epochs_end_where_the_gates_are_decided():
+    """decide_epoch 1 of 2, half an epoch paired: the last two of the first four steps."""
+    network = mlp()
+    data = images(network)
+    rules = settings(gates={"estimator": "taylor", "paired_epochs": 0.5, "decide_epoch": 1, "learning_rate": 0.1})
+    alone = settings(gates={"estimator": "taylor", "learning_rate": 0.1})
+    state, found = start(network, rules), []
+    for x, labels in batches(data, rules, 4):
+        following, taylor = (train.step(state, x, labels, r, ORACLE, samples=32)[0] for r in (rules, alone))
+        found.append(following.macs > taylor.macs)
+        state = following
+    assert found == [False, False, True, True]
+
+
 def test_past_the_epochs_the_estimator_stays():
     """Where training goes on for undecided gates, `paired` takes over only if paired_epochs says so."""
     gates = {"estimator": "taylor", "learning_rate": 0.1, "undecided": "continue", "max_epochs": 9}
