@@ -73,7 +73,8 @@ class Gates:
     pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at
     ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
-    θ ≥ 1−τ at the end is fixed to 1. floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
+    θ ≥ 1−τ at the end is fixed to 1; with `taylor` to the end take ½, where it has no bias (validation/SPEC.md, O5).
+    floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
     "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
     decided all at once by the rule "first_order" (`settle.decide`). decide_epoch: at the end of so many epochs all gates are
