@@ -1,4 +1,7 @@
-"""The end of a run: every gate becomes 0 or 1, nothing is rounded in silence (SPEC O7, O9, N4)."""
+"""The end of a run: every gate becomes 0 or 1, nothing is rounded in silence (SPEC O7, O9, N4).
+
+What is measured here is measured on the batches of the first epoch as training saw them, augmentation included.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ def _first_order(
     is not below `here`, `gates` stay.
     """
     slopes, macs = [], 0
-    for x, labels in epoch_batches(images, config, epoch=0):
+    for x, labels in epoch_batches(images, config, epoch=0, augment=backend):
         loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
         evaluation = loss.evaluate(gates)
         gradients = loss.gradients(evaluation, consume=True)
@@ -141,7 +144,7 @@ def _objective(state: State, images: Images, config: Config, backend: Backend, g
     gates_on = prune(state.network, on, empty=config.gates.empty).network.gate_count
     losses, macs = [], 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for x, labels in epoch_batches(images, config, epoch=0):
+        for x, labels in epoch_batches(images, config, epoch=0, augment=backend):
             result = BatchLoss(left.network, backend, left.params, x, labels, left.statistics).evaluate(left.theta)
             losses.append(float(result.loss))
             macs += result.tape.macs
@@ -182,7 +185,7 @@ def _reestimate(state: State, images: Images, config: Config, backend: Backend) 
         return state.statistics, 0
     collected: list[Mapping[str, tuple[Array, Array, int]]] = []
     macs = 0
-    for x, _ in epoch_batches(images, config, epoch=0):
+    for x, _ in epoch_batches(images, config, epoch=0, augment=backend):
         tape = forward(state.network, backend, state.params, x, train=True)
         collected.append(tape.batch_statistics)
         macs += tape.macs

@@ -26,12 +26,14 @@ from refprune.objective import BatchLoss
 from refprune.spec import Network
 from refprune.surgery import prune
 
+AUGMENTED = {"augmentation": "crop_flip", "padding": 1}
+
 
 def torch_loss(state, data, rules, gates):
     """C over all batches of one size, in train mode."""
     order = [
         torch_network.evaluate(state.network, state.params, gates, x, labels, train=True)[0]["loss"]
-        for x, labels in train.epoch_batches(data, rules, 0)
+        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     return float(np.mean(order))
 
@@ -47,12 +49,12 @@ def gates_left(network, gates):
     return gates
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolutional"])
+@pytest.mark.parametrize(("name", "data"), [("mlp", {}), ("convolutional", {}), ("convolutional", AUGMENTED)])
 @pytest.mark.parametrize("penalty", [0.0, 0.02, 5.0])
-def test_undecided_gates_take_the_better_vertex(name, penalty):
+def test_undecided_gates_take_the_better_vertex(name, data, penalty):
     """O9, O4: J at the two vertices is computed again, by PyTorch; layers first, least certain last, the others as decided."""
     network = NETWORKS[name]()
-    rules = settings(gates={"threshold": 0.1}, objective={"penalty": penalty, "weight_decay": 0.7})
+    rules = settings(gates={"threshold": 0.1}, objective={"penalty": penalty, "weight_decay": 0.7}, data=data)
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])[: network.gate_count]
     state, data = start(network, rules, theta), images(network)
     gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
@@ -125,15 +127,17 @@ def test_the_list_says_what_became_of_a_spared_unit():
         assert d.on == end.keep[places[d.gate, d.unit]]
 
 
-def test_statistics_are_estimated_again_at_the_end():
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTED])
+def test_statistics_are_estimated_again_at_the_end(augmentation):
     """N4: averages over the batches of the network without gates, not the mixture that training left behind."""
-    network, rules = convolutional(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
+    network = convolutional()
+    rules = settings(gates={"threshold": 0.1}, objective={"penalty": 0.02}, data=augmentation)
     state, data = start(network, rules, [1.0, 1.0, 0.0, 0.8, 1.0, 1.0]), images(network)
     end = settle.settle(state, data, rules, ORACLE)
     assert end.state.network.statistics_shapes
     moments = [
         torch_network.evaluate(end.state.network, end.state.params, np.zeros(0), x, labels, train=True)[1]
-        for x, labels in train.epoch_batches(data, rules, 0)
+        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     smaller = dataclasses.replace(end.state, finished=False)
     tolerance = e2(lambda b, jitter: {n: jitter(a) for n, a in settle._reestimate(smaller, data, rules, b)[0].items()})
