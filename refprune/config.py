@@ -69,13 +69,14 @@ class Gates:
     initial: θ₀. learning_rate: η_θ, times the schedule's factor. unit_learning_rate: with u > 0 a unit gate has
     η_θ = u·n, n being the units that its group has left, so that groups of any size move alike: one of n units costs about an
     n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; samples: K of
-    reinforce. paired_epochs: from so many epochs before the gates are decided on the estimator is `paired`, one partial
-    pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply at ξ = 0 and rises at
-    ξ = 1.
+    reinforce. paired_epochs: from so many epochs before decide_epoch, or else before training.epochs, on the estimator is
+    `paired`, one partial pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply
+    at ξ = 0 and rises at ξ = 1.
     warmup_epochs: epochs at the start during which θ stays at θ₀. threshold τ: a gate with θ ≤ τ is removed for good, one with
-    θ ≥ 1−τ at the end is fixed to 1; with `taylor` to the end take ½, where it has no bias (validation/SPEC.md, O5).
-    floor δ: θ is projected to [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
-    undecided: what is done with a gate in between at the end: "compare" its two vertices on the training data (O9), or
+    θ ≥ 1−τ where all gates are decided is fixed to 1. τ = ½ leaves none undecided; `taylor` has no bias there if c is quadratic
+    in the gate (validation/SPEC.md, O5), and the summary says how far θ was rounded. floor δ: θ is projected to
+    [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
+    undecided: what is done with a gate in between where all are decided: "compare" its two vertices on training data (O9), or
     "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
     decided all at once by the rule "first_order" (`settle.decide`). decide_epoch: at the end of so many epochs all gates are
     decided as they would be at the end, and the rest of training.epochs trains what is left without them (0: at the end).
@@ -353,7 +354,7 @@ def _check_values(config: Config, where: str) -> None:
         )
     if early and (gates.magnitude > 0.0 or gates.undecided == "continue"):
         other = "gates.magnitude > 0" if gates.magnitude > 0.0 else "gates.undecided 'continue'"
-        raise InputError(f"{where}: gates.decide_epoch {early} cannot be combined with {other}: nothing is left to decide")
+        raise InputError(f"{where}: gates.decide_epoch {early} cannot be combined with {other}")
     if gates.warmup_epochs >= (early or epochs):
         limit = f"gates.decide_epoch {early}" if early else f"training.epochs {epochs}"
         raise InputError(f"{where}: gates.warmup_epochs {gates.warmup_epochs} must be less than {limit}, or θ never moves")

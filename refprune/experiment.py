@@ -198,6 +198,7 @@ LOG_FIELDS: dict[str, type | tuple[type, ...]] = {
     "removals": list,
     "decisions": list,
     "gates_on": int,
+    "rounded": float,
 }
 
 
@@ -207,7 +208,7 @@ class TrainingRun:
 
     gates: how many gates the network stands for, those fixed to 1 included, each of which costs β in J. log: what the
     checkpoint keeps beside the state, so that a resumed run goes on counting; "gates_on" are the trained gates that were
-    decided to be 1. began: the monotonic time at which the run would
+    decided to be 1, "rounded" as in `settle.Settlement`. began: the monotonic time at which the run would
     have begun without interruptions.
     """
 
@@ -261,7 +262,7 @@ class TrainingRun:
             raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")
         state = train.init(self.settings, self.network)
         log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
-        log |= {"removals": [], "decisions": [], "gates_on": 0}
+        log |= {"removals": [], "decisions": [], "gates_on": 0, "rounded": 0.0}
         self._truncate_metrics(0)
         checkpoint.save(self.directory, state, log)
         return state, log
@@ -363,6 +364,7 @@ class TrainingRun:
     def _record_settled(self, state: State, settled: settle.Settlement) -> None:
         self._record_removal(state, settled.cut, settled.pruned, settled.keep)
         self.log["decisions"] += [decision._asdict() for decision in settled.decisions]
+        self.log["rounded"] = max(self.log["rounded"], settled.rounded)
         self.log["gates_on"] += prune(state.network, settled.keep, empty=self.settings.gates.empty).network.gate_count
 
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
@@ -398,6 +400,7 @@ class TrainingRun:
             "first_step_seconds": self.log["first_step_seconds"],
             "removals": self.log["removals"],
             "decisions": self.log["decisions"],
+            "rounded": self.log["rounded"],
             "masked_compact_error": float(np.max(errors)) if errors else None,
         }
 

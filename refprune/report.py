@@ -41,7 +41,8 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         row("training MACs", training),
         row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
         row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
-        row("gates decided only at the end", lambda r: str(len(r["decisions"]))),
+        row("gates decided by comparison", lambda r: str(len(r["decisions"]))),
+        row("θ rounded by at most", lambda r: f"{r['rounded']:.3f}"),
         row("masked ≡ compact: error/tolerance", _equivalence),
     ]
 
@@ -71,7 +72,7 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
 def decision_lines(summary: Mapping[str, Any]) -> list[str]:
     """One line for every gate that training left undecided (O9), one a group for those decided by first order."""
     lines = [
-        f"{name}: gate {d['gate']}[{d['unit']}] ended at θ = {d['theta']:.3f}; "
+        f"{name}: gate {d['gate']}[{d['unit']}] stood at θ = {d['theta']:.3f}; "
         + f"training loss + cost of size: on {d['objective_on']:.4f}, off "
         + ("not possible (the layer's last unit)" if d["objective_off"] is None else f"{d['objective_off']:.4f}")
         + (": kept" if d["on"] else ": removed")
@@ -85,7 +86,7 @@ def decision_lines(summary: Mapping[str, Any]) -> list[str]:
             if d["rule"] == "first_order":
                 groups.setdefault(d["gate"], []).append(d["on"])
         lines += [
-            f"{name}: {len(kept)} units of {gate} were undecided at the end; by the first-order change of the training loss "
+            f"{name}: {len(kept)} units of {gate} were undecided; by the first-order change of the training loss "
             f"against their share of the cost {sum(kept)} are kept"
             for gate, kept in groups.items()
         ]
@@ -188,7 +189,7 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
     title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
     return page(
-        title, rows(summary), f"{'<h2>Decided at the end</h2><ul>' + notes + '</ul>' if notes else ''}{''.join(pictures)}"
+        title, rows(summary), f"{'<h2>Decided by comparison</h2><ul>' + notes + '</ul>' if notes else ''}{''.join(pictures)}"
     )
 
 

@@ -29,7 +29,7 @@ def decided(state: State, config: Config) -> tuple[Array, Array]:
 
 
 class Decision(NamedTuple):
-    """A gate that was still undecided at the end (O9): its θ, J at its two vertices, and which was taken.
+    """A gate that was still undecided where all gates are decided (O9): its θ, J at its two vertices, and which was taken.
 
     unit: the gate's number in its group when training began. objective_off is None for the last unit of a plain layer, which
     cannot go. rule: "compared", or "first_order", by which J at the other vertex is a first-order estimate.
@@ -155,21 +155,26 @@ def _objective(state: State, images: Images, config: Config, backend: Backend, g
 
 
 class Settlement(NamedTuple):
-    """All gates decided: the state without gates, the last removal with its cut, and the gates that had to be compared."""
+    """All gates decided: the state without gates, the last removal with its cut, and the gates that had to be compared.
+
+    rounded: the largest |θ − ξ| of those that were not compared, by the rule of the threshold or because a unit was spared.
+    """
 
     state: State
     keep: Array
     cut: Cut
     pruned: Pruned
     decisions: list[Decision]
+    rounded: float
 
 
 def settle_gates(state: State, images: Images, config: Config, backend: Backend) -> Settlement:
-    """Every gate becomes 0 or 1, for good (O7, O9); training may go on in what is left."""
+    """Every gate becomes 0 or 1, for good (O7, O9); where training goes on, it makes the running statistics follow."""
     gates, decisions, macs = decide(state, images, config, backend)
     keep = gates == 1.0
+    rounded = float(np.abs(state.theta - gates)[np.logical_or(*decided(state, config))].max(initial=0.0))
     smaller, cut, pruned = remove(state, keep, config, fix=keep)
-    return Settlement(dataclasses.replace(smaller, macs=state.macs + macs), keep, cut, pruned, decisions)
+    return Settlement(dataclasses.replace(smaller, macs=state.macs + macs), keep, cut, pruned, decisions, rounded)
 
 
 def settle(state: State, images: Images, config: Config, backend: Backend) -> Settlement:

@@ -222,7 +222,8 @@ def test_a_run_ends_with_the_table(finished, tmp_path):
         "MACs per image": [f"{pruned['macs_per_image']:,}", "(100%)"],
         "training MACs": ["(100%)"],
         "wall-clock": [" s"],
-        "gates decided only at the end": [str(len(pruned["decisions"])), "0"],
+        "gates decided by comparison": [str(len(pruned["decisions"])), "0"],
+        "θ rounded by at most": [f"{pruned['rounded']:.3f}", "0.000"],
         "masked ≡ compact": ["(holds)", "nothing removed"],
     }.items():
         (row,) = (line for line in out.splitlines() if line.startswith(title))
@@ -417,8 +418,8 @@ def test_every_decision_is_one_line():
     decision |= {"rule": "compared"}
     summary = {"runs": {"pruned": {"decisions": [decision, decision | {"on": True}]}}}
     assert report.decision_lines(summary) == [
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: removed",
-        "pruned: gate section2.unitgate1[3] ended at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: kept",
+        "pruned: gate section2.unitgate1[3] stood at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: removed",
+        "pruned: gate section2.unitgate1[3] stood at θ = 0.400; training loss + cost of size: on 1.5000, off 1.2500: kept",
     ]
 
 

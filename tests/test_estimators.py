@@ -348,6 +348,28 @@ def test_taylor_is_biased(network):
     assert np.abs(scores).max() > FALSE_ALARM, scores
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(-2.0, 2.0))
+def test_taylor_with_threshold_one_half_decides_as_the_unbiased_estimate(seed, beta):
+    """A linear section and the squared error: c is quadratic in ξ and convex. Its mean, by both gate values, from all θ ≥ ½.
+
+    Where J = c + β ξ is less at 0, the mean drift leads to ½ from everywhere above; where it is less at 1, it leads away.
+    """
+    network = Network((2,), (Dense(2, bias=False), Section((Dense(2, bias=False),))), Loss("mean_squared_error"))
+    loss = ns.Case(network, batch=3, seed=seed, train=True)
+    loss = BatchLoss(network, ORACLE, loss.params, loss.x, loss.target)
+    passes = [loss.evaluate(np.array([value]), run_closed=True) for value in (0.0, 1.0)]
+    off, on = (float(ESTIMATORS["taylor"].function(loss, p, loss.gradients(p).gates, None, None).gradient[0]) for p in passes)
+    gain = float(passes[1].loss) - float(passes[0].loss) + beta
+    scale = gamma(64, U) * (abs(off) + abs(on) + float(passes[0].loss) + float(passes[1].loss) + abs(beta))
+    assert on >= off - scale
+    drift = [theta * on + (1.0 - theta) * off + beta for theta in (0.5, 0.6, 0.8, 1.0)]
+    assert abs(drift[0] - gain) <= scale
+    if gain > scale:
+        assert min(drift) > 0.0
+    if gain < -scale:
+        assert drift[0] < 0.0
+
+
 def _linear_loss(prediction, target, *, reduction):
     return np.asarray((prediction * target).sum()), Saved((target,))
 

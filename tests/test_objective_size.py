@@ -11,13 +11,19 @@ from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain
 from refprune import complexity, config, experiment, report, settle, train, zoo
 from refprune.backend import ORACLE
 from refprune.errors import InputError
-from refprune.layerspec import Activation, Dense, Section, UnitGate
+from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.objective import BatchLoss
 from refprune.penalty import reference
 from refprune.spec import Network
 from refprune.surgery import prune
 
 KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "penalty": 0.01}
+
+
+def wide_convolution():
+    """Nine channels with gates, no norm: c of a batch needs no more than the batch."""
+    conv = Conv(9, (3, 3), padding=((1, 1), (1, 1)))
+    return Network((2, 4, 4), (conv, Activation("tanh"), UnitGate(), GlobalAveragePool(), Dense(3)))
 
 
 def half(network):
@@ -146,7 +152,7 @@ def objective_of(state, data, rules, gates):
     on, objective = gates == 1.0, rules.objective
     losses = [
         float(BatchLoss(state.network, ORACLE, state.params, x, labels, state.statistics).evaluate(gates).loss)
-        for x, labels in batches(data, rules, len(data.labels) // rules.training.batch_size)
+        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     built = prune(state.network, on, fix=on).network
     macs, parameters = (of(built) / of(state.network) for of in (complexity.macs, complexity.parameters))
@@ -175,14 +181,15 @@ def test_thousands_of_undecided_units_take_three_passes(nu):
         assert complexity.expected(network, gates, "parameters") < 0.2 * complexity.parameters(network)
 
 
-def test_first_order_is_the_derivative_at_the_more_likely_vertex():
-    network, rules = plain(), settings(gates={"compare_at_most": 0}, objective={"nu": 0.2})
+@pytest.mark.parametrize(("network", "augmented"), [(plain(), {}), (wide_convolution(), {"augmentation": "crop_flip"})])
+def test_first_order_is_the_derivative_at_the_more_likely_vertex(network, augmented):
+    rules = settings(gates={"compare_at_most": 0}, objective={"nu": 0.2}, data=augmented)
     theta = np.linspace(0.2, 0.8, 9)
     state, data = start(network, rules, theta), images(network)
     mode = (theta >= 0.5).astype(np.float64)
     _, decisions, _ = settle.decide(state, data, rules, ORACLE)
     losses, slopes = [], []
-    for x, labels in batches(data, rules, 4):
+    for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE):
         loss = BatchLoss(network, ORACLE, state.params, x, labels)
         evaluation = loss.evaluate(mode)
         losses.append(evaluation.loss)

@@ -39,6 +39,16 @@ def test_gains_by_epoch_of_theta(sweep):
     assert found == {"early": (1, 0.1), "late": (3, -0.2), "kept": (None, -0.01)}
 
 
+def test_gates_decided_early_are_no_removals_during_training(sweep):
+    """decide_epoch 3: what goes at its end, step 30, was compared or rounded, not removed by θ."""
+    for run in sweep.glob("*/*/config.toml"):
+        settings = config.from_dict({"gates": {"warmup_epochs": 1, "decide_epoch": 3}, "training": {"epochs": 4}})
+        run.write_text(config.to_toml(settings))
+        metrics = run.parent / "pruned" / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"step": 35', '"step": 30'))
+    assert {g.section: g.epoch for g in premature.gains(sweep)} == {"early": 1, "kept": None}
+
+
 def test_the_table_counts_against_the_noise(sweep, capsys):
     assert premature.main([str(sweep)]) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}

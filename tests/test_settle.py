@@ -98,6 +98,17 @@ def test_decided_gates_need_no_comparison():
     assert (on == (theta >= 0.9)).all()
 
 
+def test_what_the_threshold_rounds_is_told():
+    """τ = ½ leaves nothing to compare; how far θ was from its vertex is said. A compared gate is not rounded."""
+    network = mlp()
+    theta = np.array([0.0, 1.0, 0.35, 0.9, 0.51, 1.0, 1.0, 0.02])
+    for tau, rounded, compared in ((0.5, 0.49, 0), (0.4, 0.35, 1), (0.1, 0.1, 2), (0.0, 0.0, 4)):
+        rules = settings(gates={"threshold": tau, "initial": 1.0})
+        end = settle.settle(start(network, rules, theta), images(network), rules, ORACLE)
+        assert end.rounded == pytest.approx(rounded, abs=1e-12)
+        assert len(end.decisions) == compared
+
+
 def test_settling_removes_fixes_lists_and_counts():
     network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])

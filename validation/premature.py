@@ -58,17 +58,18 @@ def gains(directory: Path) -> list[Gain]:
 
 
 def removal_epochs(run: Path) -> dict[str, int | None]:
-    """Section → epoch since θ moves in which its gate was removed, None for the comparison at the end."""
+    """Section → epoch since θ moves in which its gate was removed, None for the decision of all gates."""
     gates = config.load(str(run / "config.toml")).gates
     metrics = read_metrics(run / "pruned" / "metrics.jsonl")
     first = next(line for line in metrics if line["event"] == "epoch")
     last = max(line["step"] for line in metrics if line["event"] == "epoch")
     per_epoch = first["step"] / first["epoch"]
+    decided = gates.decide_epoch * per_epoch or last
     found: dict[str, int | None] = {}
     for line in metrics:
         if line["event"] == "removal":
             epoch = math.ceil(line["step"] / per_epoch - gates.warmup_epochs)
-            found |= dict.fromkeys(line["removed"], epoch if line["step"] < last else None)
+            found |= dict.fromkeys(line["removed"], epoch if line["step"] < decided else None)
     return found
 
 
