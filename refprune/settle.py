@@ -49,10 +49,9 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
 
     Layer gates come before unit gates: a unit of a section that stands at 0 changes nothing and would always be dropped. The
     other gates have their decided or more likely value; but where that leaves a section none of its units, the undecided ones
-    are on (`_open_sections`). One of the two vertices is always known from the gate before, so
-    that G gates take at most G + 1 passes over the data. With more than `gates.compare_at_most` undecided gates the unit
-    gates among them are decided all at once, by `_first_order`. Returns the gate vector, what was compared, and the
-    multiply-accumulates.
+    are on (`_open_sections`). One of the two vertices is always known from the gate before, so that G gates take at most G + 1
+    passes over the data. With more than `gates.compare_at_most` undecided gates the unit gates among them are decided all at
+    once, by `_first_order`. Returns the gate vector, what was compared, and the multiply-accumulates.
     """
     off, on = decided(state, config)
     more_likely = np.where(off | on, on, state.theta >= 0.5)
