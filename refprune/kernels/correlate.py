@@ -26,7 +26,7 @@ from .vectors import HOST
 from .workspace import Workspace
 
 STRIPS = 8  # strips in a panel
-DEPTH = 320  # about so many k are packed at once, so that a panel's patches stay in the second-level cache
+DEPTH = 320  # about so many k at once, so that what a strip reads stays in the first-level cache, a panel in the second
 PACK_COST = {16: 6, 8: 12, 4: 20, 2: 28, 1: 40}  # clock cycles for a strip and one k, by length of the pieces copied
 
 
@@ -179,11 +179,13 @@ def _direct(
             read_rows(x, n, g * inputs, (g + 1) * inputs, 0, x.shape[2], image, 0, high * wide, wide, top, left, numbers[6])
         s0, s1 = chunk * strips // chunks, (chunk + 1) * strips // chunks
         length = (s1 - s0) * across
-        for s in range(s0, s1):
-            for t in range(tiles):
-                o0, o1 = t * outputs // tiles, (t + 1) * outputs // tiles
-                start, place = (g * outputs + o0) * depth, o0 * length + (s - s0) * across
-                outer(o1 - o0, w, start, depth, 1, image, bases[s], taps, 0, vector_step, depth, out, place, length, True)
+        for k0 in range(0, max(depth, 1), DEPTH):
+            steps = min(DEPTH, depth - k0)
+            for s in range(s0, s1):
+                for t in range(tiles):
+                    o0, o1 = t * outputs // tiles, (t + 1) * outputs // tiles
+                    start, to = (g * outputs + o0) * depth + k0, o0 * length + (s - s0) * across
+                    outer(o1 - o0, w, start, depth, 1, image, bases[s], taps, k0, vector_step, steps, out, to, length, k0 == 0)
         low = s0 * across
         for o in range(outputs):
             for p in range(low // pitch, min(rows, (low + length - 1) // pitch + 1)):

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-ACCUMULATORS = 16  # more than latency × units, so that no multiply-add waits for another
+ACCUMULATORS = 12  # more than latency × units, so that none waits for another; fewer than AVX2 has registers
 BURST = 1 << 20  # rounds
 TRIAD_BYTES = 3 << 28  # far more than a processor's caches
 

@@ -29,7 +29,7 @@ def host() -> Host:
     if "avx512f" in FEATURES:
         return Host(64, rows=12, vectors=2, dot_rows=8, dot_columns=3)
     if "avx2" in FEATURES:
-        return Host(32, rows=6, vectors=2, dot_rows=3, dot_columns=3)
+        return Host(32, rows=6, vectors=2, dot_rows=4, dot_columns=3)
     if "neon" in FEATURES:
         return Host(16, rows=8, vectors=2, dot_rows=4, dot_columns=5)
     return Host(16, rows=4, vectors=2, dot_rows=3, dot_columns=3)
