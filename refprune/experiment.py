@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import backend, checkpoint, complexity, config, data, magnitude, rounding, settle, spec, train, zoo
+from . import environment as environments
 from .backend import ORACLE, Backend
 from .config import Config
 from .errors import InputError
@@ -83,7 +82,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     engine = backend.by_name(settings.training.backend, threads=threads or None)
     if settings.unpruned and network.gate_count:
         networks["unpruned"] = train.ungated(network)
-    return Setup(settings, dataset.name, environment(dataset), networks, network, images, test, engine)
+    return Setup(settings, dataset.name, environments.describe(dataset), networks, network, images, test, engine)
 
 
 def protected(network: Network, groups: tuple[str, ...]) -> Network:
@@ -142,24 +141,9 @@ def resume(
     setup = set_up(config.load(str(file)), data_directory, threads)
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
-    compare_environment(directory / "environment.json", setup.environment, progress)
+    environments.compare(directory / "environment.json", setup.environment, progress)
     with locked(file):
         return _train_all(setup, directory, progress)
-
-
-def compare_environment(path: Path, now: Mapping[str, str], progress: Progress) -> None:
-    """Other data are refused; other versions or another machine are said, because the bits may then differ."""
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
-    if not isinstance(then, dict) or "data_sha256" not in then:
-        raise InputError(f"{path}: holds no data_sha256; it was edited or belongs to something else")
-    changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
-    if then.get("data_sha256") != now["data_sha256"]:
-        raise InputError(f"{path}: the run began with other data (SHA-256 of images and labels differs)")
-    if changed:
-        progress.line(f"resumed in another environment ({', '.join(changed)}): the bits may differ")
 
 
 def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
@@ -177,16 +161,6 @@ def _train_all(setup: Setup, directory: Path, progress: Progress) -> Summary:
     summary = {"name": setup.settings.name, "seed": setup.settings.seed, "data": setup.data, "runs": runs}
     write_atomically(directory / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
-
-
-def environment(dataset: data.Dataset) -> dict[str, str]:
-    """Versions, machine and digest of the data."""
-    digest = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
-        digest.update(np.ascontiguousarray(array).data)
-    packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
-    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": str(os.cpu_count())}
-    return packages | machine | {"data_sha256": digest.hexdigest()}
 
 
 #: What a checkpoint keeps beside the state, with its types.

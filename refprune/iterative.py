@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, criteria, data, exchange, experiment, train
+from . import backend, checkpoint, complexity, config, criteria, data, exchange, train
+from . import environment as environments
 from .config import Config
 from .criteria import CRITERIA, Subject
 from .errors import InputError
@@ -145,7 +146,7 @@ def resume(
         network = checkpoint.load(directory / "round-00").state.network
         job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), network)
         job.progress.line(f"run directory: {directory}")
-        experiment.compare_environment(directory / "environment.json", job.environment, job.progress)
+        environments.compare(directory / "environment.json", job.environment, job.progress)
         return job.go()
 
 
@@ -203,7 +204,7 @@ class _Job:
         if plan.samples > len(images.labels):
             raise InputError(f"--samples: {plan.samples} exceeds the {len(images.labels)} training images")
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
-        known = experiment.environment(dataset)
+        known = environments.describe(dataset)
         return cls(written, plan, settings, directory, known, images, test, engine, progress, criteria.fewest_macs(network))
 
     def begin(self, trained: Trained) -> None:

@@ -59,6 +59,7 @@ ORDER = [
     "robustness",
     "stability",
     "progress",
+    "environment",
     "experiment",
     "iterative",
     "iterative_report",

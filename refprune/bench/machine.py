@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
+from ..environment import processor
 from .cases import Setting
 
 PACKAGES = ("refprune", "numpy", "numba", "llvmlite", "scipy", "torch")
@@ -17,7 +17,7 @@ PACKAGES = ("refprune", "numpy", "numba", "llvmlite", "scipy", "torch")
 def describe(setting: Setting) -> dict[str, Any]:
     """Processor, cores, versions, load before the run, settings."""
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -40,15 +40,6 @@ def limits(setting: Setting) -> dict[str, float]:
         "memory_gbytes": peak.memory_gbytes(setting.threads),
         "vector_bits": peak.vector_bits(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _version(name: str) -> str | None:

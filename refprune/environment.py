@@ -1,0 +1,52 @@
+"""Where and on what a run was made: everything beside its configuration that the bits of its results depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from .data import Dataset
+from .errors import InputError
+from .progress import Progress
+
+
+def describe(dataset: Dataset) -> dict[str, str]:
+    """Versions, machine and digest of the data."""
+    digest = hashlib.sha256()
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(np.ascontiguousarray(array).data)
+    packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "processor": processor()}
+    return packages | machine | {"cores": str(os.cpu_count()), "data_sha256": digest.hexdigest()}
+
+
+def processor() -> str:
+    """The processor's name as the system tells it, the machine's type where it tells none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def compare(path: Path, now: Mapping[str, str], progress: Progress) -> None:
+    """Other data are refused; other versions or another machine are said, because the bits may then differ."""
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
+    if not isinstance(then, dict) or "data_sha256" not in then:
+        raise InputError(f"{path}: holds no data_sha256; it was edited or belongs to something else")
+    changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
+    if then.get("data_sha256") != now["data_sha256"]:
+        raise InputError(f"{path}: the run began with other data (SHA-256 of images and labels differs)")
+    if changed:
+        progress.line(f"resumed in another environment ({', '.join(changed)}): the bits may differ")
