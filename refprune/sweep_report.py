@@ -18,6 +18,11 @@ from .sweep import run_directory
 Values = Mapping[str, Sequence[float]]
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation with n − 1; 0 for one value, which shows none."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     """Mean ± standard deviation (with n − 1), the mean alone for one value."""
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
@@ -76,8 +81,7 @@ class Point(NamedTuple):
         return statistics.fmean(self.values[quantity])
 
     def deviation(self, quantity: str) -> float:
-        """Standard deviation with n − 1; 0 for one value, which shows none."""
-        return statistics.stdev(self.values[quantity]) if len(self.values[quantity]) > 1 else 0.0
+        return deviation(self.values[quantity])
 
     @property
     def accuracy(self) -> float:
@@ -203,6 +207,66 @@ def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
             axis.set_minor_formatter(NullFormatter())
 
 
+def knob(page: Mapping[str, Any]) -> str | None:
+    """The key whose numbers tell the settings apart, if it is one and all other keys are the same for all of them."""
+    tables = [result["set"] for result in page["results"]]
+    differing = {key for table in tables for key in table if any(other.get(key) != table[key] for other in tables)}
+    if len(differing) != 1:
+        return None
+    (key,) = differing
+    return key if all(type(table.get(key)) in (int, float) for table in tables) else None
+
+
+#: Quantity → how its line is called in the picture of one knob.
+LEFT = {"macs_share": "MACs per image", "parameters_share": "parameters", "sections_share": "sections"}
+
+
+def knob_picture(page: Mapping[str, Any], key: str) -> Any:
+    """What one knob does: test accuracy, and what is left of MACs, parameters and sections, against the key's value.
+
+    Lines go through the means over seeds of the networks that were pruned, bars are standard deviations, dots the runs.
+    """
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8.4, 3.4), layout="constrained")
+    accuracy, left = drawing.subplots(1, 2)
+    found = sorted(
+        ((result["set"][key], values) for result in page["results"] for values in _pruned_runs(result)), key=lambda one: one[0]
+    )
+    _knob_line(accuracy, found, "test_accuracy", color="C0", label="test accuracy")
+    shown = [quantity for quantity in LEFT if all(quantity in values for _, values in found)]
+    for i, quantity in enumerate(shown):
+        _knob_line(left, found, quantity, color=f"C{i + 1}", label=LEFT[quantity])
+    for axes, title in ((accuracy, "test accuracy, %"), (left, "left, %")):
+        axes.set(xlabel=key, ylabel=title)
+        axes.grid(alpha=0.3)
+    if found and 0 < 8 * found[0][0] < found[-1][0]:
+        accuracy.set_xscale("log")
+        left.set_xscale("log")
+    if shown:
+        left.set_ylim(bottom=0)
+        left.legend(fontsize=8)
+    return drawing
+
+
+def _pruned_runs(result: Mapping[str, Any]) -> list[dict[str, Sequence[float]]]:
+    """The values of a setting's pruned network, if it has one, with the share of its sections where it had any."""
+    runs = [dict(values) for name, values in result["runs"].items() if name == "pruned"]
+    for values in runs:
+        if all(start > 0 for start in values["sections_at_start"]):
+            pairs = zip(values["sections"], values["sections_at_start"], strict=True)
+            values["sections_share"] = [now / start for now, start in pairs]
+    return runs
+
+
+def _knob_line(axes: Any, found: Sequence[tuple[float, Values]], quantity: str, *, color: str, label: str) -> None:
+    for value, values in found:
+        axes.plot([value] * len(values[quantity]), [100.0 * v for v in values[quantity]], ".", ms=3, alpha=0.5, color=color)
+    means = [100.0 * statistics.fmean(values[quantity]) for _, values in found]
+    bars = [100.0 * deviation(values[quantity]) for _, values in found]
+    axes.errorbar([value for value, _ in found], means, bars, marker="o", ms=4, lw=1.0, capsize=2, color=color, label=label)
+
+
 def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
     """θ of all gates over the steps: one panel a setting, its first seed."""
     from matplotlib.figure import Figure
@@ -246,11 +310,13 @@ def _metrics(directory: Path, label: str, seed: int) -> list[dict[str, Any]]:
 
 def pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """File name → figure."""
-    return {
+    drawn = {
         "accuracy": accuracy_picture(page),
         "theta": theta_picture(page, directory),
         "removals": removal_picture(page, directory),
     }
+    key = knob(page)
+    return drawn if key is None else {"knob": knob_picture(page, key)} | drawn
 
 
 def write_html(directory: Path) -> Path | None:

@@ -465,6 +465,58 @@ def test_networks_of_different_sizes_have_no_common_share():
     assert (len(left.child_axes), len(right.child_axes)) == (0, 1)
 
 
+def of_one_knob(values, key="objective.nu"):
+    """Settings that differ in one key, with sections and without: two seeds each, larger values leave less."""
+    results = []
+    for value in values:
+        result = made(f"{key} {value}", "", [0.9, 0.92], [1000 / (1 + value)] * 2, [500 / (1 + value), 500 / (1 + value)])
+        result["runs"]["pruned"] |= {"sections": [3.0, 1.0], "sections_at_start": [4.0, 4.0]}
+        results.append({**result, "set": {key: value, "unpruned": False}})
+    return {**PAGE, "results": results}
+
+
+def test_a_knob_is_the_one_key_that_differs():
+    assert sweep_report.knob(of_one_knob([0.1, 1.0])) == "objective.nu"
+    words = of_one_knob([0.1, 1.0])
+    words["results"][0]["set"]["objective.nu"] = "much"
+    for page in (of_one_knob([0.1]), words, of_one_knob([True, False]), PAGE):
+        assert sweep_report.knob(page) is None
+    two = of_one_knob([0.1, 1.0])
+    two["results"][0]["set"]["training.epochs"] = 3
+    assert sweep_report.knob(two) is None
+    two["results"][1]["set"]["training.epochs"] = 4
+    assert sweep_report.knob(two) is None
+
+
+def test_the_picture_of_a_knob(tmp_path):
+    """Lines through the means in the order of the values, bars of a standard deviation, a dot a run."""
+    page = of_one_knob([3.0, 0.0, 1.0])
+    accuracy, left = sweep_report.pictures(page, tmp_path)["knob"].axes
+    drawn = {c.get_label(): np.round(c.lines[0].get_xydata(), 9).tolist() for c in (*accuracy.containers, *left.containers)}
+    size = [[0.0, 100.0], [1.0, 50.0], [3.0, 25.0]]
+    assert drawn == {
+        "test accuracy": [[0.0, 91.0], [1.0, 91.0], [3.0, 91.0]],
+        "MACs per image": size,
+        "parameters": size,
+        "sections": [[0.0, 50.0], [1.0, 50.0], [3.0, 50.0]],
+    }
+    low, high = accuracy.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * 2**0.5, rel=1e-12)
+    assert [len(line.get_xdata()) for line in accuracy.lines if line.get_marker() == "."] == [2, 2, 2]
+    assert (accuracy.get_xscale(), left.get_ylim()[0]) == ("linear", 0.0)
+    assert sweep_report.knob_picture(of_one_knob([0.1, 1.0]), "objective.nu").axes[0].get_xscale() == "log"
+
+
+def test_a_knob_without_sections_or_results(tmp_path):
+    page = of_one_knob([0.1, 0.2])
+    for result in page["results"]:
+        result["runs"]["pruned"]["sections_at_start"] = [0.0, 0.0]
+    _, left = sweep_report.knob_picture(page, "objective.nu").axes
+    assert [c.get_label() for c in left.containers] == ["MACs per image", "parameters"]
+    page["results"] = [{**result, "runs": {}, "seeds": []} for result in page["results"]]
+    assert "knob" in sweep_report.pictures(page, tmp_path)
+
+
 def test_pictures_where_every_run_failed(tmp_path):
     empty = {**PAGE, "results": [{**PAGE["results"][0], "seeds": [], "runs": {}}]}
     assert len(sweep_report.size_rows(empty)) == 1
