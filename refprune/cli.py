@@ -58,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="train and prune; without arguments the quick start")
     run.add_argument("experiment", nargs="?", help="a known name (see `refprune zoo`; default quickstart) or a .toml file")
-    run.add_argument("--data", metavar="NAME", help="data set instead of the experiment's: same as --set data.name=NAME")
+    run.add_argument(
+        "--data",
+        metavar="NAME",
+        help="data set instead of the experiment's, same as --set data.name=NAME: "
+        "see `refprune data list`, or folder:PATH@SIZE for images in PATH/train/CLASS and PATH/val/CLASS",
+    )
     run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     run.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
     run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
@@ -271,10 +276,7 @@ def _export(options: argparse.Namespace) -> int:
     check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, **{"torch's module": module})
     trained = export.of_run(options.directory, options.of)
     holds = True
-    if options.npz:
-        export.write_npz(options.npz, trained)
-        print(f"{options.npz}: spec and {len(trained.params) + len(trained.statistics)} arrays")
-    for path, kind in ((options.onnx, "onnx"), (options.torch, "torch")):
+    for path, kind in ((options.npz, "npz"), (options.onnx, "onnx"), (options.torch, "torch")):
         if path is None:
             continue
         check = export.write_checked(path, trained, kind)

@@ -25,7 +25,8 @@ SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 
 @dataclass(frozen=True)
 class Data:
-    """name: the set. train_limit: only the first so many training images (0: all).
+    """name: the set, or "folder:PATH@SIZE" for images in PATH/train/CLASS and PATH/val/CLASS, cut to SIZE×SIZE; a relative PATH
+    is below the folder of the data sets. train_limit: only the first so many training images (0: all).
 
     holdout: so many training images, the last ones, are not trained on but take the place of the test images: to choose a
     recipe without looking at the test set (0: none).

@@ -357,5 +357,9 @@ def _load_folder(name: str, root: Path) -> Dataset:
         path, size = size, "224"
     if not path or not size.isdecimal():
         raise InputError(f"data set {name!r}: expected folder:PATH or folder:PATH@SIZE")
-    found = folder.read(root / path, int(size))
+    try:
+        found = folder.read(root / path, int(size))
+    except DataError as error:
+        where = "" if Path(path).is_absolute() else f" ({path} is below the folder of the data sets; or give an absolute path)"
+        raise DataError(f"{error}{where}") from error
     return Dataset(name, *found[:4], classes=len(found.classes))

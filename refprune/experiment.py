@@ -67,9 +67,10 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     dataset = data.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
     network = train.pressed(network, settings)
-    if settings.gates.estimator == "exact" and network.gate_count > MAX_ENUMERATED_GATES:
-        raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {network.gate_count}")
     networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
+    (gated,) = networks.values()
+    if settings.gates.estimator == "exact" and gated.gate_count > MAX_ENUMERATED_GATES:
+        raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {gated.gate_count}")
     if settings.gates.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gates):
         raise InputError(f"gates.magnitude: {settings.gates.magnitude} removes units, but the network has no unit gates")
     (outputs,) = network.output_shape
@@ -287,12 +288,15 @@ class TrainingRun:
     def _score_epoch(self, state: State, epoch: int) -> None:
         score = self._evaluate(state, self.setup.test)
         row: Summary = {"epoch": epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
-        row |= {"gates": self.settings.gates.evaluation, "sections": count_sections(state.network)}
+        units, units_at_start = (sum(count_units(self.setup.whole, n).values()) for n in (state.network, self.network))
+        row |= {"gates": self.settings.gates.evaluation, "sections": count_sections(state.network), "units": units}
         row |= self._spent(state) | size_left(state) | {"seconds": self._seconds()}
         self._write({"event": "epoch"} | row)
+        counts = f"sections {row['sections']:3d}/{count_sections(self.network)}"
+        counts += f"  units {units:4d}/{units_at_start}" if units_at_start else ""
         self.progress.line(
             f"{self.name:9} epoch {epoch:3d}/{self.epochs}  test {100 * score.accuracy:6.2f} %  "
-            f"loss {score.loss:.4f}  sections {row['sections']:3d}/{count_sections(self.network)}  {self._seconds():6.1f} s"
+            f"loss {score.loss:.4f}  {counts}  {self._seconds():6.1f} s"
         )
 
     def _evaluate(self, state: State, images: Images) -> Score:
@@ -307,8 +311,10 @@ class TrainingRun:
 
     def _remove(self, state: State, keep: Array) -> State:
         smaller, cut, pruned = train.remove(state, keep, self.settings)
-        on = (state.theta >= 0.5) & keep
-        self._record_removal(state, cut, pruned, on)
+        fixed = np.ones(keep.shape, dtype=bool)
+        fixed[cut.gates] = False
+        self.log["gates_on"] += len(pruned.last)
+        self._record_removal(state, cut, pruned, keep & (fixed | (state.theta >= 0.5)))
         return smaller
 
     def _settle(self, state: State) -> State:
@@ -347,11 +353,11 @@ class TrainingRun:
         ratio = masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
-        row["spared"] = list(pruned.spared)
+        row["last"] = list(pruned.last)
         for section in pruned.closed_for_emptiness:
             self.progress.line(f"{self.name:9} step {pruned.step}: {section} has lost its last unit and goes")
-        for gate in pruned.spared:
-            self.progress.line(f"{self.name:9} step {pruned.step}: {gate} would have lost its last unit; one is kept")
+        for gate in pruned.last:
+            self.progress.line(f"{self.name:9} step {pruned.step}: {gate} has one unit left, which stays")
         self.log["removals"].append(row)
         self._write({"event": "removal"} | row)
 
@@ -362,6 +368,8 @@ class TrainingRun:
             **self.log["final"],
             "sections": count_sections(state.network),
             "sections_at_start": count_sections(self.network),
+            "units": count_units(self.setup.whole, state.network),
+            "units_at_start": count_units(self.setup.whole, self.network),
             "parameters": complexity.parameters(state.network),
             "parameters_at_start": complexity.parameters(self.network),
             "macs_per_image": complexity.macs(state.network),
@@ -410,6 +418,13 @@ class TrainingRun:
 
 def count_sections(network: Network) -> int:
     return sum(isinstance(layer, Section) for layer in network.layers)
+
+
+def count_units(whole: Network, left: Network) -> dict[str, int]:
+    """Units that are left of every group of unit gates of `whole`, fixed ones too; those of removed sections are 0."""
+    shapes = left.parameter_shapes
+    made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gates if group.kind == "unit"}
+    return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
 
 
 def _theta_by_name(state: State) -> dict[str, float]:

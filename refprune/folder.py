@@ -13,6 +13,8 @@ from .errors import DataError, InputError
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 #: The short side before the crop, over the crop's side.
 MARGIN = 256 / 224
+#: Side of the largest crop, and the most that an image's long side may be of its short one.
+LARGEST, LONGEST = 4096, 100
 
 
 class Images(NamedTuple):
@@ -28,11 +30,11 @@ class Images(NamedTuple):
 def read(directory: Path, size: int = 224) -> Images:
     """All images under train/ and val/, as RGB: short side scaled to size·256/224 (bilinear), centre cut to size×size.
 
-    Everything is held in memory. InputError for a size below 1 and without Pillow; DataError names the folder or file that is
-    missing, empty, no image, or a class that one part has and the other has not.
+    Everything is held in memory. InputError for a size outside [1, 4096] and without Pillow; DataError names the folder or
+    file that is missing, empty, no image, or a class that one part has and the other has not.
     """
-    if size < 1:
-        raise InputError(f"size: must be at least 1, got {size}")
+    if not 1 <= size <= LARGEST:
+        raise InputError(f"size: must lie in [1, {LARGEST}], got {size}")
     parts = [directory / name for name in ("train", "val")]
     for part in parts:
         if not part.is_dir():
@@ -68,12 +70,25 @@ def _read(file: Path, size: int) -> NDArray[np.uint8]:
         raise InputError("image folders need Pillow:  pip install -e '.[images]'") from error
     try:
         with Image.open(file) as opened:
-            image: Any = opened.convert("RGB")
+            image: Any = _eight_bits(opened).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: no image that can be read ({error})") from error
+    if max(image.size) > LONGEST * min(image.size):
+        raise DataError(f"{file}: is {image.width}×{image.height} pixels; the long side may be {LONGEST} times the short one")
     scale = max(round(size * MARGIN), size) / min(image.size)
     width, height = (max(round(side * scale), size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     cut = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
     return np.ascontiguousarray(cut.transpose(2, 0, 1))
+
+
+def _eight_bits(image: Any) -> Any:
+    """Grey values of 16 bits scaled to 8, where Pillow would clip them. DataError for wider ones, whose scale is unknown."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{image.filename}: has pixels of mode {image.mode}; 8 bits a channel, or 16 of grey, are allowed")
+    return image

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def keep_largest(network: Network, params: Mapping[str, Array], removed: float) 
     for group in network.gates:
         if group.kind == "unit":
             n = group.stop - group.start
-            keep[group.start + smallest(norms[group.slice], min(math.floor(removed * n), n - 1))] = False
+            keep[group.start + smallest(norms[group.slice], min(math.floor(Fraction(str(removed)) * n), n - 1))] = False
     return keep
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,14 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         per_step = whole["training_macs_unpruned"] / whole["steps"]
         return f"{run['training_macs']:.2e} ({run['training_macs'] / (per_step * run['steps']):.0%})"
 
+    def by_rule(run: Mapping[str, Any], rule: str) -> int:
+        return sum(decision["rule"] == rule for decision in run["decisions"])
+
+    estimated = any(by_rule(run, "first_order") for run in runs.values())
+
+    def units(run: Mapping[str, Any]) -> str:
+        return f"{sum(run['units'].values()):,} of {sum(whole['units_at_start'].values()):,}"
+
     def row(title: str, value: Any) -> tuple[str, ...]:
         return title, *(value(run) for run in runs.values())
 
@@ -36,12 +46,14 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         row("test loss (nats)", lambda r: f"{r['test_loss']:.4f}"),
         row("J on the training images", lambda r: f"{r['objective']:.4f}"),
         row("sections kept", lambda r: f"{r['sections']} of {whole['sections_at_start']}"),
+        *([row("units kept", units)] if whole["units_at_start"] else []),
         row("parameters", lambda r: share(r, "parameters")),
         row("MACs per image", lambda r: share(r, "macs_per_image")),
         row("training MACs", training),
         row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
         row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
-        row("gates decided by comparison", lambda r: str(len(r["decisions"]))),
+        row("gates decided by comparison", lambda r: str(by_rule(r, "compared"))),
+        *([row("gates decided by first order", lambda r: str(by_rule(r, "first_order")))] if estimated else []),
         row("θ rounded by at most", lambda r: f"{r['rounded']:.3f}"),
         row("masked ≡ compact: error/tolerance", _equivalence),
     ]
@@ -157,7 +169,8 @@ def draw_theta(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
         colour = colours(i % colours.N)
         axes.plot(*zip(*points, strict=True), lw=1.2, label=name, color=colour)
         removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
-        axes.plot(removed, [points[-1][1]] * len(removed), "x", color=colour)
+        before = [bisect.bisect_right(points, (step, math.inf)) - 1 for step in removed]
+        axes.plot(removed, [points[max(i, 0)][1] for i in before], "x", color=colour)
     axes.set_ylim(-0.05, 1.05)
 
 
@@ -188,9 +201,8 @@ def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
     title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
-    return page(
-        title, rows(summary), f"{'<h2>Decided by comparison</h2><ul>' + notes + '</ul>' if notes else ''}{''.join(pictures)}"
-    )
+    listed = f"<h2>Gates that were undecided</h2><ul>{notes}</ul>" if notes else ""
+    return page(title, rows(summary), listed + "".join(pictures))
 
 
 def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:

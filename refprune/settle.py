@@ -15,6 +15,7 @@ from .backend import Backend
 from .complexity import cost_model
 from .config import Config
 from .layers import Array
+from .layerspec import Section
 from .network import Arrays, forward
 from .objective import BatchLoss, average_statistics
 from .pruning import spare_plain_layers
@@ -47,11 +48,11 @@ class Decision(NamedTuple):
 def decide(state: State, images: Images, config: Config, backend: Backend) -> tuple[Array, list[Decision], int]:
     """Decide every gate by O9: those inside (τ, 1−τ) one after the other, least certain last, by J at their two vertices.
 
-    Layer gates come before unit gates: a unit of a section that stands at 0 changes nothing and would always be dropped. The
+    Layer gates come before unit gates: a unit of a section that is not there changes nothing; it is 0 and no decision. The
     other gates have their decided or more likely value; but where that leaves a section none of its units, the undecided ones
     are on (`_open_sections`). One of the two vertices is always known from the gate before, so that G gates take at most G + 1
-    passes over the data. With more than `gates.compare_at_most` undecided gates the unit gates among them are decided all at
-    once, by `_first_order`. Returns the gate vector, what was compared, and the multiply-accumulates.
+    passes over the data. With more than `gates.compare_at_most` gates to decide the unit gates among them are decided all at
+    once, by `_first_order`. Returns the gate vector, what was decided, and the multiply-accumulates.
     """
     off, on = decided(state, config)
     more_likely = np.where(off | on, on, state.theta >= 0.5)
@@ -63,22 +64,45 @@ def decide(state: State, images: Images, config: Config, backend: Backend) -> tu
     undecided = undecided[np.argsort(-np.abs(state.theta[undecided] - 0.5), kind="stable")]
     is_layer = cost_model(state.network).is_layer[undecided]
     layers, units = undecided[is_layer], undecided[~is_layer]
-    one_by_one = undecided.size <= config.gates.compare_at_most
     here, macs = _objective(state, images, config, backend, gates)
     decisions: list[Decision] = []
-    for g in [*layers, *(units if one_by_one else ())]:
-        at, flipped = {gates[g]: here}, gates.copy()
-        flipped[g] = 1.0 - gates[g]
-        if (spare_plain_layers(state.network, flipped == 1.0, state.theta) == flipped).all():
-            at[flipped[g]], spent = _objective(state, images, config, backend, flipped)
-            macs += spent
-        keeps = 0.0 not in at or at[1.0] < at[0.0]
-        decisions.append(_decision(state, g, at[1.0], at.get(0.0), on=keeps))
-        gates[g], here = float(keeps), at[float(keeps)]
-    if units.size and not one_by_one:
+
+    def compare(one_by_one: Array) -> None:
+        nonlocal here, macs
+        for g in one_by_one:
+            if _absent(state, gates, config)[g]:
+                gates[g] = 0.0
+                continue
+            at, flipped = {gates[g]: here}, gates.copy()
+            flipped[g] = 1.0 - gates[g]
+            if (spare_plain_layers(state.network, flipped == 1.0, state.theta) == flipped).all():
+                at[flipped[g]], spent = _objective(state, images, config, backend, flipped)
+                macs += spent
+            keeps = 0.0 not in at or at[1.0] < at[0.0]
+            decisions.append(_decision(state, g, at[1.0], at.get(0.0), on=keeps))
+            gates[g], here = float(keeps), at[float(keeps)]
+
+    compare(layers)
+    absent = _absent(state, gates, config)[units]
+    gates[units[absent]] = 0.0
+    units = units[~absent]
+    if layers.size + units.size <= config.gates.compare_at_most:
+        compare(units)
+    elif units.size:
         gates, of_units, spent = _first_order(state, images, config, backend, gates, here, np.sort(units))
         decisions, macs = decisions + of_units, macs + spent
     return gates, decisions, macs
+
+
+def _absent(state: State, gates: Array, config: Config) -> Array:
+    """(G,): unit gates of sections that are not there at these gates: ξ = 0, or no units left where that closes them (N4)."""
+    network, absent = state.network, np.zeros(gates.shape, dtype=bool)
+    built = prune(network, gates == 1.0, empty=config.gates.empty).network
+    there = {layer.name for layer in built.layers if isinstance(layer, Section)}
+    for group in network.gates:
+        holder = network.layers[group.position]
+        absent[group.slice] = group.kind == "unit" and isinstance(holder, Section) and holder.name not in there
+    return absent
 
 
 def _open_sections(state: State, gates: Array, undecided: Array) -> Array:
@@ -116,6 +140,7 @@ def _first_order(
     found = gates.copy()
     found[units] = change[units] < 0.0
     found = spare_plain_layers(state.network, found == 1.0, state.theta).astype(np.float64)
+    found[units[_absent(state, found, config)[units]]] = 0.0
     there, spent = _objective(state, images, config, backend, found)
     taken = found if there < here else gates
     decisions = [

@@ -48,6 +48,8 @@ from .files import write_atomically
 
 KEYS = ("name", "experiment", "seeds", "set", "grid", "variants")
 VARIANT_KEYS = ("name", "seeds", "group")
+#: Bytes of a folder's name, and how those do not end: the sweep's own files do.
+LONGEST_FOLDER, RESERVED = 200, (".json", ".html", ".svg", ".part")
 
 
 class Setting(NamedTuple):
@@ -120,7 +122,9 @@ def load(path: Path) -> Sweep:
         settings.append(Setting(label, variant.get("group", variant.get("name", "")), chosen, tuple(seeds), configs))
     folders = [_folder(setting.label).casefold() for setting in settings]
     for folder, setting in zip(folders, settings, strict=True):
-        if folders.count(folder) > 1 or not re.search(r"\w", folder):
+        if len(folder.encode()) > LONGEST_FOLDER:
+            raise InputError(f"{path}: {setting.label[:40]!r}… is too long for a folder's name; name variants instead")
+        if folders.count(folder) > 1 or not re.search(r"\w", folder) or folder.endswith(RESERVED):
             raise InputError(f"{path}: {setting.label!r} is no name of its own for a setting (its folder would be {folder!r})")
     return Sweep(name, source, tuple(settings))
 
@@ -138,6 +142,8 @@ def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise InputError(f"{path}: grid.{key} must be a list of values, got {choices!r}")
+        if any(one == other for one, other in itertools.combinations(choices, 2)):
+            raise InputError(f"{path}: grid.{key} has a value twice, got {choices!r}")
     entries = values.get("variants", [{}])
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: variants must be tables, got {entries!r}")
@@ -324,7 +330,17 @@ def _finished(job: Job) -> dict[str, Any] | None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and "runs" in summary else None
+    return summary if _is_whole(summary) else None
+
+
+def _is_whole(summary: Any) -> bool:
+    """Has it all that tables are made of? If not, it is damaged or old and is made again from the run's checkpoint."""
+    try:
+        runs = summary["runs"]
+        tables = [quantities(run, next(iter(runs.values()))) for run in runs.values()]
+    except (TypeError, KeyError, AttributeError, ValueError, ZeroDivisionError):
+        return False
+    return bool(tables)
 
 
 THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -390,7 +406,8 @@ def _end_with_parent() -> None:
 
 #: What a table over seeds shows of each training run.
 QUANTITIES = (
-    *("test_accuracy", "test_loss", "train_loss", "objective", "sections", "sections_at_start", "parameters", "macs_per_image"),
+    *("test_accuracy", "test_loss", "train_loss", "objective", "parameters", "macs_per_image"),
+    *("sections", "sections_at_start", "units", "units_at_start"),
     *("training_macs_share", "macs_share", "parameters_share", "seconds", "undecided", "steps"),
 )
 
@@ -403,6 +420,8 @@ def quantities(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, fl
         "macs_share": run["macs_per_image"] / whole["macs_per_image_at_start"],
         "parameters_share": run["parameters"] / whole["parameters_at_start"],
         "sections_at_start": whole["sections_at_start"],
+        "units": sum(run["units"].values()),
+        "units_at_start": sum(whole["units_at_start"].values()),
         "undecided": len(run["decisions"]),
     }
     return {key: float(derived[key] if key in derived else run[key]) for key in QUANTITIES}

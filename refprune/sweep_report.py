@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 import statistics
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from . import report
 from .errors import InputError
 from .files import write_atomically
-from .sweep import run_directory
+from .sweep import QUANTITIES, run_directory
 
 Values = Mapping[str, Sequence[float]]
 
@@ -29,11 +30,18 @@ def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     return mean if len(values) < 2 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
+def kept(values: Values, what: str) -> str:
+    """How many "sections" or "units" are left of how many; a dash where there were none."""
+    start = values[f"{what}_at_start"][0]
+    return f"{spread(values[what], 1)} of {start:.0f}" if start else "–"
+
+
 #: Title → how the values of one training run, by quantity, are written.
 COLUMNS: dict[str, Callable[[Values], str]] = {
     "test accuracy, %": lambda v: spread(v["test_accuracy"], 2, 100.0),
     "J": lambda v: spread(v["objective"], 4),
-    "sections": lambda v: f"{spread(v['sections'], 1)} of {v['sections_at_start'][0]:.0f}",
+    "sections": lambda v: kept(v, "sections"),
+    "units": lambda v: kept(v, "units"),
     "MACs, %": lambda v: spread(v["macs_share"], 0, 100.0),
     "training MACs, %": lambda v: spread(v["training_macs_share"], 0, 100.0),
     "undecided": lambda v: f"{sum(v['undecided']):.0f}",
@@ -50,12 +58,16 @@ MARKERS = {"pruned": "o", "unpruned": "s", "from-scratch": "^", "trained": "D"}
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """sweep.json. InputError where it is missing or no JSON."""
+    """sweep.json. InputError where it is missing, no JSON, or lacks what `refprune sweep` writes."""
     path = directory / "sweep.json"
     try:
         page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); `refprune sweep` writes it") from error
+        runs = [values for result in page["results"] for values in result["runs"].values()]
+        lacking = [quantity for quantity in QUANTITIES if not all(values[quantity] for values in runs)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error!r}); `refprune sweep` writes it") from error
+    if lacking:
+        raise InputError(f"{path}: has no values of {lacking[0]}; `refprune sweep` writes them")
     return page
 
 
@@ -208,7 +220,9 @@ def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
 
 
 def knob(page: Mapping[str, Any]) -> str | None:
-    """The key whose numbers tell the settings apart, if it is one and all other keys are the same for all of them."""
+    """The key whose numbers tell the settings apart, if it is one, all other keys are the same, and something was pruned."""
+    if not _something_pruned(page):
+        return None
     tables = [result["set"] for result in page["results"]]
     differing = {key for table in tables for key in table if any(other.get(key) != table[key] for other in tables)}
     if len(differing) != 1:
@@ -218,7 +232,7 @@ def knob(page: Mapping[str, Any]) -> str | None:
 
 
 #: Quantity → how its line is called in the picture of one knob.
-LEFT = {"macs_share": "MACs per image", "parameters_share": "parameters", "sections_share": "sections"}
+LEFT = {"macs_share": "MACs per image", "parameters_share": "parameters", "sections_share": "sections", "units_share": "units"}
 
 
 def knob_picture(page: Mapping[str, Any], key: str) -> Any:
@@ -250,12 +264,12 @@ def knob_picture(page: Mapping[str, Any], key: str) -> Any:
 
 
 def _pruned_runs(result: Mapping[str, Any]) -> list[dict[str, Sequence[float]]]:
-    """The values of a setting's pruned network, if it has one, with the share of its sections where it had any."""
+    """The values of a setting's pruned network, if it has one, with the shares of its sections and units where it had any."""
     runs = [dict(values) for name, values in result["runs"].items() if name == "pruned"]
-    for values in runs:
-        if all(start > 0 for start in values["sections_at_start"]):
-            pairs = zip(values["sections"], values["sections_at_start"], strict=True)
-            values["sections_share"] = [now / start for now, start in pairs]
+    for values, what in itertools.product(runs, ("sections", "units")):
+        if all(start > 0 for start in values[f"{what}_at_start"]):
+            pairs = zip(values[what], values[f"{what}_at_start"], strict=True)
+            values[f"{what}_share"] = [now / start for now, start in pairs]
     return runs
 
 
@@ -310,13 +324,15 @@ def _metrics(directory: Path, label: str, seed: int) -> list[dict[str, Any]]:
 
 def pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """File name → figure."""
-    drawn = {
-        "accuracy": accuracy_picture(page),
-        "theta": theta_picture(page, directory),
-        "removals": removal_picture(page, directory),
-    }
+    drawn = {"accuracy": accuracy_picture(page)}
+    if _something_pruned(page):
+        drawn |= {"theta": theta_picture(page, directory), "removals": removal_picture(page, directory)}
     key = knob(page)
     return drawn if key is None else {"knob": knob_picture(page, key)} | drawn
+
+
+def _something_pruned(page: Mapping[str, Any]) -> bool:
+    return any("pruned" in result["runs"] for result in page["results"])
 
 
 def write_html(directory: Path) -> Path | None:

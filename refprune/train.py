@@ -65,13 +65,13 @@ class State:
 class Pruned(NamedTuple):
     """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units.
 
-    spared: gates of plain layers whose units all had θ ≤ τ, of which the one with the largest θ was kept.
+    last: gates of plain layers with one unit left, which cannot go and is fixed to 1.
     """
 
     step: int
     removed: dict[str, int]
     closed_for_emptiness: tuple[str, ...]
-    spared: tuple[str, ...]
+    last: tuple[str, ...]
 
 
 class StepMetrics(NamedTuple):
@@ -344,12 +344,18 @@ def keep(state: State, config: Config, *, samples: int) -> Array:
 
 
 def remove(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:
-    """Remove the gates where `keep` is False, for good, and fix those where `fix` is True to 1."""
-    removed = {g.name: int((~keep[g.slice]).sum()) for g in state.network.gates if not keep[g.slice].all()}
-    cut = prune(state.network, keep, fix=fix, empty=config.gates.empty)
-    plain = [g for g in state.network.gates if g.name in removed and isinstance(state.network.layers[g.position], UnitGate)]
-    spared = tuple(g.name for g in plain if (state.theta[g.slice] <= config.gates.threshold).all())
-    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness, spared)
+    """Remove the gates where `keep` is False, for good, and fix those where `fix` is True to 1.
+
+    The last unit of a plain layer is fixed to 1 too: it cannot go, so that θ = 0 would only make the network a constant.
+    """
+    network = state.network
+    removed = {g.name: int((~keep[g.slice]).sum()) for g in network.gates if not keep[g.slice].all()}
+    fix = np.zeros(keep.shape, dtype=bool) if fix is None else fix.copy()
+    last = [g for g in network.gates if isinstance(network.layers[g.position], UnitGate) and keep[g.slice].sum() == 1]
+    for group in last:
+        fix[group.slice] = keep[group.slice]
+    cut = prune(network, keep, fix=fix, empty=config.gates.empty)
+    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness, tuple(g.name for g in last))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -242,6 +242,8 @@ def resnet_imagenet(
     if stride_in not in ("3x3", "1x1"):
         raise InputError(f"network.stride_in: {stride_in!r} is not known; allowed are '3x3', '1x1'")
     blocks, bottleneck = _IMAGENET[depth]
+    if stride_in == "1x1" and not bottleneck:
+        raise InputError(f"network.stride_in: '1x1' is for bottlenecks, which resnet-{depth} has not; allowed is '3x3'")
     layers: list[Layer] = [Conv(width, (7, 7), (2, 2), _same(7), bias=False), BatchNorm(), Activation("relu")]
     layers.append(MaxPool((3, 3), (2, 2), _same(3)))
     before = width
@@ -250,7 +252,7 @@ def resnet_imagenet(
         after = 4 * inner if bottleneck else inner
         for block in range(count):
             stride = 2 if stage > 0 and block == 0 else 1
-            first, second = (1, stride) if stride_in == "3x3" or not bottleneck else (stride, 1)
+            first, second = (1, stride) if stride_in == "3x3" else (stride, 1)
             unit = (Activation("relu"), *_gate(units))
             path = (
                 (*_conv_norm(inner, 1, first), *unit, *_conv_norm(inner, 3, second), *unit, *_conv_norm(after, 1))

@@ -423,6 +423,16 @@ def test_every_decision_is_one_line():
     ]
 
 
+def test_crosses_stand_on_the_curve_where_the_gate_was_removed():
+    """Units of a group go one after another; a cross before the first line stands at its start."""
+    metrics = [{"event": "step", "step": s, "theta": {"unitgate1": t}} for s, t in ((20, 0.9), (40, 0.6), (60, 0.2))]
+    metrics[1:1] = [{"event": "removal", "step": s, "removed": {"unitgate1": 1}} for s in (10, 20, 50, 70)]
+    _, axes = report.figure("θ", "step", "θ")
+    report.draw_theta(axes, metrics)
+    crosses = axes.lines[1].get_xydata().tolist()
+    assert crosses == [[10, 0.9], [20, 0.9], [50, 0.6], [70, 0.2]]
+
+
 def test_input_errors_are_value_errors():
     assert issubclass(InputError, ValueError)
     assert issubclass(train.NonFiniteLoss, InputError)

@@ -507,6 +507,8 @@ def test_enumeration_of_too_many_gates_is_refused_before_anything_is_written(tmp
     with pytest.raises(InputError, match="'exact' takes 20 gates, the network has 21"):
         experiment.run(rules, tmp_path / "r", progress=QUIET)
     assert not (tmp_path / "r").exists()
+    fewer = settings(network={"sections": 21}, gates={"estimator": "exact", "protect": ["section3"]})
+    assert experiment.set_up(fewer, None).networks["pruned"].gate_count == 20
 
 
 # kill -9 ------------------------------------------------------------------------------------------------------------------

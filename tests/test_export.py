@@ -32,7 +32,7 @@ from refprune.layerspec import (
     Section,
     UnitGate,
 )
-from refprune.network import forward, initialise
+from refprune.network import forward, initial_statistics, initialise
 from refprune.spec import Network
 from refprune.streams import Streams
 from refprune.surgery import prune
@@ -258,7 +258,7 @@ def test_export_writes_and_checks(finished, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["export", str(finished), "--npz", str(paths[0]), "--onnx", str(paths[1]), "--torch", str(paths[2])]) == 0
     out = capsys.readouterr().out
-    assert out.count("equal on 2 random inputs") == 2
+    assert out.count("equal on 2 random inputs") == 3
     model = exchange.load(paths[0])
     x = np.random.default_rng(0).standard_normal((3, 1, 28, 28)).astype(np.float32)
     wide = model._replace(params={n: p.astype(np.float64) for n, p in model.params.items()})
@@ -296,6 +296,23 @@ def test_what_no_file_can_hold_is_refused(kind, tmp_path):
     with pytest.raises(InputError, match=r"section1\.conv\d: a convolution that has lost all its channels"):
         export.write_checked(tmp_path / f"a.{kind}", Trained(cut.network, params, {}), kind)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_norm_without_channels_is_nothing_for_pytorch(tmp_path):
+    section = Section((Dense(2), BatchNorm(), Activation("relu"), UnitGate(), Dense(3)), gate=False)
+    cut = prune(Network((3,), (section, Dense(2))), np.zeros(2, dtype=bool), empty="keep_constant")
+    arrays = (cut.arrays(make(cut.network)) for make in (lambda n: initialise(n, Streams(0)), initial_statistics))
+    model = Trained(cut.network, *arrays)
+    with pytest.raises(InputError, match=r"section1\.batchnorm1: a batch-norm without channels cannot run in PyTorch"):
+        export.write_checked(tmp_path / "a.pt", model, "torch")
+    assert not list(tmp_path.iterdir())
+    for kind in ("npz", "onnx"):
+        assert export.write_checked(tmp_path / f"a.{kind}", model, kind).error <= 1.0
+
+
+def test_a_run_that_is_not_there_is_told_from_those_that_are(finished):
+    with pytest.raises(InputError, match=r"has no run 'unpruned'; there are pruned \(--of\)"):
+        export.of_run(finished, "unpruned")
 
 
 def test_files_of_others_are_not_overwritten(finished, tmp_path, capsys):

@@ -116,6 +116,35 @@ def test_names_that_say_nothing_are_refused(name):
         data.load(name)
 
 
-def test_sizes_below_one_are_refused(tree):
-    with pytest.raises(InputError, match="size: must be at least 1"):
-        folder.read(tree, 0)
+@pytest.mark.parametrize("size", [0, 4097])
+def test_sizes_out_of_range_are_refused(tree, size):
+    with pytest.raises(InputError, match=rf"size: must lie in \[1, 4096\], got {size}"):
+        folder.read(tree, size)
+
+
+def test_where_a_relative_path_is_looked_for_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"is no folder.*\(pictures is below the folder of the data sets"):
+        data.load("folder:pictures@14", tmp_path)
+    with pytest.raises(DataError, match=r"is no folder; expected are train/CLASS/image and val/CLASS/image$"):
+        data.load(f"folder:{tmp_path / 'pictures'}@14")
+
+
+def test_grey_values_of_sixteen_bits_are_scaled(tree):
+    """Pillow's own way to RGB clips them: all but the darkest 256 values would be white."""
+    deep = np.random.default_rng(1).integers(0, 1 << 16, (16, 16), dtype=np.uint16)
+    write(tree / "train" / "ant" / "0.png", deep)
+    image = folder.read(tree, 14).train_images[0]
+    np.testing.assert_array_equal(image, np.tile((deep >> 8)[1:15, 1:15], (3, 1, 1)))
+
+
+def test_pixels_of_unknown_scale_and_extreme_shapes_are_refused(tree):
+    file = tree / "train" / "ant" / "0.png"
+    Image.new("RGB", (1, 101)).save(file)
+    with pytest.raises(DataError, match=r"0\.png: is 1×101 pixels; the long side may be 100 times the short one"):
+        folder.read(tree, 14)
+    file.unlink()
+    write(file.with_suffix(".bmp"), np.zeros((4, 4), np.uint8))
+    Image.new("F", (4, 4)).save(file.with_suffix(".tiff"))
+    file.with_suffix(".tiff").rename(file.with_suffix(".bmp"))
+    with pytest.raises(DataError, match=r"0\.bmp: has pixels of mode F"):
+        folder.read(tree, 14)

@@ -9,8 +9,10 @@ from tolerance import assert_identical
 
 from refprune import complexity, config, experiment, train
 from refprune.errors import InputError
+from refprune.layerspec import Dense, UnitGate
 from refprune.magnitude import filter_norms, keep_largest
 from refprune.network import initialise
+from refprune.spec import Network
 from refprune.streams import Streams
 
 RULES = {
@@ -39,6 +41,13 @@ def test_the_smallest_filters_go(name, removed):
         n = len(want)
         order = sorted(range(n), key=lambda i: -want[i])
         assert set(np.flatnonzero(keep[group.slice])) == set(order[: max(n - math.floor(removed * n), 1)])
+
+
+@pytest.mark.parametrize(("removed", "n", "gone"), [(0.58, 50, 29), (0.29, 100, 29), (0.69, 300, 207), (0.7, 3, 2)])
+def test_shares_are_decimals(removed, n, gone):
+    """0.58·50 is 28.999… in floating point; the promise is ⌊removed·n⌋."""
+    network = Network((2,), (Dense(n), UnitGate(), Dense(2)))
+    assert (~keep_largest(network, initialise(network, Streams(0)), removed)).sum() == gone
 
 
 def test_equal_norms_go_from_the_end():

@@ -19,7 +19,7 @@ from training import (
     start,
 )
 
-from refprune import settle, train
+from refprune import complexity, settle, train
 from refprune.backend import ORACLE
 from refprune.layerspec import Dense, Section, UnitGate
 from refprune.objective import BatchLoss
@@ -49,6 +49,12 @@ def gates_left(network, gates):
     return gates
 
 
+def section_of(network, where):
+    """The layer gates, none or one, above a unit gate."""
+    (group,) = [g for g in network.gates if g.start <= where < g.stop]
+    return [g.start for g in network.gates if g.kind == "layer" and g.position == group.position and g != group]
+
+
 @pytest.mark.parametrize(("name", "data"), [("mlp", {}), ("convolutional", {}), ("convolutional", AUGMENTED)])
 @pytest.mark.parametrize("penalty", [0.0, 0.02, 5.0])
 def test_undecided_gates_take_the_better_vertex(name, data, penalty):
@@ -61,13 +67,13 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
     places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
     sections = [g.start for g in network.gates if g.kind == "layer"]
     undecided = [i for i in range(len(theta)) if 0.1 < theta[i] < 0.9]
-    assert [d.theta for d in decisions] == [
-        theta[i] for i in sorted(undecided, key=lambda i: (i not in sections, -abs(theta[i] - 0.5)))
-    ]
-    want = np.where(theta >= 0.5, 1.0, 0.0)
-    for d in decisions:
-        where = places.index((d.gate, d.unit))
-        assert theta[where] == d.theta
+    want, listed = np.where(theta >= 0.5, 1.0, 0.0), iter(decisions)
+    for where in sorted(undecided, key=lambda i: (i not in sections, -abs(theta[i] - 0.5))):
+        if not gates_left(network, want)[section_of(network, where)].all():
+            want[where] = 0.0  # of a section that is not there
+            continue
+        d = next(listed)
+        assert (places[where], theta[where]) == ((d.gate, d.unit), d.theta)
         objective = []
         for vertex in (1.0, 0.0):
             want[where] = vertex
@@ -79,6 +85,7 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
                          tolerance["c"] + 16 * U * penalty)  # fmt: skip
         assert d.on == (d.objective_on < d.objective_off)
         want[where] = float(d.on)
+    assert next(listed, None) is None
     assert_identical("gates", gates, want)
     if penalty == 5.0:
         assert not any(d.on for d in decisions)
@@ -210,6 +217,43 @@ def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
     assert gates[4:].any()
     on, off, got = (settle._objective(state, data, rules, ORACLE, at)[0] for at in (np.ones(7), np.zeros(7), gates))
     assert got <= on < off - 0.1
+
+
+def with_two_groups():
+    path = (Dense(3), TANH, UnitGate(), Dense(3), TANH, UnitGate(), Dense(4))
+    return Network((3,), (Dense(4), TANH, Section(path), Dense(2), TANH, UnitGate(), Dense(3)))
+
+
+@pytest.mark.parametrize("compare_at_most", [3, 0])
+@pytest.mark.parametrize("section", [0.05, 0.4])
+def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_at_most):
+    """ξ = 0 by τ, or by comparison: its undecided units are 0, cost no pass, are not listed and do not count as undecided."""
+    network = with_two_groups()
+    rules = settings(gates={"threshold": 0.1, "compare_at_most": compare_at_most}, objective={"penalty": 50.0})
+    theta = np.array([section, *[0.6] * 6, 0.4, 0.6])
+    state, data = start(network, rules, theta), images(network)
+    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    asked = [] if section == 0.05 else ["section1"]
+    assert [d.gate for d in decisions] == [*asked, "unitgate1", "unitgate1"]
+    assert [d.rule for d in decisions[len(asked) :]] == ["compared" if compare_at_most else "first_order"] * 2
+    assert not gates[:7].any()
+    full = complexity.macs(network) * len(data.labels)
+    assert macs <= (len(decisions) + 1) * full if compare_at_most else 5 * full
+    end = settle.settle(state, data, rules, ORACLE)
+    assert end.pruned.removed["section1.unitgate1"] == end.pruned.removed["section1.unitgate2"] == 3
+    assert not any(isinstance(layer, Section) for layer in end.state.network.layers)
+
+
+@pytest.mark.parametrize("empty", ["close", "keep_constant"])
+def test_a_section_that_lost_its_last_unit_asks_for_no_others(empty):
+    """Its first group goes, unit by unit; that closes the section, and with it the second group, unless its constant stays."""
+    network = with_two_groups()
+    rules = settings(gates={"threshold": 0.1, "empty": empty}, objective={"penalty": 50.0})
+    state, data = start(network, rules, [1.0, *[0.3] * 3, *[0.6] * 3, 1.0, 1.0]), images(network)
+    gates, decisions, _ = settle.decide(state, data, rules, ORACLE)
+    asked = ["section1.unitgate1"] * 3 + ["section1.unitgate2"] * 3
+    assert [d.gate for d in decisions] == (asked[:3] if empty == "close" else asked)
+    assert not gates[1:7].any()
 
 
 @pytest.mark.parametrize("objective", [{"penalty": 1.0}, {"nu": 1.0}])

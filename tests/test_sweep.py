@@ -96,7 +96,10 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         ("experiment = 'quickstart'\nvariants = []", "variants must be tables"),
         ("experiment = 'quickstart'\n[grid]\nseed = [0, 1]", "seed is set by seeds"),
         ("experiment = 'quickstart'\n[set]\nseed = 3", "seed is set by seeds"),
-        ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.1, 0.1]", "no name of its own"),
+        ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.1, 0.1]", "grid.gates.initial has a value twice"),
+        ("experiment = 'quickstart'\n[grid]\nobjective.nu = [1, 1.0]", "grid.objective.nu has a value twice"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'sweep.json'", "no name of its own"),
+        (f"experiment = 'quickstart'\n[[variants]]\nname = '{'x' * 201}'", "is too long for a folder's name"),
         ("experiment = 'quickstart'\n[[variants]]\nname = '..'", "no name of its own"),
         ("experiment = 'quickstart'\n[[variants]]\nname = 'a b'\n[[variants]]\nname = 'A-b'", "no name of its own"),
         (
@@ -159,10 +162,10 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
 
     assert sweep_report.write_html(out) is not None
     html = (out / "report.html").read_text()
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4  # one key differs: what it does is drawn too
     assert "penalty 1.0" in html
     assert "<h2>Accuracy against size</h2><table>" in html
-    assert sorted(p.name for p in out.glob("*.svg")) == ["accuracy.svg", "removals.svg", "theta.svg"]
+    assert sorted(p.name for p in out.glob("*.svg")) == ["accuracy.svg", "knob.svg", "removals.svg", "theta.svg"]
 
 
 def test_a_failed_run_stops_nothing_and_is_repeated(tmp_path, monkeypatch, capsys):
@@ -297,6 +300,26 @@ def test_two_processes_never_write_one_run(tmp_path):
     with files.locked(folder / "config.toml"):
         (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
     assert "another process is at work here" in outcome.problem
+
+
+@pytest.mark.parametrize("content", ["{}", '{"runs": {}}', '{"runs": 3}', '{"runs": {"pruned": {}}}', '{"runs": [1]}', "{"])
+def test_a_damaged_summary_is_made_again(tmp_path, content):
+    """From the checkpoint of the run, which has ended; the table is what it was."""
+    found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
+    sweep.run(found, tmp_path / "out", say=quiet)
+    before = sweep_report.rows(sweep_report.read(tmp_path / "out"))
+    summary = tmp_path / "out" / "as-it-is" / "seed-0" / "summary.json"
+    summary.write_text(content)
+    (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+    assert outcome.summary == json.loads(summary.read_text())
+    assert sweep_report.rows(sweep_report.read(tmp_path / "out")) == before
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"results": 3}', '{"results": [{"runs": {"pruned": {}}}]}'])
+def test_a_damaged_page_is_refused(tmp_path, content):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InputError, match=r"sweep\.json: (cannot be read|has no values of)"):
+        sweep_report.read(tmp_path)
 
 
 def test_a_run_that_ended_while_it_made_its_folder_is_begun_again(tmp_path):
@@ -471,6 +494,7 @@ def of_one_knob(values, key="objective.nu"):
     for value in values:
         result = made(f"{key} {value}", "", [0.9, 0.92], [1000 / (1 + value)] * 2, [500 / (1 + value), 500 / (1 + value)])
         result["runs"]["pruned"] |= {"sections": [3.0, 1.0], "sections_at_start": [4.0, 4.0]}
+        result["runs"]["pruned"] |= {"units": [12.0, 8.0], "units_at_start": [40.0, 40.0]}
         results.append({**result, "set": {key: value, "unpruned": False}})
     return {**PAGE, "results": results}
 
@@ -499,6 +523,7 @@ def test_the_picture_of_a_knob(tmp_path):
         "MACs per image": size,
         "parameters": size,
         "sections": [[0.0, 50.0], [1.0, 50.0], [3.0, 50.0]],
+        "units": [[0.0, 25.0], [1.0, 25.0], [3.0, 25.0]],
     }
     low, high = accuracy.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(2 * 2**0.5, rel=1e-12)
@@ -510,17 +535,25 @@ def test_the_picture_of_a_knob(tmp_path):
 def test_a_knob_without_sections_or_results(tmp_path):
     page = of_one_knob([0.1, 0.2])
     for result in page["results"]:
-        result["runs"]["pruned"]["sections_at_start"] = [0.0, 0.0]
+        result["runs"]["pruned"] |= {"sections_at_start": [0.0, 0.0], "units_at_start": [0.0, 0.0]}
     _, left = sweep_report.knob_picture(page, "objective.nu").axes
     assert [c.get_label() for c in left.containers] == ["MACs per image", "parameters"]
-    page["results"] = [{**result, "runs": {}, "seeds": []} for result in page["results"]]
-    assert "knob" in sweep_report.pictures(page, tmp_path)
+    page["results"][0] |= {"runs": {}, "seeds": []}  # failed
+    _, left = sweep_report.pictures(page, tmp_path)["knob"].axes
+    assert len(left.containers[0].lines[0].get_xdata()) == 1
 
 
 def test_pictures_where_every_run_failed(tmp_path):
     empty = {**PAGE, "results": [{**PAGE["results"][0], "seeds": [], "runs": {}}]}
     assert len(sweep_report.size_rows(empty)) == 1
-    assert set(sweep_report.pictures(empty, tmp_path)) == {"accuracy", "theta", "removals"}
+    assert set(sweep_report.pictures(empty, tmp_path)) == {"accuracy"}
+
+
+def test_networks_without_gates_have_no_pictures_of_pruning(tmp_path):
+    page = of_one_knob([0.1, 0.2], key="optimiser.learning_rate")
+    for result in page["results"]:
+        result["runs"] = {"trained": result["runs"]["pruned"]}
+    assert set(sweep_report.pictures(page, tmp_path)) == {"accuracy"}
 
 
 def test_bad_numbers_on_the_command_line(tmp_path, capsys):

@@ -25,6 +25,7 @@ from training import (
 from refprune import settle, train
 from refprune.backend import ORACLE
 from refprune.layerspec import Conv, Dense, Flatten, Section, UnitGate
+from refprune.objective import BatchLoss
 from refprune.spec import Network
 
 
@@ -171,7 +172,21 @@ def test_a_plain_layer_keeps_its_best_unit():
     _, _, smaller, _, pruned = removed_from(network, rules, theta)
     assert pruned.removed == {"unitgate1": 4, "unitgate2": 3}
     assert [layer.units for layer in smaller.network.layers if isinstance(layer, Dense)] == [1, 1, 3]
-    assert train.keep(smaller, rules, samples=32).all()
+
+
+@pytest.mark.parametrize("others", [[False, False, False, True], [True, True, False, False]])
+def test_the_last_unit_of_a_plain_layer_is_on_for_good(others):
+    """Whatever took the other units, and whatever its own θ, which is 0 here: that would make the network a constant."""
+    network, rules = plain(), settings()
+    state = start(network, rules, np.zeros(9))
+    keep = np.array([False, False, False, False, True, *others])
+    smaller, _, pruned = train.remove(state, keep, rules)
+    one_left = sum(others) == 1
+    assert pruned.last == (("unitgate1", "unitgate2") if one_left else ("unitgate1",))
+    assert [g.name for g in smaller.network.gates] == ([] if one_left else ["unitgate2"])
+    data = images(network)
+    y = BatchLoss(smaller.network, ORACLE, smaller.params, *data).evaluate(np.ones(smaller.theta.size)).tape.output
+    assert np.ptp(y, axis=0).max() > 0.0
 
 
 @pytest.mark.parametrize("empty", ["close", "keep_constant"])

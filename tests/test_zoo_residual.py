@@ -48,9 +48,11 @@ def torch_imagenet(depth, width, stride_in):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(old, 1000))
 
 
-@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
-@pytest.mark.parametrize("stride_in", ["3x3", "1x1"])
-def test_imagenet_resnets_count_as_in_pytorch(depth, parameters, stride_in):
+@pytest.mark.parametrize(
+    ("depth", "stride_in", "parameters"),
+    [(18, "3x3", 11_689_512), (34, "3x3", 21_797_672), (50, "3x3", 25_557_032), (50, "1x1", 25_557_032)],
+)
+def test_imagenet_resnets_count_as_in_pytorch(depth, stride_in, parameters):
     network = zoo.build(f"resnet-{depth}", {"stride_in": stride_in})
     with torch.device("meta"):
         module = torch_imagenet(depth, 64, stride_in)
@@ -116,6 +118,10 @@ def test_all_sections_of_the_residual_vgg_can_go():
     ("make", "message"),
     [
         (lambda: zoo.build("resnet-50", {"stride_in": "7x7"}), "network.stride_in: '7x7' is not known"),
+        (
+            lambda: zoo.build("resnet-34", {"stride_in": "1x1"}),
+            "network.stride_in: '1x1' is for bottlenecks",
+        ),
         (lambda: zoo.build("resnet-18", {"classes": 0}), "network.classes, network.size: must be at least 1"),
         (lambda: zoo.build("vgg-16-residual", {"width": 2}), "network.width: option A pads"),
         (lambda: zoo.build("vgg-16-residual", {"shortcut": "C"}), "network.shortcut: 'C' is not known"),

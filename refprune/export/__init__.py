@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import exchange, rounding, spec
+from .. import checkpoint, exchange, rounding, spec
 from ..backend import ORACLE
 from ..errors import InputError
 from ..exchange import NPZ_FORMAT, Trained
 from ..files import write_atomically
+from ..inference import Predictor
 from ..layers import Array
 from ..objective import BatchLoss
 from ..spec import Loss
@@ -28,6 +29,9 @@ from ..streams import Streams
 
 def of_run(directory: Path, run: str = "pruned") -> Trained:
     """The network of a finished run directory. InputError where it is not finished or not there."""
+    there = sorted(path.parent.name for path in directory.glob(f"*/{checkpoint.NAME}"))
+    if there and run not in there:
+        raise InputError(f"{directory}: has no run {run!r}; there are {', '.join(there)} (--of)")
     return exchange.of_checkpoint(directory / run)
 
 
@@ -65,7 +69,14 @@ def compare(trained: Trained, outputs: Any, *, images: int = 2, seed: int = 0) -
 
 
 def write_checked(path: Path, trained: Trained, kind: str) -> Check:
-    """Write `kind`, "onnx" or "torch", and compare what the file computes with the oracle. InputError names a missing extra."""
+    """Write `kind`, "npz", "onnx" or "torch", and compare what the file computes with the oracle.
+
+    InputError names a missing extra, or a layer that the format cannot hold.
+    """
+    if kind == "npz":
+        write_npz(path, trained)
+        read = exchange.read_npz(path)
+        return compare(trained, Predictor(read.network, ORACLE, read.params, read.statistics))
     extra = {"onnx": "exchange", "torch": "torch"}[kind]
     try:
         writer = importlib.import_module(f"{__name__}.{kind}_file")
@@ -75,5 +86,9 @@ def write_checked(path: Path, trained: Trained, kind: str) -> Check:
         if array.ndim == 4 and not array.size:
             layer = name.rpartition(".")[0]
             raise InputError(f"{layer}: a convolution that has lost all its channels is nothing --{kind} can hold; --npz can")
+    for name, array in trained.statistics.items():
+        if kind == "torch" and not array.size:
+            layer = name.rpartition(".")[0]
+            raise InputError(f"{layer}: a batch-norm without channels cannot run in PyTorch; --npz and --onnx hold it")
     writer.write(path, trained)
     return compare(trained, lambda x: writer.outputs(path, x))
