@@ -59,8 +59,7 @@ def prune(network: Network, keep: Array, *, fix: Array | None = None, empty: str
     Unit gates of a layer are fixed all together, once every one left is in `fix`.
 
     empty: what happens to a section whose units of one layer are all removed: "close" removes the section, "keep_constant"
-    keeps the layers without units, which go on adding the constant; where the units end the path there is none, and the section
-    goes. InputError if a plain layer would lose all its units.
+    keeps the layers without units, which go on adding the constant. InputError if a plain layer would lose all its units.
     """
     keep = np.asarray(keep, dtype=bool)
     fix = np.zeros(keep.shape, dtype=bool) if fix is None else np.asarray(fix, dtype=bool)
@@ -94,11 +93,10 @@ def _removed_sections(network: Network, keep: Array, *, close: bool) -> tuple[se
             continue
         if not isinstance(holder, Section):
             raise InputError(f"keep: removing all units of {group.name} leaves the layers behind it without input")
-        constant = network.unit_links[group.name].consumer is not None
-        if close or not constant:
+        if close:
             removed.add(holder.name)
-        if close and constant:
-            emptied.append(holder.name)
+            if network.unit_links[group.name].consumer is not None:
+                emptied.append(holder.name)
     return removed, tuple(emptied)
 
 
