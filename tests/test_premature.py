@@ -29,7 +29,7 @@ def write(folder, seed, objectives):
 def sweep(tmp_path):
     labels = {premature.FREE: FREE} | {f"protect {name}": objective for name, objective in PROTECTED.items()}
     write(tmp_path, 0, labels)
-    page = {"results": [{"label": label, "seeds": [0]} for label in labels]}
+    page = {"results": [{"label": label, "seeds": [0], "runs": {}} for label in labels]}
     (tmp_path / "sweep.json").write_text(json.dumps(page))
     return tmp_path
 
