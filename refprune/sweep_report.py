@@ -238,7 +238,8 @@ LEFT = {"macs_share": "MACs per image", "parameters_share": "parameters", "secti
 def knob_picture(page: Mapping[str, Any], key: str) -> Any:
     """What one knob does: test accuracy, and what is left of MACs, parameters and sections, against the key's value.
 
-    Lines go through the means over seeds of the networks that were pruned, bars are standard deviations, dots the runs.
+    Lines go through the means over seeds of the networks that were pruned, bars are standard deviations, dots the runs. Where a
+    setting has no gates on units, or no sections, these lines have no point.
     """
     from matplotlib.figure import Figure
 
@@ -248,18 +249,18 @@ def knob_picture(page: Mapping[str, Any], key: str) -> Any:
         ((result["set"][key], values) for result in page["results"] for values in _pruned_runs(result)), key=lambda one: one[0]
     )
     _knob_line(accuracy, found, "test_accuracy", color="C0", label="test accuracy")
-    shown = [quantity for quantity in LEFT if all(quantity in values for _, values in found)]
-    for i, quantity in enumerate(shown):
-        _knob_line(left, found, quantity, color=f"C{i + 1}", label=LEFT[quantity])
+    for i, (quantity, label) in enumerate(LEFT.items()):
+        having = [one for one in found if quantity in one[1]]
+        if having:
+            _knob_line(left, having, quantity, color=f"C{i + 1}", label=label)
     for axes, title in ((accuracy, "test accuracy, %"), (left, "left, %")):
         axes.set(xlabel=key, ylabel=title)
         axes.grid(alpha=0.3)
     if found and 0 < 8 * found[0][0] < found[-1][0]:
         accuracy.set_xscale("log")
         left.set_xscale("log")
-    if shown:
-        left.set_ylim(bottom=0)
-        left.legend(fontsize=8)
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=8)
     return drawing
 
 

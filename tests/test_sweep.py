@@ -532,6 +532,15 @@ def test_the_picture_of_a_knob(tmp_path):
     assert sweep_report.knob_picture(of_one_knob([0.1, 1.0]), "objective.nu").axes[0].get_xscale() == "log"
 
 
+def test_a_setting_without_gates_on_units_has_no_point_there():
+    """As ρ = 1, which fixes them."""
+    page = of_one_knob([0.5, 1.0], key="objective.balance")
+    page["results"][1]["runs"]["pruned"] |= {"units": [0.0, 0.0], "units_at_start": [0.0, 0.0]}
+    _, left = sweep_report.knob_picture(page, "objective.balance").axes
+    points = {c.get_label(): c.lines[0].get_xdata().tolist() for c in left.containers}
+    assert points == {"MACs per image": [0.5, 1.0], "parameters": [0.5, 1.0], "sections": [0.5, 1.0], "units": [0.5]}
+
+
 def test_a_knob_without_sections_or_results(tmp_path):
     page = of_one_knob([0.1, 0.2])
     for result in page["results"]:
