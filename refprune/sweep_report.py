@@ -236,7 +236,7 @@ LEFT = {"macs_share": "MACs per image", "parameters_share": "parameters", "secti
 
 
 def knob_picture(page: Mapping[str, Any], key: str) -> Any:
-    """What one knob does: test accuracy, and what is left of MACs, parameters and sections, against the key's value.
+    """What one knob does: test accuracy, and what is left of MACs, parameters, sections and units, against the key's value.
 
     Lines go through the means over seeds of the networks that were pruned, bars are standard deviations, dots the runs. Where a
     setting has no gates on units, or no sections, these lines have no point.
