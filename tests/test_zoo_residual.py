@@ -67,8 +67,10 @@ def test_published_counts_of_resnet_50():
 
 
 def test_vgg_with_residual_paths_counts_as_vgg():
-    """Option A costs nothing; option B adds a 1×1 convolution and a norm at the five changes of width."""
+    """The norm before the dense layer has 2·512 parameters; option A costs nothing; option B adds a 1×1 convolution and a norm at
+    the changes of width."""
     plain = torch_counts(torch_vgg(64), (3, 32, 32))
+    plain = plain[0] + 2 * 512, plain[1]
     assert counts(zoo.build("vgg-16-residual", {})) == plain
     widths = [(3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 512, 4)]
     more = sum(i * o + 2 * o for i, o, _ in widths), sum(i * o * size**2 for i, o, size in widths)
@@ -110,7 +112,7 @@ def test_all_sections_of_the_residual_vgg_can_go():
     """N5: the shortcuts keep the network connected; nothing but pools and zero channels is left before the head."""
     network = zoo.build("vgg-16-residual", {"width": 3})
     smaller = prune(network, np.zeros(network.gate_count)).network
-    assert counts(smaller) == (24 * 10 + 10, 240)
+    assert counts(smaller) == (2 * 24 + 24 * 10 + 10, 240)
     assert not any(isinstance(layer, Section) for layer in smaller.layers)
 
 
