@@ -8,8 +8,11 @@ from test_zoo import counts, torch_counts, torch_vgg
 from torch import nn
 
 from refprune import zoo
+from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.layerspec import Section
+from refprune.network import forward, initialise
+from refprune.streams import Streams
 from refprune.surgery import prune
 from refprune.train import ungated
 
@@ -76,6 +79,16 @@ def test_vgg_with_residual_paths_counts_as_vgg():
     more = sum(i * o + 2 * o for i, o, _ in widths), sum(i * o * size**2 for i, o, size in widths)
     with_b = counts(zoo.build("vgg-16-residual", {"shortcut": "B"}))
     assert (with_b[0] - plain[0], with_b[1] - plain[1]) == more
+
+
+def test_the_stream_of_the_residual_vgg_is_large_and_normalised_before_the_dense_layer():
+    """Erratum N1: thirteen summands, none of them negative, and five maxima."""
+    network, streams, seen = zoo.build("vgg-16-residual", {"width": 8}), Streams(0), {}
+    x = streams.normal("x", 0, (16, 3, 32, 32))
+    forward(network, ORACLE, initialise(network, streams), x, train=True, observe=seen.__setitem__)
+    pool, norm = network.layers[-4], network.layers[-3]
+    assert np.mean(np.square(seen[pool.name])) > 50.0
+    assert np.mean(np.square(seen[norm.name])) == pytest.approx(1.0, rel=1e-3)
 
 
 GATED = {
