@@ -70,7 +70,7 @@ def test_published_counts_of_resnet_50():
 
 
 def test_vgg_with_residual_paths_counts_as_vgg():
-    """But for the norm before the dense layer; option A costs nothing, B a 1×1 convolution and a norm at the changes of width."""
+    """But for the norm before the dense layer: A costs nothing, B a 1×1 convolution and a norm where the width changes."""
     plain = torch_counts(torch_vgg(64), (3, 32, 32))
     plain = plain[0] + 2 * 512, plain[1]
     assert counts(zoo.build("vgg-16-residual", {})) == plain
