@@ -81,7 +81,7 @@ def test_vgg_with_residual_paths_counts_as_vgg():
 
 
 def test_the_stream_of_the_residual_vgg_is_large_and_normalised_before_the_dense_layer():
-    """Erratum N1: thirteen summands, none of them negative, and five maxima."""
+    """Erratum N1: thirteen summands, none of them negative, and five maxima, at initial weights, option A."""
     network, streams, seen = zoo.build("vgg-16-residual", {"width": 8}), Streams(0), {}
     x = streams.normal("x", 0, (16, 3, 32, 32))
     forward(network, ORACLE, initialise(network, streams), x, train=True, observe=seen.__setitem__)
