@@ -32,6 +32,13 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def whole_run(folder):
+    """(folder, summary) of the uninterrupted run of BASE; for fixtures that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        return folder, experiment.run(settings(), folder, progress=QUIET)
+
+
 def files(folder):
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
