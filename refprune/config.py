@@ -86,7 +86,8 @@ class Gates:
     empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
     rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
     0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
-    moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire.
+    moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire. For β they take
+    objective.penalty, which with objective.nu > 0 is a lower bound of what presses on a gate (C5, validation/SPEC.md).
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
     protect: names of gate groups, as in ["section3"], whose gates are fixed to 1 from the start.
@@ -363,10 +364,16 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
-    if gates.rule != "threshold" and objective.nu > 0.0:
-        raise InputError(f"{where}: gates.rule {gates.rule!r} is for one β of all gates; objective.nu must be 0 (D6, C5)")
+    if gates.rule != "threshold" and objective.nu > 0.0 and objective.penalty == 0.0:
+        raise InputError(
+            f"{where}: gates.rule {gates.rule!r} needs a lower bound of what presses on a gate: with objective.nu > 0 "
+            "this is objective.penalty, which must be > 0 (D6, C5)"
+        )
     if gates.rule != "threshold" and gates.unit_learning_rate > 0.0:
-        raise InputError(f"{where}: gates.rule {gates.rule!r} needs one speed of θ; gates.unit_learning_rate must be 0 (D4)")
+        raise InputError(
+            f"{where}: gates.rule {gates.rule!r} needs a speed of θ that stays; with gates.unit_learning_rate > 0 it falls "
+            "as units go (D4)"
+        )
     if gates.rule != "threshold" and 0.0 in (gates.learning_rate, optimiser.learning_rate):
         raise InputError(f"{where}: gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0")
     if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:

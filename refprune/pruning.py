@@ -25,7 +25,11 @@ def rule_keep(
     beta: float,
     decay: float,
 ) -> Array:
-    """What the rule `gates.rule` leaves: (G,), False where a gate goes. β and λ are per sample (O1); slope, seen: `observe`."""
+    """What the rule `gates.rule` leaves: (G,), False where a gate goes. β and λ are per sample (O1); slope, seen: `observe`.
+
+    β is `objective.penalty`, under C4 the floor that D asks for: β_g(θ) = β + ν ∂R_ρ/∂θ_g ≥ β at every θ and after every
+    removal, because no gate lowers R_ρ (validation/SPEC.md, D6).
+    """
     keep = np.zeros(theta.shape, dtype=bool)
     if config.gates.rule in ("threshold", "both"):
         keep |= above(theta, config.gates.threshold)

@@ -400,9 +400,10 @@ def test_gates_that_would_go_at_once_are_refused():
 
 
 @pytest.mark.parametrize("rule", ["attraction", "both"])
-def test_the_proved_rules_want_one_pull_and_one_speed(rule):
-    refused({"gates": {"rule": rule}, "objective": {"nu": 0.1}}, "objective.nu must be 0")
-    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}}, "gates.unit_learning_rate must be 0")
+def test_the_proved_rules_want_a_bound_of_the_pull_and_a_speed_that_stays(rule):
+    refused({"gates": {"rule": rule}, "objective": {"nu": 0.1}}, "objective.penalty, which must be > 0")
+    config.from_dict({"gates": {"rule": rule}, "objective": {"nu": 0.1, "penalty": 0.01}})
+    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}}, "needs a speed of θ that stays")
     refused({"gates": {"rule": rule, "learning_rate": 0.0}}, "both learning rates must be > 0")
 
 

@@ -284,6 +284,38 @@ def test_penalty_by_formula_and_complex_step(name, alpha, balance):
         assert (penalty.gradient(theta)[layer == (balance == 0.0)] == beta).all()
 
 
+def check_floor(make, network, seed):
+    """At random θ, at the corners and after a removal: no β_g is below β (D's floor)."""
+    rng = np.random.default_rng(seed)
+    knobs = {"alpha": rng.random(), "balance": rng.random(), "nu": 3.0}
+    keep = rng.random(network.gate_count) < 0.7
+    for group in network.gates:
+        keep[group.start] = True
+    for left in (network, prune(network, keep).network):
+        penalty = make(left, reference(network), beta=0.01, **knobs)
+        for theta in (rng.random(left.gate_count), np.zeros(left.gate_count), np.round(rng.random(left.gate_count))):
+            assert (penalty.gradient(theta) >= penalty.beta - rounding(network, 3.0)).all(), (knobs, theta)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("seed", range(5))
+def test_beta_is_a_lower_bound_of_what_presses_on_every_gate(name, seed):
+    """C1 with the same group on both sides too: (mean θ)² + Σθ(1−θ)/n² rises in every θ."""
+    check_floor(Penalty, GATED[name], seed)
+
+
+class Targeted(Penalty):
+    """Presses towards 90 % of the size instead of towards nothing: what is smaller already is pulled up."""
+
+    def gradient(self, theta):
+        return self.beta + (super().gradient(theta) - self.beta) * (self.value(theta) - 0.9 * self.nu)
+
+
+def test_a_penalty_that_pulls_gates_up_has_no_such_bound():
+    with pytest.raises(AssertionError):
+        check_floor(Targeted, residual_sums(), 0)
+
+
 def test_the_penalty_after_a_removal_is_the_penalty_before_at_zero():
     """C5: the reference stays, so that R and every β_g that is left are those of the large network with θ = 0 for what went."""
     network = residual_sums()

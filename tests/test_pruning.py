@@ -222,6 +222,15 @@ def test_speeds_that_cannot_be_compared_are_refused(table):
         attraction(**{table: {"learning_rate": 0.0}})
 
 
+def test_size_does_not_move_the_domain():
+    """With ν > 0 every gate is pressed harder than by β; the rule takes β, which is what stays."""
+    state = known(mlp(), attraction(), np.linspace(0.05, 0.9, 8), size=0.5)
+    keep = [train.keep(state, attraction(objective={"nu": nu}), samples=SAMPLES) for nu in (0.0, 5.0)]
+    assert not keep[0].all()
+    assert keep[0].any()
+    assert (keep[0] == keep[1]).all()
+
+
 # Training end to end --------------------------------------------------------------------------------------------------------
 
 
