@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
             directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             summary = experiment.run(settings, directory, **how)
     print("\n" + report.text_table(report.rows(summary)))
-    for line in report.decision_lines(summary):
+    for line in (*report.nothing_left_lines(summary), *report.decision_lines(summary)):
         print(line)
     page = report.write_html(directory, summary)
     print(f"\nreport: {page}" if page else f"\n{report.HINT}")

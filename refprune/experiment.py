@@ -18,24 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, data, magnitude, rounding, settle, spec, train, zoo
+from . import backend, checkpoint, complexity, config, data, equivalence, magnitude, settle, spec, train, zoo
 from . import environment as environments
-from .backend import ORACLE, Backend
+from .backend import Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
 from .files import check_unused, claim, locked, write_atomically
 from .layers import Array
 from .layerspec import Section
-from .objective import BatchLoss
 from .penalty import reference
 from .progress import Progress
 from .spec import Network
 from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State
-
-#: Masked and compact networks are compared on so many images, and fewer where that would take too many MACs.
-EQUIVALENCE_IMAGES, EQUIVALENCE_MACS = 16, 60_000_000
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
 SCRATCH_SEED = 1_000_000
@@ -350,14 +346,18 @@ class TrainingRun:
     def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
         if not pruned.removed:
             return
-        ratio = masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
+        ratio = equivalence.masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)
         row: Summary = {"step": pruned.step, "removed": pruned.removed, "masked_compact_error": ratio}
         row["closed_for_emptiness"] = list(pruned.closed_for_emptiness)
         row["last"] = list(pruned.last)
-        for section in pruned.closed_for_emptiness:
-            self.progress.line(f"{self.name:9} step {pruned.step}: {section} has lost its last unit and goes")
-        for gate in pruned.last:
-            self.progress.line(f"{self.name:9} step {pruned.step}: {gate} has one unit left, which stays")
+        before, after = ([layer.name for layer in n.layers if isinstance(layer, Section)] for n in (state.network, cut.network))
+        emptied = [name for name in before if name not in after and name not in pruned.removed]
+        said = [f"{section} has lost its last unit and goes" for section in emptied]
+        said += [f"{gate} has one unit left, which stays" for gate in pruned.last]
+        if before and not after:
+            said.append(f"the last of {count_sections(self.network)} sections goes; what stands outside of them is left")
+        for line in said:
+            self.progress.line(f"{self.name:9} step {pruned.step}: {line}")
         self.log["removals"].append(row)
         self._write({"event": "removal"} | row)
 
@@ -374,6 +374,7 @@ class TrainingRun:
             "parameters_at_start": complexity.parameters(self.network),
             "macs_per_image": complexity.macs(state.network),
             "macs_per_image_at_start": complexity.macs(self.network),
+            "layers": layers_left(self.network, state.network),
             "training_macs": spent["macs"],
             "training_macs_unpruned": spent["macs_unpruned"],
             "steps": state.step,
@@ -427,6 +428,22 @@ def count_units(whole: Network, left: Network) -> dict[str, int]:
     return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
 
 
+def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
+    """MACs of one image and parameters of every layer of `start` that costs something: there, and in what is left of it."""
+
+    def sizes(cost: complexity.Cost) -> dict[str, int]:
+        return {"macs": cost.macs, "parameters": cost.parameters}
+
+    gone = {"macs": 0, "parameters": 0}
+    now = {cost.layer.name: sizes(cost) for cost in complexity.per_layer(left)}
+    whole = {cost.layer.name: sizes(cost) for cost in complexity.per_layer(start)}
+    return {
+        name: now.get(name, gone) | {f"{key}_at_start": size for key, size in before.items()}
+        for name, before in whole.items()
+        if any(before.values())
+    }
+
+
 def _theta_by_name(state: State) -> dict[str, float]:
     """θ of every layer gate, the mean θ of every group of unit gates."""
     return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
@@ -442,26 +459,3 @@ def size_left(state: State) -> Summary:
         "expected_macs_per_image": expected["macs"],
         "expected_parameters": expected["parameters"],
     }
-
-
-def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) -> float | None:
-    """Is the compact network the masked one (N3, N4)? Largest |difference| of outputs over its rounding tolerance (E2).
-
-    Both run in float64 on a few training images, in eval mode: the old network with the gates `on`, its closed paths computed
-    and multiplied by 0, the new one with the same gates where they are left. A section that was closed for lack of units has
-    ξ = 0 in the old network too; None where such a section had no gate, so that nothing in the old network says the same.
-    """
-    slices = state.network.gate_slices
-    if not set(cut.closed_for_emptiness) <= set(slices):
-        return None
-    on = on.copy()
-    for name in cut.closed_for_emptiness:
-        on[slices[name]] = 0.0
-    count = min(max(EQUIVALENCE_MACS // max(complexity.macs(state.network), 1), 1), EQUIVALENCE_IMAGES)
-    x, labels = images.x[:count].astype(np.float64), images.labels[:count]
-    wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]
-    masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)
-    compact = BatchLoss(cut.network, ORACLE, cut.arrays(wide[0]), x, labels, cut.arrays(wide[1]), train=False)
-    difference = masked.evaluate(on, run_closed=True).tape.output - compact.evaluate(on[cut.gates]).tape.output
-    worst = np.max(np.abs(difference) / rounding.output_tolerance(masked, on, unit=rounding.UNIT["float64"]))
-    return float(worst)

@@ -105,6 +105,26 @@ def decision_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def nothing_left_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One line for every network that has been pruned to nothing."""
+    return [
+        f"{name}: none of {run['sections_at_start']} sections is left, only the layers outside of them"
+        for name, run in summary["runs"].items()
+        if run["sections_at_start"] and not run["sections"]
+    ]
+
+
+def layer_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A training run's network layer by layer: what is left of the MACs of one image and of the parameters."""
+
+    def of(row: Mapping[str, int], key: str) -> str:
+        start = row[f"{key}_at_start"]
+        return f"{row[key]:,} of {start:,}" + (f" ({row[key] / start:.0%})" if start else "")
+
+    cells = ((name, of(row, "macs"), of(row, "parameters")) for name, row in run["layers"].items())
+    return [("layer", "MACs per image", "parameters"), *cells]
+
+
 def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
     """report.html in the run directory: table, θ over time, accuracy and MACs. None where matplotlib is missing."""
     try:
@@ -200,9 +220,12 @@ def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
     title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
+    body = "".join(f"<p>{html.escape(line)}</p>" for line in nothing_left_lines(summary))
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
-    listed = f"<h2>Gates that were undecided</h2><ul>{notes}</ul>" if notes else ""
-    return page(title, rows(summary), listed + "".join(pictures))
+    body += f"<h2>Gates that were undecided</h2><ul>{notes}</ul>" if notes else ""
+    first, run = next(iter(summary["runs"].items()))
+    layers = f"<h2>What is left of every layer ({html.escape(first)})</h2>{html_table(layer_rows(run))}"
+    return page(title, rows(summary), body + "".join(pictures) + layers)
 
 
 def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:

@@ -51,6 +51,7 @@ ORDER = [
     "pruning",
     "train",
     "settle",
+    "equivalence",
     "checkpoint",
     "weightfiles",
     "exchange",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, data, digits, experiment, progress, report, settle, train, zoo
+from refprune import cli, config, data, digits, equivalence, experiment, progress, report, settle, train, zoo
 from refprune.errors import InputError
 
 TINY = data.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
@@ -320,7 +320,7 @@ def test_a_mistake_of_ours_is_not_hidden(command, tiny_data, monkeypatch):
 
 
 def test_a_violated_equivalence_is_exit_code_1(command, tiny_data, monkeypatch):
-    monkeypatch.setattr(experiment, "masked_against_compact", lambda *a: 1.5)
+    monkeypatch.setattr(equivalence, "masked_against_compact", lambda *a: 1.5)
     code, out, _ = command("run", *SET, "--out", "r")
     assert code == 1
     assert "1.5 (VIOLATED)" in out

@@ -17,7 +17,7 @@ from experiments import (
     whole_run,
 )
 
-from refprune import checkpoint, complexity, config, data, experiment, report, train, zoo
+from refprune import checkpoint, complexity, config, data, equivalence, experiment, report, train, zoo
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiment import Progress
@@ -71,7 +71,7 @@ def test_the_summary(whole):
         for key, count in (("parameters", complexity.parameters), ("macs_per_image", complexity.macs)):
             assert run[key] == count(end.network)
             assert run[f"{key}_at_start"] == count(network)
-        score = train.evaluate(end, train.prepare(TINY, settings())[1], experiment.ORACLE)
+        score = train.evaluate(end, train.prepare(TINY, settings())[1], ORACLE)
         assert (run["test_loss"], run["test_accuracy"]) == score
         assert 0.0 < run["first_step_seconds"] <= run["seconds"]
     pruned, unpruned = summary["runs"].values()
@@ -80,6 +80,16 @@ def test_the_summary(whole):
     assert unpruned["sections"] == 3
     assert unpruned["training_macs"] == unpruned["training_macs_unpruned"]
     assert (unpruned["removals"], unpruned["decisions"], unpruned["masked_compact_error"]) == ([], [], None)
+
+
+def test_the_layers_add_up(whole):
+    """The table of layers has the sizes of the network at the start and of what is left, which no layer exceeds."""
+    _, summary = whole
+    for run in summary["runs"].values():
+        for key, total in (("macs", "macs_per_image"), ("parameters", "parameters")):
+            assert sum(row[key] for row in run["layers"].values()) == run[total]
+            assert sum(row[f"{key}_at_start"] for row in run["layers"].values()) == run[f"{total}_at_start"]
+            assert all(row[key] <= row[f"{key}_at_start"] for row in run["layers"].values())
 
 
 def test_metrics_are_json_lines_in_the_order_of_steps(whole):
@@ -143,8 +153,8 @@ def test_that_comparison_finds_a_network_that_is_not_the_masked_one():
     state = train.init(rules, zoo.residual_mlp(3, 6))
     keep = np.array([True, False, True])
     _, cut, _ = train.remove(state, keep, rules)
-    assert experiment.masked_against_compact(state, cut, keep * 1.0, images) <= 1.0
-    assert experiment.masked_against_compact(state, cut, np.ones(3), images) > 1e6
+    assert equivalence.masked_against_compact(state, cut, keep * 1.0, images) <= 1.0
+    assert equivalence.masked_against_compact(state, cut, np.ones(3), images) > 1e6
 
     class Off:
         network, gates, closed_for_emptiness = cut.network, cut.gates, ()
@@ -153,7 +163,7 @@ def test_that_comparison_finds_a_network_that_is_not_the_masked_one():
         def arrays(old):
             return {n: a * (1.0 + 1e-9 * (n == "section3.dense1.weight")) for n, a in cut.arrays(old).items()}
 
-    assert experiment.masked_against_compact(state, Off, keep * 1.0, images) > 1.0
+    assert equivalence.masked_against_compact(state, Off, keep * 1.0, images) > 1.0
 
 
 def test_without_the_comparison_only_the_pruned_run_is_there(tmp_path):

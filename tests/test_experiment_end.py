@@ -62,7 +62,7 @@ def test_a_checkpoint_within_an_epoch_is_good_too(tmp_path, monkeypatch):
         experiment.run(settings(training={"checkpoint_every": 1}), tmp_path / "r", progress=QUIET)
     state = checkpoint.load(tmp_path / "r" / "pruned").state
     with np.errstate(all="ignore"):
-        assert np.isfinite(train.evaluate(state, train.prepare(TINY, settings())[1], experiment.ORACLE).loss)
+        assert np.isfinite(train.evaluate(state, train.prepare(TINY, settings())[1], ORACLE).loss)
 
 
 # Gates that are undecided at the end --------------------------------------------------------------------------------------

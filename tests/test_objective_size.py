@@ -262,6 +262,35 @@ def test_a_network_pressed_to_nothing_keeps_one_unit_a_layer(tmp_path, capsys):
     assert re.search(r"unitgate1 has one unit left, which stays", out)
 
 
+@pytest.mark.parametrize("name", ["residual-mlp-bn", "residual-mlp"])
+def test_a_network_of_sections_pressed_to_nothing_says_so(name, tmp_path, capsys):
+    """By its units (each section loses its last one) or by its layer gates: said in the run, below the table, in the report."""
+    units = {"units": True} if name == "residual-mlp-bn" else {}
+    rules = config.from_dict(
+        {
+            "network": {"name": name, "sections": 3, "width": 8} | units,
+            "data": {"name": "synthetic-digits", "train_limit": 128},
+            "objective": {"nu": 1e5, "balance": 0.0 if units else 1.0},
+            "gates": {"threshold": 0.05, "learning_rate": 10.0, "removal_every": 2},
+            "training": {"epochs": 1, "batch_size": 16, "threads": 1},
+            "unpruned": False,
+        }
+    )
+    summary = experiment.run(rules, tmp_path / "run")
+    run, out = summary["runs"]["pruned"], capsys.readouterr().out
+    assert run["sections"] == 0
+    assert report.holds(summary)
+    assert "the last of 3 sections goes" in out
+    assert out.count("has lost its last unit and goes") == (3 if units else 0)
+    (line,) = report.nothing_left_lines(summary)
+    assert line == "pruned: none of 3 sections is left, only the layers outside of them"
+    assert line in report._page(summary, [])
+    layer = run["layers"]["section2.dense1"]
+    assert layer["macs_at_start"] == 64
+    assert (layer["macs"], layer["parameters"]) == (0, 0)
+    assert report.nothing_left_lines({"runs": {"pruned": run | {"sections": 1}}}) == []
+
+
 def test_a_removal_that_leaves_a_layer_without_input_is_refused():
     with pytest.raises(InputError, match="leaves the layers behind it without input"):
         prune(plain(), np.zeros(9))
