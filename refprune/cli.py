@@ -21,7 +21,7 @@ from . import __version__
 from . import commands as trained
 from .conformance import command as verification
 from .errors import InputError
-from .files import check_targets
+from .files import check_targets, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--of", metavar="NAME", default="pruned", help="which of its networks (default: pruned)")
     export.add_argument("--npz", metavar="FILE", type=Path, help="arrays and spec, no pickle")
     export.add_argument("--onnx", metavar="FILE", type=Path, help="extra `exchange`")
-    export.add_argument("--torch", metavar="FILE", type=Path, help="state dict, and beside it a .py that builds its module")
+    export.add_argument(
+        "--torch", metavar="FILE", type=Path, help="state dict, and beside it a .py that builds its module; extra `torch`"
+    )
+    export.add_argument("--spec", metavar="FILE.json", type=Path, help="the layers, as --spec of other commands reads them")
     export.set_defaults(command=_export)
 
     warmup = commands.add_parser("warmup", help="compile now what a run would compile at its start, and keep it on disk")
@@ -268,13 +271,18 @@ def _zoo(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from . import export
+    from . import export, spec
 
-    if not (options.npz or options.onnx or options.torch):
-        raise InputError("export: give at least one of --npz, --onnx, --torch")
+    if not (options.npz or options.onnx or options.torch or options.spec):
+        raise InputError("export: give at least one of --npz, --onnx, --torch, --spec")
+    if options.spec and options.spec.suffix != ".json":
+        raise InputError(f"--spec {options.spec}: must end in .json, by which it is told from names of the zoo")
     module = options.torch.with_suffix(".py") if options.torch and options.torch.suffix != ".py" else None
-    check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, **{"torch's module": module})
+    check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, spec=options.spec, **{"torch's module": module})
     trained = export.of_run(options.directory, options.of)
+    if options.spec:
+        write_atomically(options.spec, json.dumps(spec.to_json(trained.network), indent=1).encode())
+        print(f"{options.spec}: the spec of {len(trained.network.layers)} layers and sections")
     holds = True
     for path, kind in ((options.npz, "npz"), (options.onnx, "onnx"), (options.torch, "torch")):
         if path is None:

@@ -11,7 +11,6 @@ checkpoint; after as many deaths as Dask's `distributed.scheduler.allowed-failur
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 import secrets
@@ -115,7 +114,7 @@ def _version(package: str, version: str | None) -> str | None:
 def check_workers(address: str, found: dict[str, Any]) -> None:
     """InputError for the first worker that cannot take part; `found` is each worker's answer to `probe`, or its exception."""
     first: dict[str, Any] | None = None
-    ours = code_digest()
+    ours = environment.code_digest()
     for worker, answer in found.items():
         where = f"--scheduler {address}: the worker {worker}"
         if isinstance(answer, Exception):
@@ -139,7 +138,7 @@ _children: dict[str, Children] = {}
 
 def probe(token: str, names: list[str], data_directory: str | None) -> dict[str, Any]:
     """What this worker has: digest of its code, digest of every data set, and the problem that keeps it from taking part."""
-    answer: dict[str, Any] = {"code": code_digest(), "data": {}, "problem": unseen(token)}
+    answer: dict[str, Any] = {"code": environment.code_digest(), "data": {}, "problem": unseen(token)}
     try:
         for name in [] if answer["problem"] else names:
             answer["data"][name] = environment.describe(data.load(name, data_directory))["data_sha256"]
@@ -177,12 +176,3 @@ def wait_until_free(path: Path, seconds: float) -> None:
 def end(token: str) -> None:
     """End this sweep's processes in this worker, and let none begin."""
     _children.setdefault(token, Children()).end()
-
-
-def code_digest() -> str:
-    """SHA-256 over refprune's source files: another checkout may have the same version."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

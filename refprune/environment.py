@@ -18,13 +18,28 @@ from .progress import Progress
 
 
 def describe(dataset: Dataset) -> dict[str, str]:
-    """Versions, machine and digest of the data."""
+    """Versions, machine and digests of code and data.
+
+    cpu: the processor as the compiler knows it, which chooses the kernels; vector_bits: of its registers.
+    """
+    from .kernels import jit, peak
+
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(np.ascontiguousarray(array).data)
     packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "processor": processor()}
-    return packages | machine | {"cores": str(os.cpu_count()), "data_sha256": digest.hexdigest()}
+    machine |= {"cpu": jit.target()[1], "vector_bits": str(peak.vector_bits()), "cores": str(os.cpu_count())}
+    return packages | machine | {"code_sha256": code_digest(), "data_sha256": digest.hexdigest()}
+
+
+def code_digest() -> str:
+    """SHA-256 over refprune's source files: another checkout may have the same version."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def processor() -> str:
@@ -38,14 +53,17 @@ def processor() -> str:
 
 
 def compare(path: Path, now: Mapping[str, str], progress: Progress) -> None:
-    """Other data are refused; other versions or another machine are said, because the bits may then differ."""
+    """Other data are refused; other versions, code or another machine are said, because the bits may then differ.
+
+    What an earlier refprune did not write down is not compared.
+    """
     try:
         then = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
     if not isinstance(then, dict) or "data_sha256" not in then:
         raise InputError(f"{path}: holds no data_sha256; it was edited or belongs to something else")
-    changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key) != value]
+    changed = [f"{key} {then.get(key)} → {value}" for key, value in now.items() if then.get(key, value) != value]
     if then.get("data_sha256") != now["data_sha256"]:
         raise InputError(f"{path}: the run began with other data (SHA-256 of images and labels differs)")
     if changed:

@@ -408,7 +408,7 @@ def _end_with_parent() -> None:
 QUANTITIES = (
     *("test_accuracy", "test_loss", "train_loss", "objective", "parameters", "macs_per_image"),
     *("sections", "sections_at_start", "units", "units_at_start"),
-    *("training_macs_share", "macs_share", "parameters_share", "seconds", "undecided", "steps"),
+    *("training_macs_share", "macs_share", "parameters_share", "seconds", "undecided", "rounded", "steps"),
 )
 
 

@@ -213,7 +213,7 @@ def test_a_worker_that_joins_later_is_checked_before_its_run(machines, tmp_path)
 
 
 def answers(**changes):
-    good = {"code": cluster.code_digest(), "data": {"mnist": "1"}, "problem": ""}
+    good = {"code": environment.code_digest(), "data": {"mnist": "1"}, "problem": ""}
     return {"tcp://a:1": good, "tcp://b:2": good | changes}
 
 
@@ -236,7 +236,7 @@ def test_what_a_worker_answers(tmp_path):
     token.touch()
     answer = cluster.probe(str(token), ["synthetic-digits"], None)
     digest = environment.describe(data.load("synthetic-digits"))["data_sha256"]
-    assert answer == {"code": cluster.code_digest(), "data": {"synthetic-digits": digest}, "problem": ""}
+    assert answer == {"code": environment.code_digest(), "data": {"synthetic-digits": digest}, "problem": ""}
 
 
 def versions(machines):

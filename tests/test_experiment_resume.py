@@ -240,6 +240,12 @@ def test_other_data_are_refused_and_other_versions_said(whole, tmp_path, monkeyp
     path.write_text(json.dumps(environment | {"numpy": "1.0"}))
     experiment.resume(tmp_path / "r", progress=Progress())
     assert f"resumed in another environment (numpy 1.0 → {np.__version__}): the bits may differ" in capsys.readouterr().out
+    path.write_text(json.dumps({key: value for key, value in environment.items() if key != "code_sha256"}))
+    experiment.resume(tmp_path / "r", progress=Progress())  # of a refprune that did not write it down
+    assert "another environment" not in capsys.readouterr().out
+    path.write_text(json.dumps(environment | {"code_sha256": "0"}))
+    experiment.resume(tmp_path / "r", progress=Progress())
+    assert "resumed in another environment (code_sha256 0 → " in capsys.readouterr().out
     other = dataclasses.replace(TINY, test_labels=(TINY.test_labels + 1) % 10)
     monkeypatch.setattr(data, "load", lambda name, directory=None: other)
     with pytest.raises(InputError, match=r"environment\.json: the run began with other data"):

@@ -266,6 +266,22 @@ def test_export_writes_and_checks(finished, tmp_path, capsys):
         assert (writer.outputs(path, x).argmax(axis=1) == logits(wide, x.astype(np.float64)).argmax(axis=1)).all()
 
 
+def test_what_pytorch_gets_comes_back(finished, tmp_path, capsys):
+    """--spec writes what --spec reads: a state dict of the pruned network has the accuracy of the run."""
+    weights, layers = tmp_path / "a.pt", tmp_path / "a.json"
+    assert cli.main(["export", str(finished), "--torch", str(weights), "--spec", str(layers)]) == 0
+    (tmp_path / "a.py").unlink()  # not needed for it
+    source, back = (str(finished / "pruned"), (str(weights), "--spec", str(layers)))
+    told = [tmp_path / name for name in ("run.json", "back.json")]
+    common = ["--data", "synthetic-digits", "--clean", "--images", "50", "--backend", "oracle"]
+    for arguments, path in (((source,), told[0]), (back, told[1])):
+        assert cli.main(["evaluate", *arguments, *common, "--json", str(path)]) == 0
+    (run,), (other,) = (json.loads(path.read_text()).values() for path in told)
+    assert run == other
+    assert cli.main(["export", str(finished), "--spec", str(tmp_path / "layers")]) == 2
+    assert "must end in .json" in capsys.readouterr().err
+
+
 def test_export_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
     assert cli.main(["export", str(finished)]) == 2
     assert "at least one of --npz, --onnx, --torch" in capsys.readouterr().err
