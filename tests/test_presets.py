@@ -1,0 +1,60 @@
+"""The presets for images in colour, end to end: narrow networks, a few steps on noise, every gate decided at the end."""
+
+import numpy as np
+import pytest
+
+from refprune import checkpoint, config, data, experiment, zoo
+from refprune.progress import Progress
+
+NAMES = sorted(name for name in zoo.experiments() if name.startswith(("cifar10-", "imagenet-")))
+#: What each preset, as its name says, must be able to remove: sections and units.
+REMOVES = {
+    "cifar10-resnet20-combined": (True, True),
+    "cifar10-resnet20-magnitude": (False, True),
+    "cifar10-vgg16-combined": (True, True),
+    "cifar10-vgg16-units": (False, True),
+    "imagenet-resnet18-combined": (True, True),
+}
+
+
+def narrow(name):
+    """The preset at a quarter of the width or less, for three epochs of two steps; what is decided early is decided after two."""
+    whole = config.load(name)
+    width = {"resnet-20": 4, "vgg-16": 4, "vgg-16-residual": 4, "resnet-18": 4}[whole.network["name"]]
+    changes = [f"network.width={width}", "unpruned=false", "training.epochs=3", "training.batch_size=8", "training.threads=1"]
+    changes += ["gates.decide_epoch=2"] if whole.gates.decide_epoch else ["gates.magnitude_epoch=2"]
+    changes += ["network.size=32"] if name.startswith("imagenet-") else []
+    return config.load(name, changes)
+
+
+@pytest.fixture(autouse=True)
+def noise(monkeypatch):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8), np.arange(24) % 10
+    sets = data.Dataset("noise", images[:16], labels[:16], images[16:], labels[16:], 10)
+    monkeypatch.setattr(data, "load", lambda name, directory=None: sets)
+
+
+def test_each_is_expected():
+    assert list(REMOVES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_to_the_end(name, tmp_path):
+    rules = narrow(name)
+    network = experiment.set_up(rules, None).networks["pruned"]
+    assert tuple(any(group.kind == kind for group in network.gates) for kind in ("layer", "unit")) == REMOVES[name]
+    run = experiment.run(rules, tmp_path / "run", progress=Progress(quiet=True))["runs"]["pruned"]
+    state = checkpoint.load(tmp_path / "run" / "pruned").state
+    assert (state.network.gate_count, run["steps"]) == (0, 6)
+    assert 0 < run["macs_per_image"] <= run["macs_per_image_at_start"]
+    assert (run["masked_compact_error"] or 0.0) <= 1.0
+    if rules.gates.magnitude:
+        assert run["macs_per_image"] < 0.75 * run["macs_per_image_at_start"]
+
+
+@pytest.mark.parametrize("name", ["resnet-34", "resnet-50"])
+def test_other_depths_are_one_key_away(name):
+    options = ["network.width=4", "network.size=32", "training.batch_size=8", f"network.name={name}"]
+    rules = config.load("imagenet-resnet18-combined", options)
+    assert experiment.set_up(rules, None).networks["pruned"].gate_count
