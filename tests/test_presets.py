@@ -18,7 +18,7 @@ REMOVES = {
 
 
 def narrow(name):
-    """The preset at a quarter of the width or less, for three epochs of two steps; what is decided early is decided after two."""
+    """The preset at a quarter of the width or less, for three epochs of two steps; what is decided early, after two."""
     whole = config.load(name)
     width = {"resnet-20": 4, "vgg-16": 4, "vgg-16-residual": 4, "resnet-18": 4}[whole.network["name"]]
     changes = [f"network.width={width}", "unpruned=false", "training.epochs=3", "training.batch_size=8", "training.threads=1"]

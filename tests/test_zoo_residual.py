@@ -8,10 +8,13 @@ from test_zoo import counts, torch_counts, torch_vgg
 from torch import nn
 
 from refprune import zoo
-from refprune.backend import ORACLE
+from refprune.backend import ORACLE, by_name
+from refprune.bench import agreement
+from refprune.conformance import torch_adapter
 from refprune.errors import InputError
 from refprune.layerspec import Section
 from refprune.network import forward, initialise
+from refprune.objective import BatchLoss
 from refprune.streams import Streams
 from refprune.surgery import prune
 from refprune.train import ungated
@@ -67,6 +70,29 @@ def test_published_counts_of_resnet_50():
     """N6."""
     assert counts(zoo.build("resnet-50", {})) == (25_557_032, 4_089_184_256)
     assert counts(zoo.build("resnet-50", {"stride_in": "1x1"})) == (25_557_032, 3_857_973_248)
+
+
+@pytest.mark.parametrize("backend", ["oracle", "numba"])
+def test_resnet_50_forward_and_backward_against_pytorch(backend):
+    """Narrow and small, train mode, every entry within the measured tolerance (E2); `validation/resnet50.py` has 224×224."""
+    network = zoo.build("resnet-50", {"gates": True, "units": True, "width": 4, "size": 33})
+    streams = Streams(3)
+    params = initialise(network, streams, section_scale=0.5)
+    loss = BatchLoss(network, by_name(backend), params, streams.normal("x", 0, (2, 3, 33, 33)), np.array([7, 421]))
+
+    def pytorch(x, labels, scale=1.0):
+        module = torch_adapter.load(torch_adapter.build(network).double(), params).train()
+        logits = module(torch.from_numpy(x))
+        value = F.cross_entropy(logits, torch.from_numpy(labels))
+        value.backward()
+        found = torch_adapter.gradients(module)
+        planted = {name: found[name] * scale for name in ("section16.conv2.weight",)}
+        return found | planted | {"loss": value.detach().numpy(), "output": logits.detach().numpy()}
+
+    right = agreement.entrywise(loss, pytorch, "float64")
+    assert right.holds, right
+    wrong = agreement.entrywise(loss, lambda x, labels: pytorch(x, labels, 1.0 + 1e-6), "float64")
+    assert (wrong.holds, wrong.where) == (False, "section16.conv2.weight")
 
 
 def test_vgg_with_residual_paths_counts_as_vgg():
