@@ -364,10 +364,10 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
-    if gates.rule != "threshold" and objective.nu > 0.0 and objective.penalty == 0.0:
+    if gates.rule != "threshold" and objective.penalty == 0.0:
         raise InputError(
-            f"{where}: gates.rule {gates.rule!r} needs a lower bound of what presses on a gate: with objective.nu > 0 "
-            "this is objective.penalty, which must be > 0 (D6, C5)"
+            f"{where}: gates.rule {gates.rule!r} needs a lower bound of what presses on a gate: "
+            "objective.penalty, which must be > 0, also beside objective.nu (D6, C5)"
         )
     if gates.rule != "threshold" and gates.unit_learning_rate > 0.0:
         raise InputError(

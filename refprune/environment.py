@@ -20,16 +20,17 @@ from .progress import Progress
 def describe(dataset: Dataset) -> dict[str, str]:
     """Versions, machine and digests of code and data.
 
-    cpu: the processor as the compiler knows it, which chooses the kernels; vector_bits: of its registers.
+    vector_bits, target_sha256: what the kernels are chosen and compiled for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change it.
     """
-    from .kernels import jit, peak
+    from .kernels import jit, vectors
 
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(np.ascontiguousarray(array).data)
     packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "processor": processor()}
-    machine |= {"cpu": jit.target()[1], "vector_bits": str(peak.vector_bits()), "cores": str(os.cpu_count())}
+    target = hashlib.sha256(",".join(jit.target()).encode()).hexdigest()
+    machine |= {"cores": str(os.cpu_count()), "vector_bits": str(8 * vectors.HOST.vector_bytes), "target_sha256": target}
     return packages | machine | {"code_sha256": code_digest(), "data_sha256": digest.hexdigest()}
 
 

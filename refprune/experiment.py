@@ -44,8 +44,8 @@ Summary = dict[str, Any]
 class Setup:
     """What a configuration and a data set make: the networks to train, by name, prepared images, the backend.
 
-    whole: the network with all its gates. environment: versions, machine and digest of the data, on which the bits of the
-    results depend.
+    whole: the network with all its gates. environment: versions, machine, digests of code and data, on which the bits of
+    the results depend.
     """
 
     settings: Config
@@ -355,7 +355,7 @@ class TrainingRun:
         said = [f"{section} has lost its last unit and goes" for section in emptied]
         said += [f"{gate} has one unit left, which stays" for gate in pruned.last]
         if before and not after:
-            said.append(f"the last of {count_sections(self.network)} sections goes; what stands outside of them is left")
+            said.append(f"none of {count_sections(self.network)} sections is left, only the layers outside of them")
         for line in said:
             self.progress.line(f"{self.name:9} step {pruned.step}: {line}")
         self.log["removals"].append(row)

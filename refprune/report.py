@@ -119,7 +119,7 @@ def layer_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     def of(row: Mapping[str, int], key: str) -> str:
         start = row[f"{key}_at_start"]
-        return f"{row[key]:,} of {start:,}" + (f" ({row[key] / start:.0%})" if start else "")
+        return f"{row[key]:,} of {start:,} ({row[key] / start:.0%})" if start else "–"
 
     cells = ((name, of(row, "macs"), of(row, "parameters")) for name, row in run["layers"].items())
     return [("layer", "MACs per image", "parameters"), *cells]

@@ -45,7 +45,7 @@ COLUMNS: dict[str, Callable[[Values], str]] = {
     "MACs, %": lambda v: spread(v["macs_share"], 0, 100.0),
     "training MACs, %": lambda v: spread(v["training_macs_share"], 0, 100.0),
     "undecided": lambda v: f"{sum(v['undecided']):.0f}",
-    "θ rounded by ≤": lambda v: f"{max(v['rounded']):.2f}",
+    "θ rounded by": lambda v: f"{max(v['rounded']):.3f}",
     "seconds": lambda v: spread(v["seconds"], 0),
 }
 
@@ -73,8 +73,10 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def rows(page: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The table: one row a setting and training run. "undecided" counts over all seeds, "rounded" is the largest of any seed;
-    seconds contain the compiling."""
+    """The table: one row a setting and training run; seconds contain the compiling.
+
+    "undecided" counts over all seeds, "θ rounded by" is the largest of any seed.
+    """
     table: list[tuple[str, ...]] = [("setting", "network", "seeds", *COLUMNS)]
     for result in page["results"]:
         for name, values in result["runs"].items():

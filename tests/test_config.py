@@ -300,7 +300,7 @@ CHOICES = {
 @pytest.mark.parametrize(("key", "allowed"), CHOICES.items())
 def test_choices(key, allowed):
     refused(nested(key, "other"), f"{key} = 'other' is not known; allowed are", *allowed)
-    needed = {"gates": {"floor": 0.1, "threshold": 0.1}, "training": {"epochs": 1}}
+    needed = {"gates": {"floor": 0.1, "threshold": 0.1}, "training": {"epochs": 1}, "objective": {"penalty": 0.1}}
     for value in allowed:
         table, name = key.split(".")
         values = needed | {table: needed.get(table, {}) | {name: value} | ({"max_epochs": 1} if table == "gates" else {})}
@@ -401,10 +401,12 @@ def test_gates_that_would_go_at_once_are_refused():
 
 @pytest.mark.parametrize("rule", ["attraction", "both"])
 def test_the_proved_rules_want_a_bound_of_the_pull_and_a_speed_that_stays(rule):
-    refused({"gates": {"rule": rule}, "objective": {"nu": 0.1}}, "objective.penalty, which must be > 0")
-    config.from_dict({"gates": {"rule": rule}, "objective": {"nu": 0.1, "penalty": 0.01}})
-    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}}, "needs a speed of θ that stays")
-    refused({"gates": {"rule": rule, "learning_rate": 0.0}}, "both learning rates must be > 0")
+    for nu in (0.0, 0.1):
+        refused({"gates": {"rule": rule}, "objective": {"nu": nu}}, "objective.penalty, which must be > 0")
+    pull = {"objective": {"nu": 0.1, "penalty": 0.01}}
+    config.from_dict({"gates": {"rule": rule}} | pull)
+    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}} | pull, "needs a speed of θ that stays")
+    refused({"gates": {"rule": rule, "learning_rate": 0.0}} | pull, "both learning rates must be > 0")
 
 
 def test_a_warm_up_that_never_ends_is_refused():

@@ -4,6 +4,7 @@ Each claim is a function `check_…` of what it claims about, so that a wrong on
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from refprune.audit.flows import (
     sides_of_d1,
 )
 from refprune.dynamics import Comparison, projected_flow
+from refprune.penalty import Penalty, reference
 from refprune.rounding import UNIT
 
 U = UNIT["float64"]
@@ -100,6 +102,42 @@ def check_networks_are_pruned(domain, count=12):
         flow = case.flow(c, w, theta, float(believed.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
         assert flow.zero_since(case.gates - 1) is not None, (seed, c, w, theta)
         assert case.norm(flow.weights[-1]) <= believed.saddle[0]
+
+
+def with_size(case, c, nu):
+    """The field under C4: ν R of the network pulls beside β."""
+    plain, penalty = case.field(c), Penalty(case.network, reference(case.network), nu=abs(nu))
+
+    def field(weights, theta):
+        dw, dtheta = plain(weights, theta)
+        return dw, dtheta - math.copysign(c.ratio, nu) * penalty.gradient(theta)
+
+    return field
+
+
+def check_pruned_under_size(nu, count=4):
+    """What starts in H for β = objective.penalty ends at θ = 0 with ν R beside it, and D2 holds along the way (D6 under C4)."""
+    __tracebackhide__ = True
+    rng = np.random.default_rng(13)
+    for seed in range(count):
+        case = Sections(200 + seed)
+        c = comparison_of(case, rng)
+        weights, gates = case.start(*random_point(rng, c, inside=True))
+        until = float(c.time_bound(case.norm(weights), gates[-1])) * (1 + 1e-6) + 1e-6
+        field = with_size(case, c, nu)
+        flow = projected_flow(field, weights, gates, until, rtol=1e-6, atol=1e-9, least_steps=10)
+        check_d2(case, field, c, flow)
+        assert flow.zero_since(case.gates - 1) is not None, (seed, c)
+
+
+@pytest.mark.parametrize("nu", [0.3, 5.0])
+def test_the_floor_of_the_pull_is_enough_where_size_pulls_too(nu):
+    check_pruned_under_size(nu)
+
+
+def test_a_size_that_pulls_gates_up_breaks_it():
+    """Planted: the sign of ν."""
+    assert fails(check_pruned_under_size, -5.0) is not None
 
 
 def test_networks_that_start_in_the_domain_are_pruned():

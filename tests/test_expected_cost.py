@@ -300,7 +300,7 @@ def check_floor(make, network, seed):
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("seed", range(5))
 def test_beta_is_a_lower_bound_of_what_presses_on_every_gate(name, seed):
-    """C1 with the same group on both sides too: (mean θ)² + Σθ(1−θ)/n² rises in every θ."""
+    """Expected costs rise in every θ, so that R_ρ does, whatever α and ρ are."""
     check_floor(Penalty, GATED[name], seed)
 
 

@@ -52,7 +52,7 @@ def test_the_files_of_a_run(whole):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["numpy"] == np.__version__
     packages = {"python", "refprune", "numpy", "numba", "scipy"}
-    machine = {"machine", "processor", "cpu", "vector_bits", "cores"}
+    machine = {"machine", "processor", "cores", "vector_bits", "target_sha256"}
     assert set(environment) == packages | machine | {"code_sha256", "data_sha256"}
 
 

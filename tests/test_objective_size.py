@@ -280,7 +280,7 @@ def test_a_network_of_sections_pressed_to_nothing_says_so(name, tmp_path, capsys
     run, out = summary["runs"]["pruned"], capsys.readouterr().out
     assert run["sections"] == 0
     assert report.holds(summary)
-    assert "the last of 3 sections goes" in out
+    assert "none of 3 sections is left" in out
     assert out.count("has lost its last unit and goes") == (3 if units else 0)
     (line,) = report.nothing_left_lines(summary)
     assert line == "pruned: none of 3 sections is left, only the layers outside of them"

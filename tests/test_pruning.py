@@ -104,10 +104,6 @@ def test_nothing_goes_while_theta_is_held():
     assert everywhere_inside(attraction(gates={"warmup_epochs": 1.0})).all()
 
 
-def test_nothing_goes_without_a_pull():
-    assert everywhere_inside(attraction(objective={"penalty": 0.0})).all()
-
-
 def test_per_data_set_scaling_is_the_same_rule():
     """−log γ = N β and N λ."""
     scaled = {"penalty": 0.4 * SAMPLES, "weight_decay": 0.3 * SAMPLES, "scaling": "per_data_set"}
@@ -220,15 +216,6 @@ def test_a_network_without_a_block_is_refused_at_once():
 def test_speeds_that_cannot_be_compared_are_refused(table):
     with pytest.raises(InputError, match=r"gates\.rule 'attraction' compares the speeds of θ and W"):
         attraction(**{table: {"learning_rate": 0.0}})
-
-
-def test_size_does_not_move_the_domain():
-    """With ν > 0 every gate is pressed harder than by β; the rule takes β, which is what stays."""
-    state = known(mlp(), attraction(), np.linspace(0.05, 0.9, 8), size=0.5)
-    keep = [train.keep(state, attraction(objective={"nu": nu}), samples=SAMPLES) for nu in (0.0, 5.0)]
-    assert not keep[0].all()
-    assert keep[0].any()
-    assert (keep[0] == keep[1]).all()
 
 
 # Training end to end --------------------------------------------------------------------------------------------------------

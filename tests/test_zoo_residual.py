@@ -72,6 +72,9 @@ def test_published_counts_of_resnet_50():
     assert counts(zoo.build("resnet-50", {"stride_in": "1x1"})) == (25_557_032, 3_857_973_248)
 
 
+ALTERED = "section16.conv2.weight"
+
+
 @pytest.mark.parametrize("backend", ["oracle", "numba"])
 def test_resnet_50_forward_and_backward_against_pytorch(backend):
     """Narrow and small, train mode, every entry within the measured tolerance (E2); `validation/resnet50.py` has 224×224."""
@@ -86,13 +89,13 @@ def test_resnet_50_forward_and_backward_against_pytorch(backend):
         value = F.cross_entropy(logits, torch.from_numpy(labels))
         value.backward()
         found = torch_adapter.gradients(module)
-        planted = {name: found[name] * scale for name in ("section16.conv2.weight",)}
+        planted = {ALTERED: found[ALTERED] * scale}
         return found | planted | {"loss": value.detach().numpy(), "output": logits.detach().numpy()}
 
     right = agreement.entrywise(loss, pytorch, "float64")
     assert right.holds, right
     wrong = agreement.entrywise(loss, lambda x, labels: pytorch(x, labels, 1.0 + 1e-6), "float64")
-    assert (wrong.holds, wrong.where) == (False, "section16.conv2.weight")
+    assert (wrong.holds, wrong.where) == (False, ALTERED)
 
 
 def test_vgg_with_residual_paths_counts_as_vgg():

@@ -19,7 +19,7 @@ COLUMNS = {
     "sections": lambda v: kept(v, "sections"),
     "units": lambda v: kept(v, "units"),
     "undecided": lambda v: f"{sum(v['undecided']):.0f}",
-    "θ rounded by ≤": lambda v: f"{max(v['rounded']):.2f}",
+    "θ rounded by": lambda v: f"{max(v['rounded']):.3f}",
     "training MACs, %": lambda v: spread(v["training_macs_share"], 0, 100.0),
     "seconds": lambda v: spread(v["seconds"], 0),
 }

@@ -126,6 +126,7 @@ def _(context: Context) -> Finding:
     tables: dict[str, Any] = {
         "gates": {"learning_rate": 0.02, "kappa_factor": 1.5, "kappa_warmup": 3, "threshold": 0.1},
         "optimiser": {"learning_rate": 0.01, "momentum": 0.8},
+        "objective": {"penalty": 0.4, "weight_decay": 0.3},
     }
     network = loss.network
     for i in range(80):
