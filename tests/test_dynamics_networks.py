@@ -104,15 +104,20 @@ def check_networks_are_pruned(domain, count=12):
         assert case.norm(flow.weights[-1]) <= believed.saddle[0]
 
 
-def with_size(case, c, nu):
-    """The field under C4: ν R of the network pulls beside β."""
-    plain, penalty = case.field(c), Penalty(case.network, reference(case.network), nu=abs(nu))
+@dataclasses.dataclass(frozen=True)
+class Sized(Sections):
+    """Under C4: ν R of the network pulls beside β; ν < 0 has the wrong sign."""
 
-    def field(weights, theta):
-        dw, dtheta = plain(weights, theta)
-        return dw, dtheta - math.copysign(c.ratio, nu) * penalty.gradient(theta)
+    nu: float = 0.0
 
-    return field
+    def field(self, c):
+        plain, penalty = super().field(c), Penalty(self.network, reference(self.network), nu=abs(self.nu))
+
+        def field(weights, theta):
+            dw, dtheta = plain(weights, theta)
+            return dw, dtheta - math.copysign(c.ratio, self.nu) * penalty.gradient(theta)
+
+        return field
 
 
 def check_pruned_under_size(nu, count=4):
@@ -120,13 +125,11 @@ def check_pruned_under_size(nu, count=4):
     __tracebackhide__ = True
     rng = np.random.default_rng(13)
     for seed in range(count):
-        case = Sections(200 + seed)
+        case = Sized(200 + seed, nu=nu)
         c = comparison_of(case, rng)
-        weights, gates = case.start(*random_point(rng, c, inside=True))
-        until = float(c.time_bound(case.norm(weights), gates[-1])) * (1 + 1e-6) + 1e-6
-        field = with_size(case, c, nu)
-        flow = projected_flow(field, weights, gates, until, rtol=1e-6, atol=1e-9, least_steps=10)
-        check_d2(case, field, c, flow)
+        w, theta = random_point(rng, c, inside=True)
+        flow = case.flow(c, w, theta, float(c.time_bound(w, theta)) * (1 + 1e-6) + 1e-6)
+        check_d2(case, case.field(c), c, flow)
         assert flow.zero_since(case.gates - 1) is not None, (seed, c)
 
 
