@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .layers import Array
+from .arrays import Array
 from .streams import Streams
 
 

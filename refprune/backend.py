@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import augment, cka, flattening, layers, mixture, optimiser
+from . import arrays, augment, cka, flattening, layers, mixture, optimiser
 from .errors import InputError
 
-Forward = Callable[..., tuple[layers.Array, layers.Saved]]
+Forward = Callable[..., tuple[arrays.Array, arrays.Saved]]
 Vjp = Callable[..., tuple[Any, ...]]
-Fused = Callable[..., layers.Array]
+Fused = Callable[..., arrays.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Backend:
     mean_squared_error_vjp: Vjp
     weight_decay: Forward
     weight_decay_vjp: Vjp
-    momentum_step: Callable[..., tuple[layers.Array, layers.Array]]
-    crop_flip: Callable[..., layers.Array]
-    cross_product: Callable[..., layers.Array]
+    momentum_step: Callable[..., tuple[arrays.Array, arrays.Array]]
+    crop_flip: Callable[..., arrays.Array]
+    cross_product: Callable[..., arrays.Array]
     prior_density: Callable[..., mixture.Density]
     flattening_profile: Callable[..., flattening.Profile]
     flattening_density: Callable[..., flattening.HyperPrior]

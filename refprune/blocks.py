@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array
 from .errors import InputError
-from .layers import Array
 from .layerspec import BatchNorm, Conv, Dense, Layer, Section
 from .spec import GateGroup, Network
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import __version__, spec
+from .arrays import Array
 from .errors import InputError, SpecError
 from .files import write_atomically
-from .layers import Array
 from .penalty import Reference
 from .train import State
 

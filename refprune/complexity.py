@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Shape
 from .errors import InputError
-from .layers import Array
-from .layerspec import BatchNorm, Layer, Section, Shape
+from .layerspec import BatchNorm, Layer, Section
 from .spec import Network
 
 QUANTITIES = ("parameters", "macs", "flops")

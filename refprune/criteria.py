@@ -25,14 +25,14 @@ from functools import cached_property
 import numpy as np
 
 from . import complexity
+from .arrays import Array, Arrays
 from .backend import Backend
 from .cka import Similarity, cka
 from .errors import InputError
 from .inference import Predictor
-from .layers import Array
 from .layerspec import Conv, Dense, Section, UnitGate
 from .magnitude import filter_norms, smallest
-from .network import Arrays, forward
+from .network import forward
 from .spec import Network
 from .streams import Streams
 from .surgery import Cut, prune

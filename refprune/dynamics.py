@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import Array, Arrays
 from .errors import InputError
 from .estimators import exact_theta_gradient, exact_weight_gradient
-from .layers import Array
-from .network import Arrays
 from .objective import BatchLoss
 from .scalar import finite, not_negative, positive, probability, same_shape
 

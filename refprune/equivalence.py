@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from . import complexity, rounding
+from .arrays import Array
 from .backend import ORACLE
-from .layers import Array
 from .objective import BatchLoss
 from .surgery import Cut
 from .train import Images, State

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Arrays
 from .errors import InputError
-from .layers import Array
-from .network import Arrays
 from .objective import BatchLoss, Evaluation
 
 MAX_ENUMERATED_GATES = 20

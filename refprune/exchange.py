@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checkpoint, spec, weightfiles, zoo
+from .arrays import Array, Arrays
 from .data import Dataset
 from .errors import DataError, InputError
-from .layers import Array
 from .layerspec import BatchNorm, Conv, Dense, Flatten, Layer, Section
-from .network import Arrays, check_arrays
+from .network import check_arrays
 from .spec import Network
 
 #: A layer's arrays: those of `Layer.parameter_keys`, and for batch-norm its running statistics.

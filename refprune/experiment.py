@@ -20,12 +20,12 @@ import numpy as np
 
 from . import backend, checkpoint, complexity, config, data, equivalence, magnitude, settle, spec, train, zoo
 from . import environment as environments
+from .arrays import Array
 from .backend import Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
 from .files import check_unused, claim, locked, write_atomically
-from .layers import Array
 from .layerspec import Section
 from .penalty import reference
 from .progress import Progress

@@ -7,12 +7,12 @@ from typing import cast
 
 import numpy as np
 
+from .arrays import Array, Arrays
 from .backend import Backend
 from .cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
 from .errors import InputError
-from .layers import Array
 from .layerspec import Activation, Section
-from .network import Arrays, forward
+from .network import forward
 from .spec import Network
 
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import Array
 from .backend import Backend, Fused
-from .layers import Array
 from .network import check_arrays, check_input, checked_gates
 from .operations import Operation, Operations, SectionOperations
 from .spec import Network

@@ -21,12 +21,12 @@ import numpy as np
 
 from . import backend, checkpoint, complexity, config, criteria, data, exchange, train
 from . import environment as environments
+from .arrays import Array
 from .config import Config
 from .criteria import CRITERIA, Subject
 from .errors import InputError
 from .exchange import Trained
 from .files import check_unused, claim, locked, write_atomically
-from .layers import Array
 from .progress import Progress
 from .spec import Network
 from .streams import Streams

@@ -16,37 +16,13 @@ Shapes: dense data N×n, images N×C×H×W, weights as in PyTorch (out×in, out�
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 from scipy.special import erf
 
+from .arrays import Array, Padding, Pair, Saved, per_channel
 from .errors import InputError
-
-Array = NDArray[Any]
-Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
-
-
-class Saved(NamedTuple):
-    """What a forward function leaves for its VJP.
-
-    values: the arrays and conventions the VJP reads; private to the pair that made them.
-    branch: the branch taken where the function has kinks; comparable between backends.
-    statistics: (mean, biased variance, values per channel) of the batch, from train-mode batch-norm only.
-    """
-
-    values: tuple[Any, ...]
-    branch: Array | None = None
-    statistics: tuple[Array, Array, int] | None = None
-
-
-def per_channel(v: Array, ndim: int) -> Array:
-    """A vector over channels, shaped to broadcast along axis 1."""
-    return v.reshape((1, -1) + (1,) * (ndim - 2))
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Affine maps

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from .layers import Array
+from .arrays import Array
 from .spec import Network
 
 

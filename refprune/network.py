@@ -13,15 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Arrays, Saved, Shape
 from .backend import Backend, Vjp
 from .errors import InputError
-from .layers import Array, Saved
-from .layerspec import Layer, Section, Shape
+from .layerspec import Layer, Section
 from .operations import LayerGate, Operation, Operations, SectionOperations
 from .spec import Network
 from .streams import Streams
 
-Arrays = dict[str, Array]
 Observer = Callable[[str, Array], None]
 
 

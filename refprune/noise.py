@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array, Saved, per_channel
 from .backend import FUNCTIONS, Backend
-from .layers import Array, Saved, per_channel
 
 Part = tuple[Any, Array]
 Parts = Sequence[Part]

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Arrays, Saved
 from .backend import Backend
 from .errors import InputError
-from .layers import Array, Saved
-from .network import Arrays, Gradients, Observer, Tape, backward, forward
+from .network import Gradients, Observer, Tape, backward, forward
 from .spec import Network
 
 

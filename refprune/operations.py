@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .layers import Array
+from .arrays import Array, Shape
 from .layerspec import (
     Activation,
     AveragePool,
@@ -22,7 +22,6 @@ from .layerspec import (
     Layer,
     MaxPool,
     Section,
-    Shape,
     SubsamplePad,
     UnitGate,
 )

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import complexity
+from .arrays import Array
 from .errors import InputError
-from .layers import Array
 from .spec import Network
 
 

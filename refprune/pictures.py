@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import iterative_report
+from .arrays import Array
 from .errors import InputError
 from .files import write_atomically
-from .layers import Array
 from .report import HINT, figure, html_table, page, svg
 from .robustness import Row
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .arrays import Array
 from .blocks import block_norms, blocks
 from .config import Config
 from .dynamics import in_domain
-from .layers import Array
 from .layerspec import UnitGate
 from .spec import Network
 

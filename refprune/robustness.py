@@ -18,11 +18,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import ndtri
 
+from .arrays import Array
 from .backend import Backend
 from .errors import InputError
 from .exchange import Trained
 from .inference import Predictor
-from .layers import Array
 from .network import backward, forward
 from .scaling import Scaling
 from .streams import Streams

@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Arrays
 from .backend import ORACLE, Backend
 from .errors import InputError
-from .layers import Array
-from .network import Arrays
 from .noise import MODELS, TERMS, Call, combined, map_floats, noisy
 from .objective import BatchLoss, Evaluation
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array
 from .data import Dataset
-from .layers import Array
 
 SCALINGS = ("channel", "pixel_mean")
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array, Arrays
 from .backend import Backend
 from .complexity import cost_model
 from .config import Config
-from .layers import Array
 from .layerspec import Section
-from .network import Arrays, forward
+from .network import forward
 from .objective import BatchLoss, average_statistics
 from .pruning import spare_plain_layers
 from .surgery import Cut, prune

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .arrays import Shape
 from .errors import SpecError
 from .layerspec import (
     Activation,
@@ -28,7 +29,6 @@ from .layerspec import (
     Layer,
     MaxPool,
     Section,
-    Shape,
     SubsamplePad,
     UnitGate,
     chain_shape,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import criteria
+from .arrays import Array
 from .backend import Backend
 from .criteria import Scores
 from .errors import InputError
 from .exchange import Trained
-from .layers import Array
 from .streams import Streams
 
 #: Name → score of (R, R_l, backend).

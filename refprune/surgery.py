@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Array, Arrays
 from .errors import InputError
-from .layers import Array
 from .layerspec import Activation, Conv, Dense, Layer, Section, UnitGate
-from .network import Arrays
 from .spec import Network
 
 Index = dict[str, Array]

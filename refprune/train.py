@@ -16,6 +16,7 @@ import numpy as np
 
 from . import pruning
 from . import scaling as scalings
+from .arrays import Array, Arrays
 from .augment import draw_crops
 from .backend import Backend
 from .blocks import blocks
@@ -25,9 +26,8 @@ from .errors import InputError
 from .estimators import ESTIMATORS, sample
 from .flattening import beta_from_log_gamma
 from .inference import Predictor
-from .layers import Array
 from .layerspec import UnitGate
-from .network import Arrays, initial_statistics, initialise
+from .network import initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
 from .penalty import Penalty, Reference, reference
 from .spec import Loss, Network

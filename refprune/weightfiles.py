@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .errors import DataError, InputError
-from .layers import Array
 
 Arrays = dict[str, Array]
 

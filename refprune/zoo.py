@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
+from .arrays import Padding
 from .errors import InputError
-from .layers import Padding
 from .layerspec import (
     Activation,
     BatchNorm,

@@ -13,8 +13,8 @@ import torch_backend
 
 from refprune import layers, rounding
 from refprune import network as nw
+from refprune.arrays import Saved
 from refprune.backend import ORACLE, by_name
-from refprune.layers import Saved
 from refprune.layerspec import (
     Activation,
     AveragePool,

@@ -136,10 +136,10 @@ def test_a_witness_that_raises_gives_the_next_its_turn():
 
 def test_a_wrong_version_is_made_of_the_right_function():
     """What a mistake's own module imports stays right: a mutant that calls itself would raise, and find nothing."""
-    mistake = mutants.Mistake("twice", "layers:per_channel", lambda f: lambda *a: None, ())
+    mistake = mutants.Mistake("twice", "arrays:per_channel", lambda f: lambda *a: None, ())
     with planted(mistake):
-        assert mistakes_in_layers.per_channel is not claims.resolve("layers:per_channel")
-    assert mistakes_in_layers.per_channel is claims.resolve("layers:per_channel")
+        assert mistakes_in_layers.per_channel is not claims.resolve("arrays:per_channel")
+    assert mistakes_in_layers.per_channel is claims.resolve("arrays:per_channel")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)

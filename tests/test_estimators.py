@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from network_comparison import bounds
 from tolerance import assert_close, assert_identical, gamma
 
+from refprune.arrays import Saved
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
@@ -32,7 +33,6 @@ from refprune.estimators import (
     exact_weight_gradient,
     sample,
 )
-from refprune.layers import Saved
 from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
 from refprune.objective import BatchLoss, Evaluation
 from refprune.spec import GateGroup, Loss, Network

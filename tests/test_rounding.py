@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 from calibration import BACKENDS, SAME, SEQUENTIAL, U, candidate, flat, random_case, ratios, rounded, sequential_sum, tensors
 
-from refprune import layers, noise, rounding
+from refprune import arrays, layers, noise, rounding
 from refprune import network as nw
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.errors import InputError
-from refprune.layerspec import (
-    Activation,
-    BatchNorm,
-    Conv,
-    Dense,
-    GlobalAveragePool,
-    MaxPool,
-    Section,
-    UnitGate,
-)
+from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.noise import noisy
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
@@ -218,8 +209,8 @@ def _without_variance(saved, dy):
     """μ depends on x, v is taken as a constant."""
     _, inverse, gain = saved.values
     _, dgain, dbias = layers.batch_norm_vjp(saved, dy)
-    centred = dy - layers.per_channel(dbias / dy.dtype.type(dy.size // dy.shape[1]), dy.ndim)
-    return centred * layers.per_channel(gain * inverse, dy.ndim), dgain, dbias
+    centred = dy - arrays.per_channel(dbias / dy.dtype.type(dy.size // dy.shape[1]), dy.ndim)
+    return centred * arrays.per_channel(gain * inverse, dy.ndim), dgain, dbias
 
 
 def _gate_forgotten(saved, dy):

@@ -9,7 +9,7 @@ from hypothesis import Phase, find, settings
 from test_layers import COMPLEX_STEP_LIMIT, check_complex_step, check_contract, check_dtype, check_everything
 from tolerance import assert_close, assert_identical
 
-from refprune import layers
+from refprune import arrays, layers
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import layers as strategies
 
@@ -86,9 +86,9 @@ def _batch_norm_vjp_without(mean, variance):
         normal, inverse, gain = saved.values
         _, dgain, dbias = layers.batch_norm_vjp(saved, dy)
         count, ndim = dy.size // dy.shape[1], dy.ndim
-        inner = dy - (0 if mean else layers.per_channel(dbias / count, ndim))
-        inner = inner - (0 if variance else normal * layers.per_channel(dgain / count, ndim))
-        return inner * layers.per_channel(gain * inverse, ndim), dgain, dbias
+        inner = dy - (0 if mean else arrays.per_channel(dbias / count, ndim))
+        inner = inner - (0 if variance else normal * arrays.per_channel(dgain / count, ndim))
+        return inner * arrays.per_channel(gain * inverse, ndim), dgain, dbias
 
     return wrong
 
@@ -98,9 +98,9 @@ def _batch_norm(normalise):
 
     def wrong(x, gain, bias, *, eps):
         _, saved = layers.batch_norm(x, gain, bias, eps=eps)
-        mean, variance = (layers.per_channel(s, x.ndim) for s in saved.statistics[:2])
+        mean, variance = (arrays.per_channel(s, x.ndim) for s in saved.statistics[:2])
         normal = normalise(x - mean, variance, x.size // x.shape[1], eps)
-        return normal * layers.per_channel(gain, x.ndim) + layers.per_channel(bias, x.ndim), saved
+        return normal * arrays.per_channel(gain, x.ndim) + arrays.per_channel(bias, x.ndim), saved
 
     return wrong
 

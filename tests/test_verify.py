@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, layers
+from refprune import arrays, cli, layers
 from refprune.backend import ORACLE
 from refprune.conformance import campaign, methods, reporting, scripts
 from refprune.conformance.backend_adapter import BackendImplementation
@@ -80,7 +80,7 @@ class Formulas(refprune.Implementation):
         return -log_gamma / samples
 
     def gate(self, x, g, dy):
-        full = g if g.ndim == 0 else layers.per_channel(g, x.ndim)
+        full = g if g.ndim == 0 else arrays.per_channel(g, x.ndim)
         axes = tuple(range(x.ndim)) if g.ndim == 0 else (0, *range(2, x.ndim))
         return x * full, dy * full, np.asarray((x * dy).sum(axis=axes))
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from refprune.arrays import Saved
 from refprune.backend import ORACLE
-from refprune.layers import Saved
 
 torch.set_num_threads(1)
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from refprune import data, exchange, scaling
+from refprune.arrays import Array
 from refprune.backend import by_name
 from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
 from refprune.exchange import Trained
 from refprune.inference import Predictor
-from refprune.layers import Array
 
 NAMES = ("base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20)))
 BATCH = 250

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from refprune import zoo
+from refprune.arrays import Array
 from refprune.backend import Backend, by_name
 from refprune.bench import agreement
 from refprune.bench.agreement import Agreement
 from refprune.conformance import torch_adapter
-from refprune.layers import Array
 from refprune.network import initialise
 from refprune.objective import BatchLoss
 from refprune.streams import Streams

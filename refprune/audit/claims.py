@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from ..arrays import Array
 from ..backend import ORACLE, Backend
 from ..errors import InputError
-from ..layers import Array
 from ..streams import Streams
 
 LP = "[LP] Guenter & Sideris, arXiv 2406.04549 (abstract); formula derived here"

@@ -11,19 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
-from ..layerspec import (
-    Activation,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAveragePool,
-    Layer,
-    MaxPool,
-    Section,
-    UnitGate,
-)
+from ..arrays import Array
+from ..layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
 from ..spec import Network
 from ..surgery import prune
 from .claims import Context

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..layers import Array
+from ..arrays import Array, Arrays
 from ..layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
-from ..network import Arrays
 from ..objective import BatchLoss, Evaluation
 from ..spec import Loss, Network
 from .claims import Context

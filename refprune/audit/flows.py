@@ -15,9 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from .. import dynamics
+from ..arrays import Array
 from ..backend import ORACLE, Backend
 from ..dynamics import Comparison, Field, Flow
-from ..layers import Array
 from ..layerspec import Activation, Dense, Section
 from ..objective import BatchLoss
 from ..spec import Network

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import InputError
-from ..layers import Array
 from . import memory
 from .cases import CASES, NAMES, PEAK, Case, Setting, Work
 from .timing import interleave, quartiles

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
+from ..arrays import Array, Arrays
 from ..layerspec import Conv, Dense
-from ..network import Arrays
 from ..objective import BatchLoss
 from ..rounding import NETWORK_FACTOR, UNIT, network_tolerance
 from ..spec import Network

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from .. import cka, config, data, mixture, train, zoo
+from ..arrays import Array
 from ..backend import ORACLE, Backend, by_name
 from ..complexity import macs, training_macs
 from ..errors import DataError
 from ..inference import Predictor
-from ..layers import Array
 from ..objective import BatchLoss
 from ..streams import Streams
 from ..train import State

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import InputError
-from ..layers import Array
 
 
 def resident() -> float:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
+from ..arrays import Array
 
 Side = Callable[[], object]
 Clock = Callable[[], float]

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Array, Arrays
 from ..conformance import torch_adapter
-from ..layers import Array
 from ..layerspec import Conv
 from ..mixture import SpikeSlab
-from ..network import Arrays
 from ..spec import Network
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend, by_name
 from ..implementation import EVERY, Implementation
-from ..layers import Array
-from ..network import Arrays, forward
+from ..network import forward
 from ..spec import from_json
 from ..surgery import prune
 from .levels import LEVELS, METHODS

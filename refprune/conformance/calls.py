@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..arrays import Array, Arrays
 from ..errors import InputError
 from ..estimators import ESTIMATORS
 from ..implementation import EVERY, PYTORCH, Implementation
-from ..layers import Array
-from ..network import Arrays
 from .methods import Arguments, Description, Method
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arrays import Arrays
 from ..errors import InputError
-from ..network import Arrays
 from ..rounding import UNIT
 from . import sequential
 from .calls import Caller, Reply

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
-from ..network import Arrays
+from ..arrays import Array, Arrays
 from .known import KNOWN
 from .methods import Arguments, Method, widened
 from .planting import Mistake, planted

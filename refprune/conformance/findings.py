@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..network import Arrays
+from ..arrays import Arrays
 from .calls import Reply
 from .methods import Arguments
 from .planting import Mistake

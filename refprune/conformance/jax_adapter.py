@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layers import Array
+from ..arrays import Array, Arrays
 from ..layerspec import (
     Activation,
     AveragePool,
@@ -32,7 +32,6 @@ from ..layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from ..network import Arrays
 from ..spec import Network, from_json
 from . import jax_layers as layers
 from .jax_functions import JaxFunctions

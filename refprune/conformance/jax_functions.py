@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, logit, xlogy
 
+from ..arrays import Array
 from ..implementation import EVERY, Conventions, Implementation
-from ..layers import Array
 from . import jax_layers as layers
 from .jax_layers import Padding, Pair, Tensor, require
 

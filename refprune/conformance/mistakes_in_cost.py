@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import complexity
+from ..arrays import Array
 from ..complexity import CostModel, Term
-from ..layers import Array
 from ..penalty import Penalty, Reference, reference
 from ..spec import Network
 from .planting import Function, Mistake, field_of, instead, result

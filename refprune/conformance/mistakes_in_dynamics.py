@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..dynamics import Flow
-from ..layers import Array
 from .planting import Function, Mistake, instead, options, result
 
 

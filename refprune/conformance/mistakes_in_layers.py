@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Saved, per_channel
 from ..backend import ORACLE
-from ..layers import Saved, per_channel
 from ..layerspec import Conv, Section, SubsamplePad
 from ..spec import Network
 from .planting import Function, Mistake, field_of, gradient, instead, options, output, result

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import cka, flattening, layers
-from ..layers import Array, Saved, per_channel
+from ..arrays import Array, Saved, per_channel
 from ..layerspec import BatchNorm
 from .planting import Function, Mistake, instead, options, result
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import cka
-from ..layers import Array
+from ..arrays import Array
 from ..layerspec import Conv
 from ..spec import Network
 from .planting import Function, Mistake, instead

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import estimators
-from ..layers import Array
+from ..arrays import Array
 from ..layerspec import BatchNorm, Conv, Dense, Layer, Section, UnitGate
 from .planting import Function, Mistake, gradient, instead, options, output, result
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import estimators
+from ..arrays import Saved
 from ..backend import ORACLE, Backend
 from ..complexity import cost_model
-from ..layers import Saved
 
 Function = Callable[..., Any]
 

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import estimators
+from ..arrays import Array
 from ..backend import Backend
-from ..layers import Array
 from ..objective import BatchLoss, Evaluation
 from ..rounding import LAYER_FACTOR
 from .traced import Traced, expectation

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..layers import Array
-from ..network import Arrays
+from ..arrays import Array, Arrays
 from ..rounding import UNIT
 from .betting import Gamblers, interval, log_odds
 from .calls import Caller, Reply

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Array, Arrays, Shape
 from ..errors import InputError
 from ..implementation import PYTORCH, Conventions
-from ..layers import Array
-from ..layerspec import Layer, Section, Shape, UnitGate
-from ..network import Arrays
+from ..layerspec import Layer, Section, UnitGate
 from ..spec import Network, from_json
 from .torch_costs import TorchCosts
 from .torch_functions import branch, per_channel, squared_error

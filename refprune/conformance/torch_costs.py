@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers import Array
+from ..arrays import Array
 from ..layerspec import Conv, Dense, Layer, Section, UnitGate
 from ..spec import Network, from_json
 from .torch_functions import TorchFunctions

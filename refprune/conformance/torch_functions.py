@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arrays import Array
 from ..implementation import Implementation
-from ..layers import Array
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Shape
 from ..errors import InputError
 from ..layerspec import (
     Activation,
@@ -16,7 +17,6 @@ from ..layerspec import (
     GlobalAveragePool,
     Layer,
     MaxPool,
-    Shape,
     SubsamplePad,
     UnitGate,
 )

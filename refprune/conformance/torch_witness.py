@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layers import Array
+from ..arrays import Array
 from ..layerspec import BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
 from ..spec import Network, from_json
 from .torch_adapter import Module, TorchImplementation, set_gates

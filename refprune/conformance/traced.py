@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend
-from ..layers import Array
-from ..network import Arrays
 from ..rounding import LAYER_FACTOR, noise_tolerance, smallest_normal
 from .verdicts import Expectation
 

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arrays import Arrays
 from ..backend import Backend, by_name
 from ..estimators import ESTIMATORS
 from ..implementation import PYTORCH, Implementation
-from ..network import Arrays
 from ..rounding import UNIT
 from . import vector_files
 from .backend_adapter import BackendImplementation

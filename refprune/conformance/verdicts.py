@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
-from ..network import Arrays
+from ..arrays import Array, Arrays
 from ..rounding import UNIT, smallest_normal
 
 #: So many worst entries of a tensor are kept.

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checkpoint, exchange, rounding, spec
+from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
 from ..exchange import NPZ_FORMAT, Trained
 from ..files import write_atomically
 from ..inference import Predictor
-from ..layers import Array
 from ..objective import BatchLoss
 from ..spec import Loss
 from ..streams import Streams

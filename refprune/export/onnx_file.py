@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from ..arrays import Array, Padding
 from ..errors import InputError
 from ..exchange import Trained
 from ..files import write_atomically
-from ..layers import Array, Padding
 from ..layerspec import (
     Activation,
     AveragePool,

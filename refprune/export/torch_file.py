@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..arrays import Array, Pair
 from ..conformance.torch_adapter import ATTRIBUTES
 from ..errors import InputError
 from ..exchange import Trained
 from ..files import write_atomically
-from ..layers import Array, Pair
 from ..layerspec import (
     Activation,
     AveragePool,

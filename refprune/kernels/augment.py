@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import augment
-from ..layers import Array
+from ..arrays import Array
 from .compiled import ELEMENT_GRAIN, FLOATS, index, kernel, reader, ready, share, writer
 from .workspace import Workspace
 

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
 
-from ..layers import Array
+from ..arrays import Array
 from . import jit
 from .launch import Launcher
 

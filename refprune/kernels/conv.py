@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layers
-from ..layers import Array, Padding, Pair, Saved
+from ..arrays import Array, Padding, Pair, Saved
 from .compiled import ELEMENT_GRAIN, index, kernel, reader, ready, same_float, share, writer
 from .correlate import Window, correlate
 from .matmul import NOTHING

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array, Pair
+from ..arrays import Array, Pair
 from .compiled import PRODUCT_GRAIN, fma, index, inner, kernel, reader, share, writer
 from .microkernel import ROWS, VECTORS, copy, finish, move2, move4, move8, move16, outer
 from .vectors import HOST

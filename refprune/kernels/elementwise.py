@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layers
-from ..layers import Array, Pair, Saved
+from ..arrays import Array, Pair, Saved
 from .compiled import ELEMENT_GRAIN, FLOATS, index, int8, kernel, reader, ready, real64, same_float, share, writer
 from .workspace import Workspace
 

@@ -15,8 +15,8 @@ import functools
 import numpy as np
 
 from .. import layers
+from ..arrays import Array, Saved
 from ..cka import numpy_product
-from ..layers import Array, Saved
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
 from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
 from .vectors import HOST

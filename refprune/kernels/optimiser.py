@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import optimiser
-from ..layers import Array
+from ..arrays import Array
 from .compiled import ELEMENT_GRAIN, FLOATS, kernel, reader, ready, share, writer
 from .workspace import Workspace
 

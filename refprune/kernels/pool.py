@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from .. import layers
-from ..layers import Array, Padding, Pair, Saved
+from ..arrays import Array, Padding, Pair, Saved
 from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, same_float, share, writer
 from .workspace import Workspace
 

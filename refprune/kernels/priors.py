@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import ir
 
 from .. import flattening, mixture
-from ..layers import Array
+from ..arrays import Array
 from .compiled import ELEMENT_GRAIN, FLOATS, inner, kernel, native, reader, ready, real64, share, writer
 from .workspace import Workspace
 

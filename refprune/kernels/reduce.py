@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import layers
-from ..layers import Array, Saved
+from ..arrays import Array, Saved
 from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, real64, same_float, share, writer
 from .elementwise import BLOCK
 from .workspace import Workspace

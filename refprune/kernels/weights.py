@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..layers import Array
+from ..arrays import Array
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel, reader, share, writer
 from .correlate import PACK_COST, Window, mark_pieces, pack, piece_length, read_panel, read_rows, row_length, tap_offsets
 from .matmul import row_starts

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ... import complexity, config, experiment, flattening, settle, train
+from ...arrays import Array
 from ...backend import Backend
-from ...layers import Array
 from ...layerspec import Activation, Dense, Flatten, Section
 from ...objective import BatchLoss
 from ...penalty import Penalty, reference

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import dynamics
-from ...layers import Array
+from ...arrays import Array
 from .. import figures
 from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..flows import (

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ... import blocks, pruning
+from ...arrays import Array
 from ...config import from_dict
-from ...layers import Array
 from ...layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...objective import BatchLoss
 from ...spec import Network

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ...layers import Array
+from ...arrays import Array
 from ...objective import BatchLoss
 from ...rounding import LAYER_FACTOR, UNIT, inner_product_bound, layer_tolerance, network_tolerance
 from ..claims import OURS, Claim, Context, Finding, close, exact, worst

@@ -10,8 +10,8 @@ from fractions import Fraction
 import numpy as np
 
 from ... import complexity, criteria, zoo
+from ...arrays import Array
 from ...cka import Estimator, MiniBatches, cka, hsic
-from ...layers import Array
 from ...network import forward
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from ... import complexity, zoo
+from ...arrays import Array
 from ...errors import InputError
-from ...layers import Array
 from ...layerspec import Activation, Conv, Dense, Section
 from ...network import forward
 from ...objective import BatchLoss, average_statistics

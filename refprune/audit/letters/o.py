@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ... import config, estimators, flattening, train
-from ...layers import Array
+from ...arrays import Array
 from ...layerspec import Activation, Dense, Section
 from ...objective import BatchLoss
 from ...spec import Network

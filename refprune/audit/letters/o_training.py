@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 
 from ... import config, pruning, settle, train
-from ...layers import Array
+from ...arrays import Array
 from ...layerspec import Activation, Dense, Flatten, Section, UnitGate
 from ...objective import BatchLoss
 from ...spec import Network
 from ...streams import Streams
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
-from ..examples import (
-    dense_network,
-    loss_of,
-    losses_at,
-    remembered,
-    slopes_of,
-)
+from ..examples import dense_network, loss_of, losses_at, remembered, slopes_of
 
 O6 = Claim(
     "O6",

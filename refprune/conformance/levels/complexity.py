@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import complexity
+from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...network import Arrays
 from ...penalty import Penalty, reference
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ...spec import from_json, to_json

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...network import Arrays
 from ...rounding import layer_tolerance
 from ..methods import Arguments, Description, Method
 from ..strategies import layers as strategies

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ...arrays import Array, Arrays
 from ...backend import Backend
-from ...layers import Array
-from ...network import Arrays
 from ...objective import BatchLoss, update_statistics
 from ...spec import from_json, to_json
 from ..methods import Arguments, Description, Method

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import dynamics, pruning
+from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
-from ...layers import Array
 from ...layerspec import Section
-from ...network import Arrays, forward
+from ...network import forward
 from ...objective import BatchLoss
 from ...spec import Network, from_json
 from ...surgery import prune

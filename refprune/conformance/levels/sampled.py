@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...layerspec import Activation, BatchNorm, Dense, Section, UnitGate
-from ...network import Arrays
 from ...spec import Loss, Network
 from ..methods import Arguments, Description, Method
 from ..sampling import Facts, expected, facts

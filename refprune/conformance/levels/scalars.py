@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from scipy.special import gammaln
 
 from ... import flattening, mixture, scalar
+from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
-from ...layers import Array
-from ...network import Arrays
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Method
 from ..verdicts import Expectation

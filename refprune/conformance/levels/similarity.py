@@ -13,9 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import cka
+from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
-from ...layers import Array
-from ...network import Arrays
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Description, Method
 from ..strategies.structures import few

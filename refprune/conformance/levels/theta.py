@@ -11,9 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import estimators
+from ...arrays import Array, Arrays
 from ...backend import Backend
-from ...layers import Array
-from ...network import Arrays
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few

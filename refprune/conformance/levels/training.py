@@ -9,11 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ... import train
+from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...config import Config
 from ...estimators import ESTIMATORS
-from ...layers import Array
-from ...network import Arrays, Gradients
+from ...network import Gradients
 from ...objective import BatchLoss, Evaluation, update_statistics
 from ...spec import from_json
 from ..methods import Arguments, Description, Method

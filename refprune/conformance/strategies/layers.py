@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from ...layers import Array, Pair
-from ...layerspec import Shape
+from ...arrays import Array, Pair, Shape
 
 #: Smooth cases: |x| ≥ MARGIN before a ReLU, any two entries of a pooled image differ by ≥ MARGIN.
 MARGIN = 0.05

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ...arrays import Array, Arrays, Pair, Shape
 from ...backend import ORACLE
 from ...implementation import EVERY, Conventions
-from ...layers import Array, Pair
 from ...layerspec import (
     ACTIVATIONS,
     Activation,
@@ -29,11 +29,9 @@ from ...layerspec import (
     Layer,
     MaxPool,
     Section,
-    Shape,
     SubsamplePad,
     UnitGate,
 )
-from ...network import Arrays
 from ...objective import BatchLoss
 from ...spec import Loss, Network
 from ...streams import Streams
