@@ -18,7 +18,7 @@ import numpy as np
 from . import __version__, spec
 from .arrays import Array
 from .errors import InputError, SpecError
-from .files import write_atomically
+from .output.files import write_atomically
 from .penalty import Reference
 from .train import State
 

@@ -21,7 +21,7 @@ from . import __version__
 from . import commands as trained
 from .conformance import command as verification
 from .errors import InputError
-from .files import check_targets, write_atomically
+from .output.files import check_targets, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +152,8 @@ def _as_folder(name: str) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     from . import config, experiment, report, warmup
-    from .progress import Progress
+    from .output import figures, tables
+    from .output.progress import Progress
 
     progress = Progress()
     told: list[bool] = []
@@ -179,16 +180,17 @@ def _run(options: argparse.Namespace) -> int:
             name = _as_folder(settings.name) or "run"
             directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
             summary = experiment.run(settings, directory, **how)
-    print("\n" + report.text_table(report.rows(summary)))
+    print("\n" + tables.text_table(report.rows(summary)))
     for line in (*report.nothing_left_lines(summary), *report.decision_lines(summary)):
         print(line)
     page = report.write_html(directory, summary)
-    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
     return 0 if report.holds(summary) else 1
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from . import cluster, report, sweep, sweep_report
+    from . import cluster, sweep, sweep_report
+    from .output import figures
 
     for name in ("jobs", "threads"):
         number = getattr(options, name)
@@ -207,18 +209,19 @@ def _sweep(options: argparse.Namespace) -> int:
         outcomes = sweep.run(plan, directory, workers=workers, **how)
     print("\n" + sweep_report.text(directory))
     page = sweep_report.write_html(directory)
-    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
     failed = [outcome for outcome in outcomes if outcome.summary is None]
     return 1 if failed else 0
 
 
 def _data_list(options: argparse.Namespace) -> int:
-    from . import data, fetch, report
+    from . import data, fetch
+    from .output import tables
 
     folder = data.data_directory(options.data_dir)
     table = [("name", "state", "MB", "what")]
     table += [(s.name, s.status, f"{s.bytes / 1e6:.1f}", s.title) for s in fetch.available(folder)]
-    print(f"folder: {folder}\n\n{report.text_table(table)}")
+    print(f"folder: {folder}\n\n{tables.text_table(table)}")
     return 0
 
 
@@ -244,7 +247,8 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 
 def _zoo(options: argparse.Namespace) -> int:
-    from . import complexity, exchange, report, zoo
+    from . import complexity, exchange, zoo
+    from .output import tables
 
     if options.name in zoo.experiments():
         print(zoo.experiment_text(options.name), end="")
@@ -260,7 +264,7 @@ def _zoo(options: argparse.Namespace) -> int:
             kind = type(cost.layer).__name__
             table.append((cost.layer.name, kind, *shapes, f"{cost.parameters:,}", f"{cost.macs:,}"))
         table.append(("total", "", "", "", f"{complexity.parameters(network):,}", f"{complexity.macs(network):,}"))
-        print(report.text_table(table))
+        print(tables.text_table(table))
         counts = [(of(network), of(network, parts=("weight",))) for of in (complexity.parameters, complexity.flops)]
         print(f"without biases and norms: {counts[0][1]:,} parameters")
         print(f"FLOPs: {counts[1][0]:,}; of weights alone, 2 for each MAC, {counts[1][1]:,}")
@@ -327,8 +331,9 @@ def _warmup(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     for library in ("OPENBLAS", "MKL", "VECLIB") if options.threads else ():  # read when NumPy is loaded
         os.environ.setdefault(f"{library}_NUM_THREADS", str(options.threads))
-    from . import bench, files, report
+    from . import bench
     from .bench import cases, machine, pictures
+    from .output import files, tables
 
     chosen = bench.select(options.names)
     for name in ("threads", "repeats"):
@@ -359,7 +364,7 @@ def _bench(options: argparse.Namespace) -> int:
             print(f"{result['label']}: done", file=sys.stderr)
 
     results = bench.run(chosen, setting, bench.Options(repeats=options.repeats), say)
-    print(report.text_table(bench.table(results)))
+    print(tables.text_table(bench.table(results)))
     print("\n".join(["", *bench.notes(results)]))
     if options.json:
         files.write_atomically(options.json, json.dumps({"results": results, "machine": where}, indent=1).encode())
@@ -372,8 +377,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from . import audit, files
+    from . import audit
     from .audit.claims import Context
+    from .output import files
 
     claims = audit.select(options.only)
     audit.require("sympy", "mpmath", *(["matplotlib"] if options.report else []))

@@ -23,7 +23,7 @@ from typing import Any
 
 from . import data, environment
 from .errors import InputError
-from .files import locked
+from .output.files import locked
 from .sweep import Children, Job, Outcome, Sweep
 
 HINT = "a sweep on a cluster needs Dask's distributed:  pip install -e '.[cluster]'"

@@ -115,11 +115,11 @@ def _count(option: str, wanted: int, there: int) -> int:
 
 def _check_outputs(picture: Path | None = None, **paths: Path | None) -> None:
     """Before anything is computed: can the files be written?"""
-    from . import files, pictures
+    from .output import figures, files
 
     files.check_targets(picture=picture, **paths)
     if picture is not None:
-        pictures.check(picture)
+        figures.check_picture(picture)
 
 
 def _given(options: argparse.Namespace, *but: str) -> list[str]:
@@ -129,8 +129,9 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from . import config, exchange, iterative, iterative_report, pictures, report
-    from .progress import Progress
+    from . import config, exchange, iterative, iterative_report, pictures
+    from .output import figures, tables
+    from .output.progress import Progress
 
     if options.compare:
         return _compare(options)
@@ -157,31 +158,33 @@ def _prune(options: argparse.Namespace) -> int:
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
         source = options.checkpoint + (f" as {options.spec}" if options.spec else "")
         summary = iterative.run(trained, plan, settings, directory, source=source, **how)
-    print("\n" + report.text_table(iterative_report.rounds(summary)))
+    print("\n" + tables.text_table(iterative_report.rounds(summary)))
     print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
     page = pictures.pruning_page(directory, summary)
-    print(f"\nreport: {page}" if page else f"\n{report.HINT}")
+    print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from . import iterative_report, pictures, report
+    from . import iterative_report, pictures
+    from .output import figures, tables
 
     if others := _given(options, "compare", "picture"):
         raise InputError(f"--compare: only shows runs; only --picture may be given beside it, got {others[0]}")
     _check_outputs(options.picture)
     runs = iterative_report.read_all(options.compare)
-    print(report.text_table(iterative_report.side_by_side(runs)))
-    print("\n" + report.text_table(iterative_report.differences(runs)))
+    print(tables.text_table(iterative_report.side_by_side(runs)))
+    print("\n" + tables.text_table(iterative_report.differences(runs)))
     if options.picture:
-        pictures.save(options.picture, pictures.accuracy_against_macs(runs))
+        figures.save_picture(options.picture, pictures.accuracy_against_macs(runs))
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fractions import Fraction
 
-    from . import files, pictures, report, robustness
+    from . import pictures, robustness
+    from .output import figures, files, tables
 
     try:
         eps = [float(Fraction(value)) for value in filter(None, options.fgsm.split(","))]
@@ -203,20 +206,21 @@ def _evaluate(options: argparse.Namespace) -> int:
                 print(f"{source}: {row.what} {row.strength:g}: {100 * row.accuracy:.2f} %", file=sys.stderr)
         name = Path(source).stem
         results[source if name in results else name] = found
-    print(report.text_table(robustness.table(results)))
+    print(tables.text_table(robustness.table(results)))
     if options.json:
         plain = {name: [row._asdict() for row in found] for name, found in results.items()}
         files.write_atomically(options.json, json.dumps(plain, indent=1).encode())
     if options.picture:
-        pictures.save(options.picture, pictures.robustness(results))
+        figures.save_picture(options.picture, pictures.robustness(results))
     return 0
 
 
 def _similarity(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from . import features, files, pictures
-    from .progress import Progress
+    from . import features, pictures
+    from .output import figures, files
+    from .output.progress import Progress
 
     _check_outputs(options.picture, json=options.json)
     ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
@@ -249,13 +253,14 @@ def _similarity(options: argparse.Namespace) -> int:
     if options.picture:
         used = len(x) - len(x) % min(options.batch_size, len(x))
         title = f"CKA ({options.kernel}, unbiased, {used} images)"
-        pictures.save(options.picture, pictures.similarity_matrix(points, found.values, title))
+        figures.save_picture(options.picture, pictures.similarity_matrix(points, found.values, title))
     return 0
 
 
 def _score(options: argparse.Namespace) -> int:
-    from . import files, report, stability
-    from .progress import Progress
+    from . import stability
+    from .output import files, tables
+    from .output.progress import Progress
 
     if options.repeats < 1:
         raise InputError(f"--repeats: must be at least 1, got {options.repeats}")
@@ -272,7 +277,7 @@ def _score(options: argparse.Namespace) -> int:
     how: dict[str, Any] = {"sizes": sizes, "repeats": options.repeats, "expected": options.expect, "seed": options.seed or 0}
     choices = stability.study(trained, engine, x, **how, advance=progress.reach)
     progress.finish()
-    print(report.text_table(stability.table(choices)))
+    print(tables.text_table(stability.table(choices)))
     if options.json:
         files.write_atomically(options.json, json.dumps(stability.as_json(choices), indent=1).encode())
     return 0

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from . import digits, folder
 from .errors import DataError, InputError
-from .files import user_cache
+from .output.files import user_cache
 
 NAMES = ("mnist", "fashion-mnist", "cifar10", "synthetic-digits")
 SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED = 6000, 2000, 0

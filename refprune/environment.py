@@ -14,7 +14,7 @@ import numpy as np
 
 from .data import Dataset
 from .errors import InputError
-from .progress import Progress
+from .output.progress import Progress
 
 
 def describe(dataset: Dataset) -> dict[str, str]:

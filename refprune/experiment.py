@@ -25,10 +25,10 @@ from .backend import Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
-from .files import check_unused, claim, locked, write_atomically
 from .layerspec import Section
+from .output.files import check_unused, claim, locked, write_atomically
+from .output.progress import Progress
 from .penalty import reference
-from .progress import Progress
 from .spec import Network
 from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State

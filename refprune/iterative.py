@@ -26,8 +26,8 @@ from .config import Config
 from .criteria import CRITERIA, Subject
 from .errors import InputError
 from .exchange import Trained
-from .files import check_unused, claim, locked, write_atomically
-from .progress import Progress
+from .output.files import check_unused, claim, locked, write_atomically
+from .output.progress import Progress
 from .spec import Network
 from .streams import Streams
 from .train import Images, State

@@ -11,35 +11,10 @@ import numpy as np
 from . import iterative_report
 from .arrays import Array
 from .errors import InputError
-from .files import write_atomically
-from .report import HINT, figure, html_table, page, svg
+from .output.figures import figure, require_matplotlib, svg
+from .output.files import write_atomically
+from .output.tables import html_table, page
 from .robustness import Row
-
-
-def check(path: Path) -> None:
-    """InputError if there is no matplotlib, or the name does not end in .png or .svg: before anything is computed."""
-    require_matplotlib()
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path}: the name of a picture ends in .png or .svg")
-
-
-def save(path: Path, drawing: Any) -> None:
-    """Write a figure; the ending says how (.png, .svg)."""
-    check(path)
-    try:
-        drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
-
-
-def require_matplotlib() -> None:
-    """InputError with the command that installs it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(HINT.replace("report.html needs", "pictures need")) from error
-    matplotlib.use("Agg")
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Pruning by criterion

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import write_atomically
-
-HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
+from .output.figures import figure, svg
+from .output.files import write_atomically
+from .output.tables import html_table, page
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -69,16 +68,6 @@ def _equivalence(run: Mapping[str, Any]) -> str:
     if error is None:
         return "not comparable" if run["removals"] else "nothing removed"
     return f"{error:.2g} {'(holds)' if error <= 1.0 else '(VIOLATED)'}"
-
-
-def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Left-aligned titles, right-aligned columns."""
-    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
-    lines = [
-        "  ".join([title.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-        for title, *cells in table
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def decision_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -147,25 +136,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def figure(title: str, x: str, y: str, size: tuple[float, float] = (7.2, 3.6)) -> tuple[Any, Any]:
-    """A matplotlib figure, its size in inches, with one pair of axes."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=size, layout="constrained")
-    axes = drawing.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    return drawing, axes
-
-
-def svg(drawing: Any) -> str:
-    """The figure as an <svg> element."""
-    buffer = io.StringIO()
-    drawing.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
 def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
     """θ of every gate over the steps; a cross where a gate is removed."""
     drawing, axes = figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
@@ -226,22 +196,3 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
     first, run = next(iter(summary["runs"].items()))
     layers = f"<h2>What is left of every layer ({html.escape(first)})</h2>{html_table(layer_rows(run))}"
     return page(title, rows(summary), body + "".join(pictures) + layers)
-
-
-def page(title: str, table: Sequence[Sequence[str]], body: str) -> str:
-    """A self-contained HTML page: the title, the table (its first row heads it), then `body`, which is HTML."""
-    title = html.escape(title)
-    style = "body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
-    style += "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}svg{max-width:100%;height:auto}"
-    style += "pre{white-space:pre-wrap}"
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{style}</style><h1>{title}</h1>"
-        f"{html_table(table)}{body}</html>\n"
-    )
-
-
-def html_table(table: Sequence[Sequence[str]]) -> str:
-    """A <table>; the first row heads it."""
-    head, *lines = table
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in lines)
-    return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{cells}</table>"

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 from . import config, experiment
 from .config import Config
 from .errors import InputError
-from .files import write_atomically
+from .output.files import write_atomically
 
 KEYS = ("name", "experiment", "seeds", "set", "grid", "variants")
 VARIANT_KEYS = ("name", "seeds", "group")

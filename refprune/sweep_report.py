@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from . import report
 from .errors import InputError
-from .files import write_atomically
+from .output import figures, tables
+from .output.files import write_atomically
 from .sweep import QUANTITIES, run_directory
 
 Values = Mapping[str, Sequence[float]]
@@ -139,7 +140,7 @@ def text(directory: Path) -> str:
     """The tables for a terminal, and what failed."""
     page = read(directory)
     failed = [f"failed: {f['label']}, seed {f['seed']}: {f['problem']}" for f in page["failed"]]
-    return "\n".join([report.text_table(rows(page)), "", report.text_table(size_rows(page)), *failed])
+    return "\n".join([tables.text_table(rows(page)), "", tables.text_table(size_rows(page)), *failed])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
 
 def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:
     """When gates were removed, in epochs: one line a setting, one mark a removal, all seeds together."""
-    drawing, axes = report.figure("Time of each removal, all seeds", "epoch", "")
+    drawing, axes = figures.figure("Time of each removal, all seeds", "epoch", "")
     labels = [result["label"] for result in page["results"]]
     drawing.set_size_inches(7.2, 1.2 + 0.35 * len(labels))
     for i, result in enumerate(page["results"]):
@@ -348,13 +349,13 @@ def write_html(directory: Path) -> Path | None:
         return None
     matplotlib.use("Agg")
     page = read(directory)
-    drawn = {name: report.svg(figure) for name, figure in pictures(page, directory).items()}
+    drawn = {name: figures.svg(figure) for name, figure in pictures(page, directory).items()}
     for name, content in drawn.items():
         write_atomically(directory / f"{name}.svg", content.encode())
     failed = [f"failed: {f['label']}, seed {f['seed']}: {f['problem']}" for f in page["failed"]]
     notes = f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in failed)}</ul>" if failed else ""
-    body = f"<h2>Accuracy against size</h2>{report.html_table(size_rows(page))}{notes}{''.join(drawn.values())}"
-    content = report.page(f"{page['name']}, from {page['experiment']}", rows(page), body)
+    body = f"<h2>Accuracy against size</h2>{tables.html_table(size_rows(page))}{notes}{''.join(drawn.values())}"
+    content = tables.page(f"{page['name']}, from {page['experiment']}", rows(page), body)
     path = directory / "report.html"
     write_atomically(path, content.encode())
     return path

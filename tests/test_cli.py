@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, data, digits, equivalence, experiment, progress, report, settle, train, zoo
+from refprune import cli, config, data, digits, equivalence, experiment, report, settle, train, zoo
 from refprune.errors import InputError
+from refprune.output import figures, progress, tables
 
 TINY = data.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
 SET = [
@@ -213,7 +214,7 @@ def test_a_run_ends_with_the_table(finished, tmp_path):
     code, out, err = finished
     assert (code, err) == (0, "")
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-    assert report.text_table(report.rows(summary)) in out
+    assert tables.text_table(report.rows(summary)) in out
     pruned, unpruned = summary["runs"].values()
     for title, cells in {
         "test accuracy": [f"{100 * run['test_accuracy']:.2f} %" for run in (pruned, unpruned)],
@@ -370,8 +371,8 @@ def test_without_matplotlib_one_line_says_how_to_get_the_report(command, tiny_da
     monkeypatch.setattr(builtins, "__import__", none)
     code, out, err = command("run", *SET, "--out", "r")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == report.HINT
-    assert "pip install -e '.[experiments]'" in report.HINT
+    assert out.splitlines()[-1] == figures.HINT
+    assert "pip install -e '.[experiments]'" in figures.HINT
     assert not (tmp_path / "r" / "report.html").exists()
 
 
@@ -380,7 +381,7 @@ def test_without_matplotlib_one_line_says_how_to_get_the_report(command, tiny_da
 
 def test_text_table():
     table = [("", "a", "bb"), ("title", "1", "2,000"), ("long title", "10 %", "3")]
-    assert report.text_table(table).splitlines() == [
+    assert tables.text_table(table).splitlines() == [
         "               a     bb",
         "-----------------------",
         "title          1  2,000",
@@ -427,7 +428,7 @@ def test_crosses_stand_on_the_curve_where_the_gate_was_removed():
     """Units of a group go one after another; a cross before the first line stands at its start."""
     metrics = [{"event": "step", "step": s, "theta": {"unitgate1": t}} for s, t in ((20, 0.9), (40, 0.6), (60, 0.2))]
     metrics[1:1] = [{"event": "removal", "step": s, "removed": {"unitgate1": 1}} for s in (10, 20, 50, 70)]
-    _, axes = report.figure("θ", "step", "θ")
+    _, axes = figures.figure("θ", "step", "θ")
     report.draw_theta(axes, metrics)
     crosses = axes.lines[1].get_xydata().tolist()
     assert crosses == [[10, 0.9], [20, 0.9], [50, 0.6], [70, 0.2]]

@@ -14,7 +14,6 @@ from refprune import (
     data,
     digits,
     exchange,
-    files,
     iterative,
     iterative_report,
     scaling,
@@ -29,7 +28,8 @@ from refprune.inference import Predictor
 from refprune.iterative import Plan
 from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.network import initial_statistics, initialise
-from refprune.progress import Progress
+from refprune.output import files
+from refprune.output.progress import Progress
 from refprune.spec import Network
 from refprune.streams import Streams
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refprune import checkpoint, config, data, experiment, zoo
-from refprune.progress import Progress
+from refprune.output.progress import Progress
 
 NAMES = sorted(name for name in zoo.experiments() if name.startswith(("cifar10-", "imagenet-")))
 #: Has each preset, as its name says, gates on sections and on units?

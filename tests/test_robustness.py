@@ -18,6 +18,7 @@ from refprune.exchange import Trained
 from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool
 from refprune.network import forward, initial_statistics, initialise
 from refprune.objective import BatchLoss
+from refprune.output import figures
 from refprune.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.rounding import UNIT, network_tolerance
 from refprune.scaling import Scaling
@@ -314,7 +315,7 @@ def test_score_command(tmp_path, monkeypatch, capsys):
 
 def test_pictures_that_cannot_be(tmp_path):
     with pytest.raises(InputError, match=r"ends in \.png or \.svg"):
-        pictures.check(tmp_path / "a.gif")
+        figures.check_picture(tmp_path / "a.gif")
     drawing = pictures.similarity_matrix(["a", "b"], np.array([[1.0, np.nan], [np.nan, 1.0]]), "title")
     with pytest.raises(InputError, match="cannot be written"):
-        pictures.save(tmp_path / "none" / "a.svg", drawing)
+        figures.save_picture(tmp_path / "none" / "a.svg", drawing)

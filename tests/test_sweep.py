@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import cli, files, report, sweep, sweep_report
+from refprune import cli, report, sweep, sweep_report
 from refprune.errors import InputError
+from refprune.output import files
 
 TINY = """
 experiment = "quickstart"

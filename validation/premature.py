@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from refprune import config, sweep_report
 from refprune.errors import InputError
-from refprune.report import read_metrics, text_table
+from refprune.output.tables import text_table
+from refprune.report import read_metrics
 from refprune.sweep import run_directory
 
 FREE = "protect none"

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..report import svg
+from ..output.figures import svg
 from . import Result, holds, one_line
 from .claims import Claim, Context, location
 from .mathml import mathml

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..files import write_atomically
+from ..output.files import write_atomically
 
 Result = dict[str, Any]
 FORMATS = (".png", ".svg")

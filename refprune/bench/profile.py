@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..report import text_table
+from ..output.tables import text_table
 from .cases import TRAINING_BATCH, Setting, Training, all_threads, images, network_state
 
 

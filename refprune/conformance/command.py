@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import check_targets, user_cache, write_atomically
+from ..output.files import check_targets, user_cache, write_atomically
 
 #: Without options: about a minute of two cores.
 EXAMPLES = 1500

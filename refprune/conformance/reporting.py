@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from .. import report
+from ..output import figures, tables
 from .findings import HARMLESS, Finding, Outcome
 from .methods import Description
 from .verdicts import EXACT, Comparison
@@ -115,7 +115,7 @@ def unjudged(outcomes: Sequence[Outcome]) -> list[str]:
 
 def text(outcomes: Sequence[Outcome], description: Description) -> str:
     """The table, what is missing, every finding, the verdict in one line."""
-    lines = [report.text_table(table(outcomes)), ""]
+    lines = [tables.text_table(table(outcomes)), ""]
     lines += [line + "\n" for line in unjudged(outcomes)]
     for outcome in outcomes:
         lines += [f"{outcome.method}: {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
@@ -162,7 +162,7 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
     found = {o.verdict for o in outcomes}
     left = "is undecided" if "undecided" in found else "could not be judged"
     verdict = "conforms" if conforms(outcomes) else "deviates" if "DEVIATES" in found else left
-    return report.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
+    return tables.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
 
 
 def _picture(finding: Finding) -> str:
@@ -170,14 +170,14 @@ def _picture(finding: Finding) -> str:
     shown = finding.comparisons
     if len(shown) < 2:
         return ""
-    drawing, axes = report.figure("error / tolerance along the data flow", "", "")
+    drawing, axes = figures.figure("error / tolerance along the data flow", "", "")
     heights = [min(max(c.ratio, 1e-3), 1e12) for c in shown]
     axes.bar(range(len(shown)), heights, color=["tab:blue" if c.holds else "tab:red" for c in shown])
     axes.axhline(1.0, color="black", lw=0.8)
     axes.set_yscale("log")
     axes.set_ylim(bottom=3e-4)
     axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, fontsize=7 if len(shown) < 30 else 5)
-    return report.svg(drawing)
+    return figures.svg(drawing)
 
 
 def as_json(outcomes: Sequence[Outcome], description: Description, target: str, seed: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy as np
 from .. import __version__, weightfiles
 from ..arrays import Arrays
 from ..errors import InputError
-from ..files import write_atomically
 from ..implementation import EVERY, PYTORCH, Conventions, Implementation
+from ..output.files import write_atomically
 from ..rounding import UNIT
 from .levels import LEVELS, METHODS
 from .methods import Arguments, Description, Method, in_precision, widened

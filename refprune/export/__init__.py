@@ -20,9 +20,9 @@ from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
 from ..exchange import NPZ_FORMAT, Trained
-from ..files import write_atomically
 from ..inference import Predictor
 from ..objective import BatchLoss
+from ..output.files import write_atomically
 from ..spec import Loss
 from ..streams import Streams
 

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from ..arrays import Array, Padding
 from ..errors import InputError
 from ..exchange import Trained
-from ..files import write_atomically
 from ..layerspec import (
     Activation,
     AveragePool,
@@ -27,6 +26,7 @@ from ..layerspec import (
     Section,
     SubsamplePad,
 )
+from ..output.files import write_atomically
 
 OPSET, IR_VERSION = 20, 9
 

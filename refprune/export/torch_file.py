@@ -15,7 +15,6 @@ from ..arrays import Array, Pair
 from ..conformance.torch_adapter import ATTRIBUTES
 from ..errors import InputError
 from ..exchange import Trained
-from ..files import write_atomically
 from ..layerspec import (
     Activation,
     AveragePool,
@@ -29,6 +28,7 @@ from ..layerspec import (
     Section,
     SubsamplePad,
 )
+from ..output.files import write_atomically
 from ..spec import Network
 
 HEAD = '''"""Built by refprune: `module = build(); module.load_state_dict(torch.load({weights!r}, weights_only=True))`.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refprune.conformance import campaign
-from refprune.files import write_atomically
+from refprune.output.files import write_atomically
 
 from .catalogue import PLANTED, SHRINKING, Found, try_out
 from .in_pruning import Compacting

@@ -15,8 +15,8 @@ from ...arrays import Array
 from ...backend import Backend
 from ...layerspec import Activation, Dense, Flatten, Section
 from ...objective import BatchLoss
+from ...output.progress import Progress
 from ...penalty import Penalty, reference
-from ...progress import Progress
 from ...spec import Network
 from ..claims import CA, Claim, Context, Finding, close, exact, worst
 from ..counting import (
