@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays, augment, cka, flattening, layers, mixture, optimiser
+from . import arrays, augment, layers, optimiser
 from .errors import InputError
+from .formulas import cka, hyper_prior, priors
 
 Forward = Callable[..., tuple[arrays.Array, arrays.Saved]]
 Vjp = Callable[..., tuple[Any, ...]]
@@ -18,9 +19,9 @@ Fused = Callable[..., arrays.Array]
 class Backend:
     """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
 
-    momentum_step, crop_flip and cross_product (aᵀb, for `refprune.cka`) have no VJP; their contracts stand in
-    `refprune.optimiser`, `refprune.augment` and `refprune.cka.numpy_product`; those of prior_density, flattening_profile and
-    flattening_density in `refprune.mixture` and `refprune.flattening`.
+    momentum_step, crop_flip and cross_product (aᵀb, for `refprune.formulas.cka`) have no VJP; their contracts stand in
+    `refprune.optimiser`, `refprune.augment` and `refprune.formulas.cka.numpy_product`; those of prior_density, flattening_profile and
+    flattening_density in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
 
@@ -70,9 +71,9 @@ class Backend:
     momentum_step: Callable[..., tuple[arrays.Array, arrays.Array]]
     crop_flip: Callable[..., arrays.Array]
     cross_product: Callable[..., arrays.Array]
-    prior_density: Callable[..., mixture.Density]
-    flattening_profile: Callable[..., flattening.Profile]
-    flattening_density: Callable[..., flattening.HyperPrior]
+    prior_density: Callable[..., priors.Density]
+    flattening_profile: Callable[..., hyper_prior.Profile]
+    flattening_density: Callable[..., hyper_prior.HyperPrior]
     dense_fused: Fused | None = None
     conv2d_fused: Fused | None = None
 
@@ -91,9 +92,9 @@ ORACLE = Backend(
     momentum_step=optimiser.momentum_step,
     crop_flip=augment.crop_flip,
     cross_product=cka.numpy_product,
-    prior_density=mixture.prior_density,
-    flattening_profile=flattening.flattening_profile,
-    flattening_density=flattening.flattening_density,
+    prior_density=priors.prior_density,
+    flattening_profile=hyper_prior.flattening_profile,
+    flattening_density=hyper_prior.flattening_density,
     **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)},
 )
 

@@ -27,8 +27,8 @@ import numpy as np
 from . import complexity
 from .arrays import Array, Arrays
 from .backend import Backend
-from .cka import Similarity, cka
 from .errors import InputError
+from .formulas.cka import Similarity, cka
 from .inference import Predictor
 from .layerspec import Conv, Dense, Section, UnitGate
 from .magnitude import filter_norms, smallest

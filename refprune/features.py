@@ -9,8 +9,8 @@ import numpy as np
 
 from .arrays import Array, Arrays
 from .backend import Backend
-from .cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
 from .errors import InputError
+from .formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
 from .layerspec import Activation, Section
 from .network import forward
 from .spec import Network

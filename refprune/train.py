@@ -24,7 +24,7 @@ from .config import Config
 from .data import Dataset
 from .errors import InputError
 from .estimators import ESTIMATORS, sample
-from .flattening import beta_from_log_gamma
+from .formulas.hyper_prior import beta_from_log_gamma
 from .inference import Predictor
 from .layerspec import UnitGate
 from .network import initial_statistics, initialise

@@ -118,7 +118,7 @@ def test_an_error_is_no_kill_unless_it_is_declared():
 
         return wrong
 
-    mistake = mutants.Mistake("no penalty at all", "flattening:log_pi_star", broken, ("F2",))
+    mistake = mutants.Mistake("no penalty at all", "formulas.hyper_prior:log_pi_star", broken, ("F2",))
     outcome = mutants.try_out(mistake)
     assert outcome.raised == ("F2",)
     assert not outcome.killed
@@ -182,7 +182,7 @@ def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
 
 
 def test_neighbours_are_those_that_cite_the_code():
-    assert [c.number for c in neighbours(["flattening:kl_at_pi_star"])] == ["F3", "F6"]
+    assert [c.number for c in neighbours(["formulas.hyper_prior:kl_at_pi_star"])] == ["F3", "F6"]
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_a_picture_that_raises_leaves_the_report_whole(tmp_path, capsys):
     def wrong(f):
         return functools.wraps(f)(lambda *a: 1 / 0)
 
-    mistake = mutants.Mistake("raises", "flattening:penalty", wrong, ("F3",))
+    mistake = mutants.Mistake("raises", "formulas.hyper_prior:penalty", wrong, ("F3",))
     with planted(mistake):
         assert cli.main(["audit", "--only", "F3", "--report", str(tmp_path / "a.html")]) == 1
     text = (tmp_path / "a.html").read_text(encoding="utf-8")

@@ -31,10 +31,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import SIDES, gamma
 
-from refprune import cka as module
-from refprune.cka import MiniBatches, Similarity, cka, cka_matrix, hsic, median_distance, numpy_product
 from refprune.conformance.strategies.layers import seeds
 from refprune.errors import InputError
+from refprune.formulas import cka as module
+from refprune.formulas.cka import MiniBatches, Similarity, cka, cka_matrix, hsic, median_distance, numpy_product
 
 FALSE_ALARM = 5.0  # |z| of a normal mean: 6e-7
 

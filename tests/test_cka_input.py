@@ -1,4 +1,4 @@
-"""Input of `refprune.cka`: layouts and number types, degenerate features and their statuses, bad input (SPEC K)."""
+"""Input of `refprune.formulas.cka`: layouts and number types, degenerate features and their statuses, bad input (SPEC K)."""
 
 import math
 
@@ -8,9 +8,9 @@ from exact_cka import ESTIMATORS, assert_hsics, features, normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refprune.cka import MiniBatches, cka, cka_matrix, hsic, median_distance
 from refprune.conformance.strategies.layers import layouts, relayout, seeds
 from refprune.errors import InputError
+from refprune.formulas.cka import MiniBatches, cka, cka_matrix, hsic, median_distance
 
 
 @given(pair=features(widths=3), first=layouts, second=layouts)

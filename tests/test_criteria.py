@@ -8,11 +8,12 @@ import pytest
 from scipy.special import rel_entr, softmax
 from tolerance import assert_close, gamma
 
-from refprune import cka, complexity, criteria, stability, zoo
+from refprune import complexity, criteria, stability, zoo
 from refprune.backend import ORACLE, by_name
 from refprune.criteria import CRITERIA, Subject
 from refprune.errors import InputError
 from refprune.exchange import Trained
+from refprune.formulas import cka
 from refprune.inference import Predictor
 from refprune.layerspec import Activation, Conv, Dense, Flatten, GlobalAveragePool, Section
 from refprune.network import forward, initial_statistics, initialise

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import cka, features, zoo
+from refprune import features, zoo
 from refprune.backend import ORACLE
 from refprune.errors import InputError
+from refprune.formulas import cka
 from refprune.network import forward, initial_statistics, initialise
 from refprune.streams import Streams
 

@@ -8,16 +8,16 @@ import mpmath
 import numpy as np
 import pytest
 
-from refprune import flattening, mixture, scalar
 from refprune.backend import ORACLE, by_name
 from refprune.errors import InputError
+from refprune.formulas import hyper_prior, priors, scalar
 
 DIGITS, ULPS = 50, 4
 PRIORS = [
-    *(mixture.SpikeSlab(pi, 2.0, 1e-3) for pi in (0.0, 0.3, 1.0)),
-    mixture.StudentT(3.0, 0.7),
-    mixture.Laplace(0.4),
-    mixture.Horseshoe(0.6),
+    *(priors.SpikeSlab(pi, 2.0, 1e-3) for pi in (0.0, 0.3, 1.0)),
+    priors.StudentT(3.0, 0.7),
+    priors.Laplace(0.4),
+    priors.Horseshoe(0.6),
 ]
 FAST = {threads: by_name("numba", threads=threads) for threads in (1, 2)}
 
@@ -77,8 +77,8 @@ def _ulps(got, want, of=None):
 
 def test_the_accuracy_that_f6_states():
     p, log_gamma = _grid()
-    density, log_density = flattening.density(p, log_gamma), flattening.log_density(p, log_gamma)
-    star, slope = flattening.pi_star(p, log_gamma), flattening.log_density_slope(p, log_gamma)
+    density, log_density = hyper_prior.density(p, log_gamma), hyper_prior.log_density(p, log_gamma)
+    star, slope = hyper_prior.pi_star(p, log_gamma), hyper_prior.log_density_slope(p, log_gamma)
     for i in range(p.size):
         exact = Exact(p[i], log_gamma[i])
         wanted, largest = exact.log_density()
@@ -93,64 +93,64 @@ def test_the_accuracy_that_f6_states():
 
 def test_ends_are_exact():
     for log_gamma in (-1e4, -2.0, 0.0, 3.0, 1e300):
-        assert list(flattening.pi_star([0.0, 1.0], log_gamma)) == [0.0, 1.0]
-        assert list(flattening.kl_at_pi_star([0.0, 1.0], log_gamma)) == [0.0, 0.0]
-        assert flattening.penalty(1.0, log_gamma) == flattening.penalty_constant(log_gamma) - log_gamma
-    assert [a.tolist() for a in flattening.log_pi_star([0.0, 1.0], 5.0)] == [[-np.inf, 0.0], [0.0, -np.inf]]
+        assert list(hyper_prior.pi_star([0.0, 1.0], log_gamma)) == [0.0, 1.0]
+        assert list(hyper_prior.kl_at_pi_star([0.0, 1.0], log_gamma)) == [0.0, 0.0]
+        assert hyper_prior.penalty(1.0, log_gamma) == hyper_prior.penalty_constant(log_gamma) - log_gamma
+    assert [a.tolist() for a in hyper_prior.log_pi_star([0.0, 1.0], 5.0)] == [[-np.inf, 0.0], [0.0, -np.inf]]
     assert list(scalar.bernoulli_kl([0.0, 0.0, 1.0, 1.0, 0.5], [0.0, 1.0, 1.0, 0.0, 1.0])) == [0.0, np.inf, 0.0, np.inf, np.inf]
     assert list(scalar.logit(np.array([0.0, 0.5, 1.0]))) == [-np.inf, 0.0, np.inf]
 
 
 @pytest.mark.parametrize("log_gamma", [-5000.0, 5000.0])
 def test_the_kl_stays_finite_where_pi_star_is_rounded_to_an_end(log_gamma):
-    assert np.isfinite(flattening.kl_at_pi_star(0.5, log_gamma))
-    assert np.isinf(scalar.bernoulli_kl(0.5, flattening.pi_star(0.5, log_gamma)))
+    assert np.isfinite(hyper_prior.kl_at_pi_star(0.5, log_gamma))
+    assert np.isinf(scalar.bernoulli_kl(0.5, hyper_prior.pi_star(0.5, log_gamma)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: flattening.log_density(0.5, np.inf), "log_gamma: got inf"),
-        (lambda: flattening.penalty(0.5, np.nan), "log_gamma: got nan"),
-        (lambda: flattening.pi_star([0.5, 1.5], -1.0), r"theta\[1\]: got 1.5"),
-        (lambda: flattening.density(-0.1, -1.0), "pi: got -0.1"),
+        (lambda: hyper_prior.log_density(0.5, np.inf), "log_gamma: got inf"),
+        (lambda: hyper_prior.penalty(0.5, np.nan), "log_gamma: got nan"),
+        (lambda: hyper_prior.pi_star([0.5, 1.5], -1.0), r"theta\[1\]: got 1.5"),
+        (lambda: hyper_prior.density(-0.1, -1.0), "pi: got -0.1"),
         (lambda: scalar.bernoulli_kl(np.nan, 0.5), "theta: got nan"),
         (lambda: scalar.bernoulli_kl("x", 0.5), "theta: 'x' is no array of numbers"),
-        (lambda: flattening.pi_star([0.5, 0.5], [1.0, 1.0, 1.0]), r"log_gamma: shape \(3,\) does not meet theta's \(2,\)"),
-        (lambda: flattening.beta_from_log_gamma(-1.0, 0), "samples: must be an integer of at least 1, got 0"),
-        (lambda: flattening.decay_from_precision(1.0, 0), "samples: must be an integer of at least 1, got 0"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, 2.0), "spike: got 2.0"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, np.nan), "spike: got nan"),
-        (lambda: mixture.SpikeSlab(1.5, 1.0, 0.1), "pi: got 1.5"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, 0.0).density([1.0]), "spike: got 0"),
-        (lambda: mixture.StudentT(0.0, 1.0), "degrees: got 0.0"),
-        (lambda: mixture.Laplace([1.0, 2.0]), "width: got an array"),
-        (lambda: mixture.Laplace(1.0).density([0.0, np.inf]), r"w\[1\]: got inf"),
-        (lambda: mixture.StudentT(1.0, 1.0).density(1.0), r"w: shape \(\) has no blocks"),
-        (lambda: mixture.sample(mixture.Laplace(1.0), [0.5], [0.1, 0.2]), "uniform: shape"),
-        (lambda: mixture.sample(mixture.Laplace(1.0), [1.0], [0.1]), r"uniform\[0\]: got 1.0; numbers strictly"),
-        (lambda: flattening.beta_from_log_gamma(np.inf, 10), "log_gamma: got inf"),
-        (lambda: flattening.beta_from_log_gamma(np.nan, 10), "log_gamma: got nan"),
-        (lambda: flattening.beta_from_log_gamma(-1.0, np.nan), "samples: must be an integer of at least 1, got nan"),
-        (lambda: flattening.beta_from_log_gamma(-1.0, 2.5), "samples: must be an integer of at least 1, got 2.5"),
-        (lambda: flattening.beta_from_log_gamma([-1.0, 2.0], 10), r"log_gamma: got an array of shape \(2,\)"),
-        (lambda: flattening.log_gamma_from_beta(np.nan, 10), "beta: got nan"),
-        (lambda: flattening.log_gamma_from_beta(1e300, 10**10), r"beta: got 1e\+300, which overflows"),
-        (lambda: flattening.decay_from_precision(np.nan, 10), "precision: got nan"),
-        (lambda: flattening.decay_from_precision(-1.0, 10), "precision: got -1.0"),
-        (lambda: flattening.precision_from_decay(-1.0, 10), "decay: got -1.0"),
-        (lambda: flattening.flattening_profile(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet theta's \(\)"),
-        (lambda: flattening.flattening_density(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet pi's \(\)"),
+        (lambda: hyper_prior.pi_star([0.5, 0.5], [1.0, 1.0, 1.0]), r"log_gamma: shape \(3,\) does not meet theta's \(2,\)"),
+        (lambda: hyper_prior.beta_from_log_gamma(-1.0, 0), "samples: must be an integer of at least 1, got 0"),
+        (lambda: hyper_prior.decay_from_precision(1.0, 0), "samples: must be an integer of at least 1, got 0"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, 2.0), "spike: got 2.0"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, np.nan), "spike: got nan"),
+        (lambda: priors.SpikeSlab(1.5, 1.0, 0.1), "pi: got 1.5"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, 0.0).density([1.0]), "spike: got 0"),
+        (lambda: priors.StudentT(0.0, 1.0), "degrees: got 0.0"),
+        (lambda: priors.Laplace([1.0, 2.0]), "width: got an array"),
+        (lambda: priors.Laplace(1.0).density([0.0, np.inf]), r"w\[1\]: got inf"),
+        (lambda: priors.StudentT(1.0, 1.0).density(1.0), r"w: shape \(\) has no blocks"),
+        (lambda: priors.sample(priors.Laplace(1.0), [0.5], [0.1, 0.2]), "uniform: shape"),
+        (lambda: priors.sample(priors.Laplace(1.0), [1.0], [0.1]), r"uniform\[0\]: got 1.0; numbers strictly"),
+        (lambda: hyper_prior.beta_from_log_gamma(np.inf, 10), "log_gamma: got inf"),
+        (lambda: hyper_prior.beta_from_log_gamma(np.nan, 10), "log_gamma: got nan"),
+        (lambda: hyper_prior.beta_from_log_gamma(-1.0, np.nan), "samples: must be an integer of at least 1, got nan"),
+        (lambda: hyper_prior.beta_from_log_gamma(-1.0, 2.5), "samples: must be an integer of at least 1, got 2.5"),
+        (lambda: hyper_prior.beta_from_log_gamma([-1.0, 2.0], 10), r"log_gamma: got an array of shape \(2,\)"),
+        (lambda: hyper_prior.log_gamma_from_beta(np.nan, 10), "beta: got nan"),
+        (lambda: hyper_prior.log_gamma_from_beta(1e300, 10**10), r"beta: got 1e\+300, which overflows"),
+        (lambda: hyper_prior.decay_from_precision(np.nan, 10), "precision: got nan"),
+        (lambda: hyper_prior.decay_from_precision(-1.0, 10), "precision: got -1.0"),
+        (lambda: hyper_prior.precision_from_decay(-1.0, 10), "decay: got -1.0"),
+        (lambda: hyper_prior.flattening_profile(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet theta's \(\)"),
+        (lambda: hyper_prior.flattening_density(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet pi's \(\)"),
         (lambda: FAST[1].flattening_profile(np.array(0.5), np.ones(3)), r"log_gamma: shape \(3,\) does not meet theta's \(\)"),
         (lambda: FAST[1].flattening_density(0.5, [1, 2, 3]), r"log_gamma: shape \(3,\) does not meet pi's \(\)"),
         (lambda: FAST[1].flattening_density(np.array([0.5]), [[1], [1, 2]]), "log_gamma: .* is no array of numbers"),
-        (lambda: flattening.log_density(0.5 + 1j, -1.0), "pi: .* is complex"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, [0.1, 0.2]), r"spike: got an array of shape \(2,\)"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, "x"), "spike: 'x' is no array of numbers"),
-        (lambda: mixture.SpikeSlab(0.5, 1.0, 1e-310), "spike: got 1e-310; 0 and numbers from 5.56e-309"),
-        (lambda: mixture.sample(mixture.Laplace(1.0), [0.5], [np.nan]), r"normal\[0\]: got nan"),
-        (lambda: mixture.Laplace(1.0).density("x"), "w: 'x' is no array of numbers"),
-        (lambda: mixture.Laplace(1.0).density([1.0 + 1e-3j]), "w: .* is complex"),
+        (lambda: hyper_prior.log_density(0.5 + 1j, -1.0), "pi: .* is complex"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, [0.1, 0.2]), r"spike: got an array of shape \(2,\)"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, "x"), "spike: 'x' is no array of numbers"),
+        (lambda: priors.SpikeSlab(0.5, 1.0, 1e-310), "spike: got 1e-310; 0 and numbers from 5.56e-309"),
+        (lambda: priors.sample(priors.Laplace(1.0), [0.5], [np.nan]), r"normal\[0\]: got nan"),
+        (lambda: priors.Laplace(1.0).density("x"), "w: 'x' is no array of numbers"),
+        (lambda: priors.Laplace(1.0).density([1.0 + 1e-3j]), "w: .* is complex"),
         (lambda: FAST[1].prior_density(np.array([1.0 + 1e-3j]), PRIORS[-1]), "w: .* is complex"),
         (lambda: FAST[1].prior_density(np.array([[0.0], [np.nan]], np.float32), PRIORS[1]), r"w\[1, 0\]: got nan"),
         (lambda: FAST[1].flattening_profile(np.array([0.5, np.nan]), -1.0), r"theta\[1\]: got nan"),
@@ -166,11 +166,11 @@ def test_bad_input_is_named(call, message):
 def test_responsibility_in_the_limit():
     """s₀ → 0: the slab is responsible for everything that is not exactly 0."""
     w = np.array([[0.0, 0.0], [0.0, 1e-3], [2.0, 1.0]])
-    limit = mixture.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
+    limit = priors.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
     assert list(limit) == [0.0, 1.0, 1.0]
-    near = mixture.SpikeSlab(0.3, 2.0, 1e-20).responsibility(w)
+    near = priors.SpikeSlab(0.3, 2.0, 1e-20).responsibility(w)
     assert list(np.round(near)) == list(limit)
-    assert list(mixture.SpikeSlab(1.0, 2.0, 0.0).responsibility(w)) == [1.0, 1.0, 1.0]
+    assert list(priors.SpikeSlab(1.0, 2.0, 0.0).responsibility(w)) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -179,14 +179,14 @@ def test_constants_beyond_the_dtype(backend, dtype):
     """1/s₀ overflows in float32, νσ² is subnormal there, ‖w‖² overflows: log-density and score are what 50 digits say."""
     digits = np.finfo(dtype).eps * 64
     w = dtype(1e-3)
-    found = backend.prior_density(np.array([[w], [0.0]], dtype), mixture.SpikeSlab(0.5, 1.0, 1e-42))
+    found = backend.prior_density(np.array([[w], [0.0]], dtype), priors.SpikeSlab(0.5, 1.0, 1e-42))
     assert abs(found.score[0, 0] / -w - 1.0) < digits
     assert found.score[1, 0] == 0.0
     assert abs(found.log_density[0] - (np.log(0.5) - 0.5 * np.log(2 * np.pi) - 0.5 * float(w) ** 2)) < digits
     assert abs(found.log_density[1] / (np.log(0.5) - 0.5 * np.log(2 * np.pi * 1e-42)) - 1.0) < digits
-    student = backend.prior_density(np.array([[w], [0.0]], dtype), mixture.StudentT(3.0, 1e-21))
+    student = backend.prior_density(np.array([[w], [0.0]], dtype), priors.StudentT(3.0, 1e-21))
     assert abs(student.score[0, 0] * w / -4.0 - 1.0) < digits
-    laplace = backend.prior_density(np.array([0.0], dtype), mixture.Laplace(1e-40))
+    laplace = backend.prior_density(np.array([0.0], dtype), priors.Laplace(1e-40))
     assert abs(laplace.log_density[0] / -np.log(2e-40) - 1.0) < digits
     assert laplace.score[0] == 0.0
     for density in (found, student):
@@ -197,7 +197,7 @@ def test_constants_beyond_the_dtype(backend, dtype):
 def test_weights_whose_square_overflows(backend):
     """π = 0 and 1 leave one normal, whose score is finite."""
     for pi, precision in ((0.0, 1e3), (1.0, 2.0), (0.5, 2.0)):
-        prior = mixture.SpikeSlab(pi, 2.0, 1e-3)
+        prior = priors.SpikeSlab(pi, 2.0, 1e-3)
         for w in (np.array([[1e200]]), np.array([[1e30]], np.float32)):
             found = backend.prior_density(w, prior)
             assert found.score.item() == pytest.approx(-w.item() * precision, rel=1e-6)
@@ -219,9 +219,9 @@ def test_the_result_has_the_dtype_of_the_weights(prior, dtype):
 
 def _w(prior, dtype, seed):
     rng = np.random.default_rng(seed)
-    shape = (4001, int(rng.integers(1, 5))) if isinstance(prior, mixture.SpikeSlab | mixture.StudentT) else (4001,)
+    shape = (4001, int(rng.integers(1, 5))) if isinstance(prior, priors.SpikeSlab | priors.StudentT) else (4001,)
     w = rng.standard_normal(shape) * 10.0 ** rng.uniform(-4, 1, shape)
-    w[:2] = 0.5 if isinstance(prior, mixture.Horseshoe) else 0.0
+    w[:2] = 0.5 if isinstance(prior, priors.Horseshoe) else 0.0
     return w.astype(dtype)
 
 
@@ -235,13 +235,13 @@ def test_kernels_agree_with_the_oracle(prior, dtype):
         got, want = FAST[1].prior_density(w, prior), ORACLE.prior_density(w.astype(np.float64), prior)
         assert got.log_density.dtype == got.score.dtype == dtype
         summand, carried = np.abs(want.log_density) + 8.0, 1.0
-        if isinstance(prior, mixture.SpikeSlab):
+        if isinstance(prior, priors.SpikeSlab):
             (a, b), square = prior.log_odds(w.shape[1]), np.square(w.astype(np.float64)).sum(axis=1)
             odds = np.where(np.isinf(a), 0.0, abs(a) + b * square)
             summand, carried = summand + odds, (1.0 + odds)[:, None]
         assert (np.abs(got.log_density - want.log_density) <= 16 * u * summand).all()
         r = np.abs(want.score) + float(np.finfo(dtype).tiny)
-        if isinstance(prior, mixture.SpikeSlab):
+        if isinstance(prior, priors.SpikeSlab):
             r = (
                 r
                 + np.abs(w) * np.minimum(1.0 / prior.spike, 1.0 / prior.spike * np.exp(-np.maximum(0, a + b * square)))[:, None]

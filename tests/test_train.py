@@ -27,7 +27,7 @@ from training import (
 from refprune import config, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
-from refprune.flattening import beta_from_log_gamma, log_gamma_from_beta
+from refprune.formulas.hyper_prior import beta_from_log_gamma, log_gamma_from_beta
 from refprune.layerspec import UnitGate
 from refprune.network import initialise
 from refprune.objective import BatchLoss

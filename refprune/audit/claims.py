@@ -2,7 +2,7 @@
 
 A letter's module makes a `Claim` for each number and hangs witnesses on it:
 
-    F2 = Claim("F2", "argmin …", formula="π^* = …", source=OURS, code=("flattening:pi_star",))
+    F2 = Claim("F2", "argmin …", formula="π^* = …", source=OURS, code=("formulas.hyper_prior:pi_star",))
 
     @F2.witness("sympy: …")
     def _(context): return exact(difference == 0)

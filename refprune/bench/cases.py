@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import cka, config, data, mixture, train, zoo
+from .. import config, data, train, zoo
 from ..arrays import Array
 from ..backend import ORACLE, Backend, by_name
 from ..complexity import macs, training_macs
 from ..errors import DataError
+from ..formulas import cka, priors
 from ..inference import Predictor
 from ..objective import BatchLoss
 from ..streams import Streams
@@ -41,7 +42,7 @@ CONVOLUTIONS = (
 CONVOLUTION_BATCH = 64
 CKA_SAMPLES, CKA_FEATURES = 10_000, 4096
 PRIOR_OPERATIONS = 16  # roundings from a weight to its log-density and score
-PRIOR, PRIOR_WEIGHTS = mixture.SpikeSlab(pi=0.3, precision=1.0, spike=1e-3), 10_000_000
+PRIOR, PRIOR_WEIGHTS = priors.SpikeSlab(pi=0.3, precision=1.0, spike=1e-3), 10_000_000
 
 #: The side that does nothing but multiply-adds in registers.
 PEAK = "peak"

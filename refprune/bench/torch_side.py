@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..arrays import Array, Arrays
 from ..conformance import torch_adapter
+from ..formulas.priors import SpikeSlab
 from ..layerspec import Conv
-from ..mixture import SpikeSlab
 from ..spec import Network
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -149,7 +149,9 @@ COST = (
     Mistake("Σ β θ taken for ν R", "penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")),
     Mistake("slope at half of θ", "penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
     Mistake("start forgotten at a removal", "train:cut_state", _start_forgotten, ("C5",)),
-    Mistake("1/N dropped in log γ", "flattening:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")),
+    Mistake(
+        "1/N dropped in log γ", "formulas.hyper_prior:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")
+    ),
     Mistake("rows of layers at the likelier gates", "complexity:expected_per_layer", _at_the_mode, ("C6",)),
     Mistake("one FLOP a multiply-accumulate", "complexity:flops", result(lambda n: n // 2), ("C6",)),
     Mistake("training counted as inference", "complexity:training_macs", result(lambda n: n // 3), ("C6",)),

@@ -11,7 +11,7 @@ from .planting import Function, Mistake, instead
 
 
 def _uncentred(x: Any, y: Any, *, estimator: str, **options: Any) -> Any:
-    from .. import cka
+    from ..formulas import cka
 
     k, l = (np.asarray(a) @ np.asarray(a).T for a in (x, y))  # noqa: E741
     sums = [float((a * b).sum()) for a, b in ((k, l), (k, k), (l, l))]
@@ -58,35 +58,35 @@ def _unbranched(f: Function) -> Function:
 SIMILARITY = (
     Mistake(
         "biased HSIC over n²",
-        "cka:hsic",
+        "formulas.cka:hsic",
         lambda f: lambda k, m, *, estimator: f(k, m, estimator=estimator) * ((len(k) - 1) / len(k)) ** 2,
         ("K1",),
     ),
-    Mistake("unbiased HSIC with its diagonals", "cka:hsic", _diagonal_kept, ("K1",)),
+    Mistake("unbiased HSIC with its diagonals", "formulas.cka:hsic", _diagonal_kept, ("K1",)),
     Mistake(
         "CKA without the root",
-        "cka:cka",
+        "formulas.cka:cka",
         lambda f: (
             lambda x, y, **o: (lambda s: dataclasses.replace(s, value=None if s.value is None else s.value**2))(f(x, y, **o))
         ),
         ("K2", "K5", "K6", "K7"),
     ),
-    Mistake("features not centred", "cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K6", "K7")),
+    Mistake("features not centred", "formulas.cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K6", "K7")),
     Mistake(
         "biased CKA called unbiased",
-        "cka:cka",
+        "formulas.cka:cka",
         lambda f: lambda x, y, *, estimator, **o: f(x, y, estimator="biased", **o),
         ("K2", "K5", "K7"),
     ),
     Mistake(
         "mini-batches: CKA of the last batch alone",
-        "cka:MiniBatches.add",
+        "formulas.cka:MiniBatches.add",
         _forgetful,
         ("K4",),
     ),
     Mistake(
         "degenerate input as a silent NaN",
-        "cka:cka",
+        "formulas.cka:cka",
         lambda f: (
             lambda x, y, **o: (
                 lambda s: dataclasses.replace(s, value=float("nan") if s.value is None else s.value, status="ok")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import cka, flattening, layers
+from .. import layers
 from ..arrays import Array, Saved, per_channel
+from ..formulas import cka, hyper_prior
 from ..layerspec import BatchNorm
 from .planting import Function, Mistake, instead, options, result
 
@@ -28,7 +29,7 @@ def _other_normaliser(sign: float) -> Any:
     def wrong(f: Function) -> Function:
         def g(*a: Any) -> Any:
             l = np.asarray(a[-1], dtype=float)  # noqa: E741
-            return f(*a) + sign * (flattening.log_normaliser(-l) - flattening.log_normaliser(l))
+            return f(*a) + sign * (hyper_prior.log_normaliser(-l) - hyper_prior.log_normaliser(l))
 
         return g
 
@@ -88,10 +89,10 @@ def _eps_outside_vjp(saved: Saved, dy: Array) -> Any:
 FORMULAS = (
     Mistake(
         "normaliser of 1/γ in log-density and penalty",
-        "flattening:log_density",
+        "formulas.hyper_prior:log_density",
         _other_normaliser(1.0),
         ("F1", "F3"),
-        also=(("flattening:penalty", _other_normaliser(-1.0)),),
+        also=(("formulas.hyper_prior:penalty", _other_normaliser(-1.0)),),
     ),
     Mistake("domain around a saddle at half of λ", "dynamics:in_domain", _domain(0.5, _right_slope), ("D4",)),
     Mistake(
@@ -247,27 +248,29 @@ def _biased_batches(f: Function) -> Function:
 RESEMBLANCE = (
     Mistake(
         "CKA averaged over batches",
-        "cka:MiniBatches.add",
+        "formulas.cka:MiniBatches.add",
         _each_batch,
         ("K4",),
-        also=(("cka:MiniBatches.result", _mean_of_batches),),
+        also=(("formulas.cka:MiniBatches.result", _mean_of_batches),),
     ),
-    Mistake("mini-batches of biased HSIC", "cka:MiniBatches.__init__", _biased_batches, ("K4",)),
-    Mistake("Gram matrices centred on one side", "cka:cka", instead(_one_sided), ("K2",)),
-    Mistake("RBF kernel without its ½", "cka:_rbf", _narrower, ("K2",)),
+    Mistake("mini-batches of biased HSIC", "formulas.cka:MiniBatches.__init__", _biased_batches, ("K4",)),
+    Mistake("Gram matrices centred on one side", "formulas.cka:cka", instead(_one_sided), ("K2",)),
+    Mistake("RBF kernel without its ½", "formulas.cka:_rbf", _narrower, ("K2",)),
     Mistake(
         "σ the median of all distances, the zeros too",
-        "cka:_median",
+        "formulas.cka:_median",
         instead(lambda squared: float(np.median(np.sqrt(squared)))),
         ("K2",),
     ),
     Mistake(
         "biased HSIC not divided",
-        "cka:hsic",
+        "formulas.cka:hsic",
         lambda f: lambda k, m, *, estimator: f(k, m, estimator=estimator) * ((len(k) - 1) ** 2 if estimator == "biased" else 1),
         ("K1",),
     ),
-    Mistake("HSIC's root for HSIC", "cka:hsic", result(lambda value: math.copysign(abs(value) ** 0.5, value)), ("K1",)),
+    Mistake(
+        "HSIC's root for HSIC", "formulas.cka:hsic", result(lambda value: math.copysign(abs(value) ** 0.5, value)), ("K1",)
+    ),
 )
 
 IN_PARTS: tuple[Mistake, ...] = (*FORMULAS, *COSTS, *RESEMBLANCE)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from .. import flattening
+from ..formulas import hyper_prior
 from .planting import Function, Mistake, field_of, instead, result
 
 
@@ -32,9 +32,9 @@ def _naive_log_density(pi: Any, log_gamma: Any) -> Any:
 
 
 def _kl_through_pi_star(theta: Any, log_gamma: Any) -> Any:
-    from .. import scalar
+    from ..formulas import scalar
 
-    return scalar.bernoulli_kl(theta, flattening.pi_star(theta, log_gamma))
+    return scalar.bernoulli_kl(theta, hyper_prior.pi_star(theta, log_gamma))
 
 
 def _beyond_forty(change: Function) -> Callable[[Function], Function]:
@@ -63,28 +63,32 @@ def _off_by_dimension(f: Function) -> Function:
 
 
 PRIORS = (
-    Mistake("score with the wrong sign", "mixture:SpikeSlab.density", field_of("score", np.negative), ("P1",)),
-    Mistake("Student-t with one degree of freedom more", "mixture:StudentT.density", _one_degree_more, ("P1",)),
-    Mistake("Laplace scale with mean b² instead of 2b²", "mixture:Laplace.scale", result(lambda s: s / 2), ("P1",)),
-    Mistake("Laplace score without 1/b", "mixture:Laplace.density", field_of("score", np.sign), ("P1",)),
-    Mistake("horseshoe off by log 2", "mixture:Horseshoe.density", field_of("log_density", lambda x: x + np.log(2)), ("P1",)),
-    Mistake("half-Cauchy standard deviation taken for the variance", "mixture:Horseshoe.scale", result(np.sqrt), ("P1",)),
-    Mistake("gamma scale instead of inverse gamma", "mixture:StudentT.scale", result(lambda s: 1 / s), ("P1",)),
+    Mistake("score with the wrong sign", "formulas.priors:SpikeSlab.density", field_of("score", np.negative), ("P1",)),
+    Mistake("Student-t with one degree of freedom more", "formulas.priors:StudentT.density", _one_degree_more, ("P1",)),
+    Mistake("Laplace scale with mean b² instead of 2b²", "formulas.priors:Laplace.scale", result(lambda s: s / 2), ("P1",)),
+    Mistake("Laplace score without 1/b", "formulas.priors:Laplace.density", field_of("score", np.sign), ("P1",)),
+    Mistake(
+        "horseshoe off by log 2", "formulas.priors:Horseshoe.density", field_of("log_density", lambda x: x + np.log(2)), ("P1",)
+    ),
+    Mistake(
+        "half-Cauchy standard deviation taken for the variance", "formulas.priors:Horseshoe.scale", result(np.sqrt), ("P1",)
+    ),
+    Mistake("gamma scale instead of inverse gamma", "formulas.priors:StudentT.scale", result(lambda s: 1 / s), ("P1",)),
     Mistake(
         "samples with the scale for its root",
-        "mixture:sample",
+        "formulas.priors:sample",
         lambda f: lambda p, u, z: np.square(f(p, u, z)) * np.sign(z),
         ("P1", "P2"),
     ),
     Mistake(
         "spike and slab swapped in samples",
-        "mixture:SpikeSlab.scale",
+        "formulas.priors:SpikeSlab.scale",
         instead(lambda self, u: np.where(np.asarray(u) < self.pi, self.spike, 1 / self.precision)),
         ("P1", "P2"),
     ),
-    Mistake("log-odds of a block as if d = 1", "mixture:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
-    Mistake("log-constants of a block off by d − 1", "mixture:SpikeSlab.log_constants", _off_by_dimension, ("P1",)),
-    Mistake("responsibility of the spike", "mixture:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
+    Mistake("log-odds of a block as if d = 1", "formulas.priors:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
+    Mistake("log-constants of a block off by d − 1", "formulas.priors:SpikeSlab.log_constants", _off_by_dimension, ("P1",)),
+    Mistake("responsibility of the spike", "formulas.priors:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
     Mistake("gates on with probability 1−θ", "estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
     Mistake(
         "gate vectors equally likely",
@@ -93,85 +97,112 @@ PRIORS = (
         ("P3", "O1", "O2", "O3", "O4"),
     ),
     Mistake(
-        "weight decay of the data set not divided by N", "flattening:decay_from_precision", instead(lambda p, n: p), ("P4",)
+        "weight decay of the data set not divided by N",
+        "formulas.hyper_prior:decay_from_precision",
+        instead(lambda p, n: p),
+        ("P4",),
     ),
-    Mistake("1/N dropped in β", "flattening:beta_from_log_gamma", instead(lambda g, n: -g), ("P4", "O1")),
-    Mistake("sign of β", "flattening:beta_from_log_gamma", result(lambda b: -b), ("P4", "O1")),
+    Mistake("1/N dropped in β", "formulas.hyper_prior:beta_from_log_gamma", instead(lambda g, n: -g), ("P4", "O1")),
+    Mistake("sign of β", "formulas.hyper_prior:beta_from_log_gamma", result(lambda b: -b), ("P4", "O1")),
     Mistake(
-        "KL the other way round", "scalar:bernoulli_kl", lambda f: lambda t, p: f(*np.broadcast_arrays(p, t)), ("P5", "F4")
+        "KL the other way round",
+        "formulas.scalar:bernoulli_kl",
+        lambda f: lambda t, p: f(*np.broadcast_arrays(p, t)),
+        ("P5", "F4"),
     ),
     Mistake(
         "KL without its second half",
-        "scalar:bernoulli_kl_from_logs",
+        "formulas.scalar:bernoulli_kl_from_logs",
         instead(lambda t, a, b: np.where(t > 0, t * (np.log(np.where(t > 0, t, 1)) - np.where(t > 0, a, 0)), 0.0)),
         ("P5", "F3", "F4", "F5"),
     ),
     Mistake(
         "log-density without its normaliser",
-        "flattening:log_density",
-        lambda f: lambda p, g: f(p, g) - flattening.log_normaliser(g),
+        "formulas.hyper_prior:log_density",
+        lambda f: lambda p, g: f(p, g) - hyper_prior.log_normaliser(g),
         ("F1", "F4", "F6"),
     ),
     Mistake(
         "density without its normaliser",
-        "flattening:density",
+        "formulas.hyper_prior:density",
         lambda f: lambda p, g: f(p, g) * np.exp(-np.clip(g, -700, 700)),
         ("F1", "F6"),
     ),
-    Mistake("normaliser of 1/γ", "flattening:log_normaliser", lambda f: lambda g: f(-np.asarray(g)), ("F1", "F6")),
-    Mistake("slope of log p with the wrong sign", "flattening:log_density_slope", result(np.negative), ("F1", "F6")),
-    Mistake("log-density of 1−π", "flattening:log_density", lambda f: lambda p, g: f(1 - np.asarray(p), g), ("F1", "F4", "F6")),
-    Mistake("sign of log γ in π*", "flattening:pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F6")),
+    Mistake("normaliser of 1/γ", "formulas.hyper_prior:log_normaliser", lambda f: lambda g: f(-np.asarray(g)), ("F1", "F6")),
+    Mistake("slope of log p with the wrong sign", "formulas.hyper_prior:log_density_slope", result(np.negative), ("F1", "F6")),
     Mistake(
-        "sign of log γ in log π*", "flattening:log_pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F3", "F6")
+        "log-density of 1−π",
+        "formulas.hyper_prior:log_density",
+        lambda f: lambda p, g: f(1 - np.asarray(p), g),
+        ("F1", "F4", "F6"),
     ),
-    Mistake("log π* and log(1−π*) swapped", "flattening:log_pi_star", result(lambda r: r[::-1]), ("F2", "F3", "F6")),
+    Mistake("sign of log γ in π*", "formulas.hyper_prior:pi_star", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F2", "F6")),
+    Mistake(
+        "sign of log γ in log π*",
+        "formulas.hyper_prior:log_pi_star",
+        lambda f: lambda t, g: f(t, -np.asarray(g)),
+        ("F2", "F3", "F6"),
+    ),
+    Mistake("log π* and log(1−π*) swapped", "formulas.hyper_prior:log_pi_star", result(lambda r: r[::-1]), ("F2", "F3", "F6")),
     Mistake(
         "π* = γθ/(1 + γθ)",
-        "flattening:pi_star",
+        "formulas.hyper_prior:pi_star",
         instead(_unshared_pi_star),
         ("F2", "F5", "F6"),
     ),
-    Mistake("sign of log γ in the penalty", "flattening:penalty", lambda f: lambda t, g: f(t, -np.asarray(g)), ("F3", "F6")),
+    Mistake(
+        "sign of log γ in the penalty",
+        "formulas.hyper_prior:penalty",
+        lambda f: lambda t, g: f(t, -np.asarray(g)),
+        ("F3", "F6"),
+    ),
     Mistake(
         "KL at fixed π instead of the profiled penalty",
-        "flattening:penalty",
-        instead(lambda t, g: np.where(np.asarray(g) == 0, 0.0, flattening.kl_at_pi_star(t, g))),
+        "formulas.hyper_prior:penalty",
+        instead(lambda t, g: np.where(np.asarray(g) == 0, 0.0, hyper_prior.kl_at_pi_star(t, g))),
         ("F3", "F6"),
     ),
     Mistake(
         "c(γ) without the normaliser",
-        "flattening:penalty_constant",
+        "formulas.hyper_prior:penalty_constant",
         instead(lambda g: np.asarray(g, dtype=float)),
         ("F3", "P4", "F6"),
     ),
-    Mistake("slope of the penalty with the wrong sign", "flattening:penalty_slope", result(np.negative), ("F3",)),
-    Mistake("KL through π* itself", "flattening:kl_at_pi_star", instead(_kl_through_pi_star), ("F3", "F6")),
-    Mistake("log-density through γ", "flattening:log_density", instead(_naive_log_density), ("F1", "F6")),
-    Mistake("normaliser off by 1 beyond |log γ| = 40", "flattening:_log_decay", _beyond_forty(lambda x: x + 1), ("F6",)),
+    Mistake("slope of the penalty with the wrong sign", "formulas.hyper_prior:penalty_slope", result(np.negative), ("F3",)),
+    Mistake("KL through π* itself", "formulas.hyper_prior:kl_at_pi_star", instead(_kl_through_pi_star), ("F3", "F6")),
+    Mistake("log-density through γ", "formulas.hyper_prior:log_density", instead(_naive_log_density), ("F1", "F6")),
     Mistake(
-        "slope of log p doubled beyond |log γ| = 40", "flattening:log_density_slope", _beyond_forty(lambda x: 2 * x), ("F6",)
+        "normaliser off by 1 beyond |log γ| = 40", "formulas.hyper_prior:_log_decay", _beyond_forty(lambda x: x + 1), ("F6",)
+    ),
+    Mistake(
+        "slope of log p doubled beyond |log γ| = 40",
+        "formulas.hyper_prior:log_density_slope",
+        _beyond_forty(lambda x: 2 * x),
+        ("F6",),
     ),
     Mistake(
         "log-density off by 1e-10 beyond |log γ| = 40",
-        "flattening:log_density",
+        "formulas.hyper_prior:log_density",
         _beyond_forty(lambda x: x * (1 + 1e-10)),
         ("F6",),
     ),
     Mistake(
-        "penalty off by 1e-10 beyond |log γ| = 40", "flattening:penalty", _beyond_forty(lambda x: x * (1 + 1e-10)), ("F6",)
+        "penalty off by 1e-10 beyond |log γ| = 40",
+        "formulas.hyper_prior:penalty",
+        _beyond_forty(lambda x: x * (1 + 1e-10)),
+        ("F6",),
     ),
     Mistake(
         "KL of F3 off by 1e-10 beyond |log γ| = 40",
-        "flattening:kl_at_pi_star",
+        "formulas.hyper_prior:kl_at_pi_star",
         _beyond_forty(lambda x: x * (1 + 1e-10)),
         ("F6",),
     ),
     Mistake(
         "c(γ) off by 1e-10 beyond |log γ| = 40",
-        "flattening:penalty_constant",
+        "formulas.hyper_prior:penalty_constant",
         _beyond_forty(lambda x: x * (1 + 1e-10)),
         ("F6",),
     ),
-    Mistake("π* through γ", "flattening:pi_star", instead(_naive_pi_star), ("F2", "F6")),
+    Mistake("π* through γ", "formulas.hyper_prior:pi_star", instead(_naive_pi_star), ("F2", "F6")),
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import cka
 from ..arrays import Array
+from ..formulas import cka
 from ..layerspec import Conv
 from ..spec import Network
 from .planting import Function, Mistake, instead
@@ -74,17 +74,20 @@ PUBLIC: tuple[Mistake, ...] = (
     # is 1 everywhere, it does no harm: both HSICs of K and of K with a constant off its diagonal are the same.
     Mistake(
         "diagonal subtracted from every row",
-        "cka:hsic",
+        "formulas.cka:hsic",
         _diagonal_as_a_row,
         ("K1",),
         also=(("conformance.levels.similarity:_gram", instead(_uncentred)),),
     ),
     # Project-MONAI/MONAI, monai/metrics/embedding_collapse.py, pull request 9129
     Mistake(
-        "biased HSIC called unbiased", "cka:hsic", lambda f: lambda k, m, *, estimator: f(k, m, estimator="biased"), ("K1",)
+        "biased HSIC called unbiased",
+        "formulas.cka:hsic",
+        lambda f: lambda k, m, *, estimator: f(k, m, estimator="biased"),
+        ("K1",),
     ),
     # ahwillia/netrep, netrep/metrics/cka.py, pull request 19
-    Mistake("CKA's denominator without its root", "cka:cka", _rootless, ("K2",)),
+    Mistake("CKA's denominator without its root", "formulas.cka:cka", _rootless, ("K2",)),
     # AMLab-Amsterdam/L0_regularization, l0_layers.py, L0Conv2d.count_expected_flops_and_l0
     Mistake("fractional output sizes, groups ignored", "complexity:macs", instead(_without_floor), ("N6",)),
     # IanPons/CKA-Layer-Pruning, main.py

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import cka, estimators, flattening, layers
+from .. import estimators, layers
+from ..formulas import cka, hyper_prior
 from .mistakes_in_cost import terms_put
 from .planting import Mistake, gradient, instead, options, output, result
 
@@ -120,15 +121,29 @@ OTHERS: tuple[Mistake, ...] = (
     Mistake("gradient of the gate of one example", "layers:gate_vjp", gradient(1, lambda g, s, dy: g * len(dy)), ("G1",)),
     Mistake("sign of the gate's gradient", "layers:gate_vjp", gradient(1, lambda g, s, dy: -g), ("G1", "O2")),
     Mistake(
-        "penalty without its constant", "flattening:penalty", instead(lambda t, g: -np.asarray(t) * np.asarray(g)), ("F3",)
-    ),
-    Mistake("log γ to the base 10", "flattening:penalty", lambda f: lambda t, g: f(t, np.asarray(g) / np.log(10.0)), ("F3",)),
-    Mistake("penalty's slope twice", "flattening:penalty", _penalty(2.0), ("F3",)),
-    Mistake(
-        "γ−1 for log γ in the slope", "flattening:penalty_slope", instead(lambda g: -np.expm1(np.minimum(g, 700.0))), ("F3",)
+        "penalty without its constant",
+        "formulas.hyper_prior:penalty",
+        instead(lambda t, g: -np.asarray(t) * np.asarray(g)),
+        ("F3",),
     ),
     Mistake(
-        "prior's KL at π = θ", "flattening:penalty", instead(lambda t, g: flattening.log_density(t, g) * -1.0), ("F2", "F3")
+        "log γ to the base 10",
+        "formulas.hyper_prior:penalty",
+        lambda f: lambda t, g: f(t, np.asarray(g) / np.log(10.0)),
+        ("F3",),
+    ),
+    Mistake("penalty's slope twice", "formulas.hyper_prior:penalty", _penalty(2.0), ("F3",)),
+    Mistake(
+        "γ−1 for log γ in the slope",
+        "formulas.hyper_prior:penalty_slope",
+        instead(lambda g: -np.expm1(np.minimum(g, 700.0))),
+        ("F3",),
+    ),
+    Mistake(
+        "prior's KL at π = θ",
+        "formulas.hyper_prior:penalty",
+        instead(lambda t, g: hyper_prior.log_density(t, g) * -1.0),
+        ("F2", "F3"),
     ),
     Mistake("sum for mean in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "sum"), ("O1", "G1")),
     Mistake("mean for sum in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "mean"), ("O1", "G1")),
@@ -186,9 +201,9 @@ OTHERS: tuple[Mistake, ...] = (
     ),
     Mistake(
         "mean of the batches' biased CKA",
-        "cka:MiniBatches.add",
+        "formulas.cka:MiniBatches.add",
         _biased_in_batches,
         ("K4",),
-        also=(("cka:MiniBatches.result", _mean_of_batches),),
+        also=(("formulas.cka:MiniBatches.result", _mean_of_batches),),
     ),
 )

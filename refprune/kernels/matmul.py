@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import layers
 from ..arrays import Array, Saved
-from ..cka import numpy_product
+from ..formulas.cka import numpy_product
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
 from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
 from .vectors import HOST

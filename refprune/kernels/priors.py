@@ -1,4 +1,4 @@
-"""Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.mixture` and `refprune.flattening`.
+"""Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
 
 Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on threads. Of each chunk, first the squared norms
 are worked out, then the prior's law gives log p and the factor of the score, then the score is written; all of it stays in the
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from .. import flattening, mixture
 from ..arrays import Array
+from ..formulas import hyper_prior, priors
 from .compiled import ELEMENT_GRAIN, FLOATS, inner, kernel, native, reader, ready, real64, share, writer
 from .workspace import Workspace
 
@@ -29,7 +29,7 @@ CHUNK = 512  # blocks of weights
 CERTAIN = 1e4  # log-odds of which the exponential is 0 in every dtype: for π = 0 and 1
 LN2_HIGH = 355 / 512  # ln 2 with so few bits that a small multiple is exact in float32
 LN2_LOW = math.log(2.0) - LN2_HIGH
-LARGE, TERMS = mixture.LARGE, mixture.TERMS
+LARGE, TERMS = priors.LARGE, priors.TERMS
 
 
 def _power_of_half_in_python(n: Any, like: Any) -> Any:
@@ -112,7 +112,7 @@ def _law_of_horseshoe(size: float, c: Any) -> tuple[float, float]:
     z = 0.5 * ratio * ratio
     log_z = 2.0 * (math.log(x) - math.log(width)) - math.log(2.0) if x > 0.0 else -np.inf
     if z < LARGE:
-        near = math.exp(z) * _exponential_integral(z) if z >= mixture.TINY else -np.euler_gamma - log_z
+        near = math.exp(z) * _exponential_integral(z) if z >= priors.TINY else -np.euler_gamma - log_z
         log_u, quotient = math.log(near), 1.0 / near - z
     else:
         denominator = z + (2.0 * TERMS + 1.0)
@@ -199,37 +199,37 @@ _SPIKE_SLAB = {
 _STUDENT_T, _LAPLACE, _HORSESHOE = _of_blocks(_law_of_student_t), _of_weights(_law_of_laplace), _of_weights(_law_of_horseshoe)
 
 
-def _constants(prior: mixture.Prior, d: int) -> tuple[float, ...]:
+def _constants(prior: priors.Prior, d: int) -> tuple[float, ...]:
     """What the law of the prior reads, in its order."""
-    if isinstance(prior, mixture.SpikeSlab):
+    if isinstance(prior, priors.SpikeSlab):
         (a, b), (spike, slab) = prior.log_odds(d), prior.log_constants(d)
         if prior.pi == 0.0:
             return -CERTAIN, 0.0, spike, 0.0, 0.5 / prior.spike, 0.0, 1.0 / prior.spike, 0.0
         if prior.pi == 1.0:
             return CERTAIN, 0.0, 0.0, slab, 0.0, 0.5 * prior.precision, 0.0, prior.precision
         return a, b, spike, slab, 0.5 / prior.spike, 0.5 * prior.precision, 1.0 / prior.spike, prior.precision
-    if isinstance(prior, mixture.StudentT):
+    if isinstance(prior, priors.StudentT):
         exponent = prior.degrees + d
         return prior.log_constant(d), 0.5 * exponent, prior.degrees * prior.width**2, exponent
-    if isinstance(prior, mixture.Laplace):
+    if isinstance(prior, priors.Laplace):
         return -math.log(2.0 * prior.width), prior.width, 1.0 / prior.width
     return -math.log(prior.width) - 0.5 * math.log(2.0 * math.pi**3), prior.width
 
 
-def prior_density(workspace: Workspace, w: Array, prior: mixture.Prior) -> mixture.Density:
+def prior_density(workspace: Workspace, w: Array, prior: priors.Prior) -> priors.Density:
     """Same contract as `mixture.prior_density`."""
-    block = isinstance(prior, mixture.SpikeSlab | mixture.StudentT)
+    block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
     fits = isinstance(w, np.ndarray) and w.dtype in FLOATS and w.size > 0 and (w.ndim > 0 or not block)
-    if not fits or (isinstance(prior, mixture.SpikeSlab) and prior.spike == 0.0):
-        return mixture.prior_density(w, prior)
-    if isinstance(prior, mixture.SpikeSlab):
+    if not fits or (isinstance(prior, priors.SpikeSlab) and prior.spike == 0.0):
+        return priors.prior_density(w, prior)
+    if isinstance(prior, priors.SpikeSlab):
         run = _SPIKE_SLAB[w.dtype]
     else:
-        run = {mixture.StudentT: _STUDENT_T, mixture.Laplace: _LAPLACE, mixture.Horseshoe: _HORSESHOE}[type(prior)]
+        run = {priors.StudentT: _STUDENT_T, priors.Laplace: _LAPLACE, priors.Horseshoe: _HORSESHOE}[type(prior)]
     d = w.shape[-1] if block else 1
     given = _constants(prior, d)
-    if not mixture.representable(w.dtype, *given):
-        return mixture.prior_density(w, prior)
+    if not priors.representable(w.dtype, *given):
+        return priors.prior_density(w, prior)
     log_p, score = workspace.empty(w.shape[:-1] if block else w.shape, w.dtype), workspace.empty(w.shape, w.dtype)
     totals, constants = np.empty(-(-log_p.size // CHUNK)), np.zeros(8, w.dtype)
     constants[: len(given)] = given
@@ -237,7 +237,7 @@ def prior_density(workspace: Workspace, w: Array, prior: mixture.Prior) -> mixtu
     parts = share(workspace.threads, w.size, ELEMENT_GRAIN)
     run[w.dtype](parts, ready(w).reshape(shape), constants, log_p.reshape(-1), score.reshape(shape), totals)
     total = float(totals.sum())
-    return mixture.Density(log_p, score, total) if math.isfinite(total) else mixture.prior_density(w, prior)
+    return priors.Density(log_p, score, total) if math.isfinite(total) else priors.prior_density(w, prior)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -263,10 +263,10 @@ def _log(x: float) -> float:
 @inner
 def _scaled(a: float) -> tuple[float, float]:
     """(e^{−a}·y, y) as in `flattening._scaled_exponential`."""
-    if a <= flattening.SUBNORMAL:
+    if a <= hyper_prior.SUBNORMAL:
         return math.exp(-a), 1.0
     root = math.exp(-0.5 * a)
-    return root * 2.0**flattening.SHIFT * root, 2.0**flattening.SHIFT
+    return root * 2.0**hyper_prior.SHIFT * root, 2.0**hyper_prior.SHIFT
 
 
 @kernel(lambda f: (reader(f, 1), reader(f, 1), writer(f, 1), writer(f, 1), writer(f, 1)))
@@ -323,17 +323,17 @@ def _over_gates(workspace: Workspace, run: Any, oracle: Callable[..., Any], resu
     return result(one, other, total) if math.isfinite(total) else oracle(first, log_gamma)
 
 
-def flattening_profile(workspace: Workspace, theta: Array, log_gamma: Any) -> flattening.Profile:
+def flattening_profile(workspace: Workspace, theta: Array, log_gamma: Any) -> hyper_prior.Profile:
     """Same contract as `flattening.flattening_profile`."""
-    found: flattening.Profile = _over_gates(
-        workspace, _profile, flattening.flattening_profile, flattening.Profile, theta, log_gamma
+    found: hyper_prior.Profile = _over_gates(
+        workspace, _profile, hyper_prior.flattening_profile, hyper_prior.Profile, theta, log_gamma
     )
     return found
 
 
-def flattening_density(workspace: Workspace, pi: Array, log_gamma: Any) -> flattening.HyperPrior:
+def flattening_density(workspace: Workspace, pi: Array, log_gamma: Any) -> hyper_prior.HyperPrior:
     """Same contract as `flattening.flattening_density`."""
-    found: flattening.HyperPrior = _over_gates(
-        workspace, _density, flattening.flattening_density, flattening.HyperPrior, pi, log_gamma
+    found: hyper_prior.HyperPrior = _over_gates(
+        workspace, _density, hyper_prior.flattening_density, hyper_prior.HyperPrior, pi, log_gamma
     )
     return found

@@ -1,1 +1,1 @@
-"""?"""
+"""What leaves the program: files, progress on the screen, tables, figures."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import complexity, config, experiment, flattening, settle, train
+from ... import complexity, config, experiment, settle, train
 from ...arrays import Array
 from ...backend import Backend
+from ...formulas import hyper_prior
 from ...layerspec import Activation, Dense, Flatten, Section
 from ...objective import BatchLoss
 from ...output.progress import Progress
@@ -45,7 +46,7 @@ C5 = Claim(
     "Every gate has a pull of its own, the slope of the size; it moves with θ and as the network shrinks.",
     "β_g(θ) = ν ∂R_ρ/∂θ_g, γ_g = exp(−N β_g)",
     CA,
-    ("penalty:Penalty.gradient", "train:penalty_of", "train:cut_state", "flattening:log_gamma_from_beta"),
+    ("penalty:Penalty.gradient", "train:penalty_of", "train:cut_state", "formulas.hyper_prior:log_gamma_from_beta"),
 )
 C6 = Claim(
     "C6",
@@ -209,7 +210,7 @@ def _(context: Context) -> Finding:
     slopes = Penalty(network, reference(network), nu=0.3).gradient(theta)
     with mpmath.workdps(50):
         for beta in slopes:
-            log_gamma = mpmath.mpf(flattening.log_gamma_from_beta(float(beta), samples))
+            log_gamma = mpmath.mpf(hyper_prior.log_gamma_from_beta(float(beta), samples))
             gamma, ends = mpmath.exp(log_gamma), []
             for t in (mpmath.mpf(1) / 5, mpmath.mpf(4) / 5):
                 pi = gamma * t / (1 + (gamma - 1) * t)

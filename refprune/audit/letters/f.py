@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import flattening, scalar
+from ...formulas import hyper_prior, scalar
 from .. import figures
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst
 from ..digits import Exactly, ulps
@@ -17,35 +17,45 @@ F1 = Claim(
     "The flattening hyper-prior is a density on [0, 1]; γ → 1 gives the uniform one.",
     "p(π|γ) = \\frac{γ−1}{log γ} \\frac{1}{1+(γ−1)(1−π)}, ∫_0^1 p dπ = 1",
     OURS,
-    ("flattening:log_density", "flattening:density", "flattening:log_normaliser", "flattening:log_density_slope"),
+    (
+        "formulas.hyper_prior:log_density",
+        "formulas.hyper_prior:density",
+        "formulas.hyper_prior:log_normaliser",
+        "formulas.hyper_prior:log_density_slope",
+    ),
 )
 F2 = Claim(
     "F2",
     "The minimiser of KL plus hyper-prior over π, in closed form.",
     "π^* = argmin_π [KL(θ‖π) − log p(π|γ)] = \\frac{γθ}{1+(γ−1)θ}",
     OURS,
-    ("flattening:pi_star", "flattening:log_pi_star"),
+    ("formulas.hyper_prior:pi_star", "formulas.hyper_prior:log_pi_star"),
 )
 F3 = Claim(
     "F3",
     "The minimum is linear in θ: the curvature of the KL is flattened away.",
     "min_π = −θ log γ + c(γ), c(γ) = log γ − log \\frac{γ−1}{log γ}",
     LP,
-    ("flattening:penalty", "flattening:penalty_constant", "flattening:penalty_slope", "flattening:kl_at_pi_star"),
+    (
+        "formulas.hyper_prior:penalty",
+        "formulas.hyper_prior:penalty_constant",
+        "formulas.hyper_prior:penalty_slope",
+        "formulas.hyper_prior:kl_at_pi_star",
+    ),
 )
 F4 = Claim(
     "F4",
     "Uniqueness: of the densities for which the minimum is attained at every θ in (0, 1), only this family profiles to a line.",
     "f(t) = softplus(t) − log p = sup_θ [θt − θ log θ − (1−θ) log(1−θ) − θ log γ + c(γ)], t = logit π",
     OURS,
-    ("flattening:log_density",),
+    ("formulas.hyper_prior:log_density",),
 )
 F5 = Claim(
     "F5",
     "Without a hyper-prior (γ = 1) π* = θ and the term vanishes: empirical Bayes alone does not prune.",
     "γ = 1 ⇒ π^* = θ, min_π KL(θ‖π) = 0",
     OURS,
-    ("flattening:pi_star", "flattening:penalty"),
+    ("formulas.hyper_prior:pi_star", "formulas.hyper_prior:penalty"),
 )
 F6 = Claim(
     "F6",
@@ -53,15 +63,15 @@ F6 = Claim(
     "log p = log \\frac{expm1(L)}{L} − log(π + e^L (1−π)), L = log γ",
     OURS,
     (
-        "flattening:log_density",
-        "flattening:density",
-        "flattening:log_density_slope",
-        "flattening:log_normaliser",
-        "flattening:_log_decay",
-        "flattening:pi_star",
-        "flattening:penalty",
-        "flattening:penalty_constant",
-        "flattening:kl_at_pi_star",
+        "formulas.hyper_prior:log_density",
+        "formulas.hyper_prior:density",
+        "formulas.hyper_prior:log_density_slope",
+        "formulas.hyper_prior:log_normaliser",
+        "formulas.hyper_prior:_log_decay",
+        "formulas.hyper_prior:pi_star",
+        "formulas.hyper_prior:penalty",
+        "formulas.hyper_prior:penalty_constant",
+        "formulas.hyper_prior:kl_at_pi_star",
     ),
 )
 
@@ -118,7 +128,7 @@ def _(context: Context) -> Finding:
 
         def integrand(t: float, log_gamma: float = log_gamma) -> float:
             p, q = 1 / (1 + math.exp(-t)), 1 / (1 + math.exp(t))
-            return float(flattening.density(q, -log_gamma) if t > 0 else flattening.density(p, log_gamma)) * p * q
+            return float(hyper_prior.density(q, -log_gamma) if t > 0 else hyper_prior.density(p, log_gamma)) * p * q
 
         points = [-abs(log_gamma), 0.0, abs(log_gamma)]
         value, error = quad(integrand, -80, 80, points=points, limit=400, epsabs=0.0, epsrel=1e-13)
@@ -133,7 +143,7 @@ def _(context: Context) -> Finding:
     with mpmath.workdps(50):
         cases = [(p, g) for p in (0.0, *THETAS, 1.0) for g in LOG_GAMMAS]
         want = [float(mpmath.log(_exact_density(mpmath.mpf(p), g))) for p, g in cases]
-    got = [float(flattening.log_density(p, g)) for p, g in cases]
+    got = [float(hyper_prior.log_density(p, g)) for p, g in cases]
     return close(got, want, np.abs(want) + 1.0 + np.abs([g for _, g in cases]), 4)
 
 
@@ -144,10 +154,10 @@ def _(context: Context) -> Finding:
     with mpmath.workdps(50):
         want = [mpmath.diff(lambda x, g=g: mpmath.log(_exact_density(x, g)), mpmath.mpf(p)) for p in THETAS for g in LOG_GAMMAS]
         norm = [float(mpmath.log(mpmath.expm1(g) / g)) if g else 0.0 for g in LOG_GAMMAS]
-    got = np.array([float(flattening.log_density_slope(p, g)) for p in THETAS for g in LOG_GAMMAS])
+    got = np.array([float(hyper_prior.log_density_slope(p, g)) for p in THETAS for g in LOG_GAMMAS])
     slopes = np.array([float(v) for v in want])
     first = close(got, slopes, np.abs(slopes) + 1e-20, 8)
-    second = close(flattening.log_normaliser(LOG_GAMMAS), norm, np.abs(norm) + np.abs(LOG_GAMMAS), 8)
+    second = close(hyper_prior.log_normaliser(LOG_GAMMAS), norm, np.abs(norm) + np.abs(LOG_GAMMAS), 8)
     return worst(first, second)
 
 
@@ -156,7 +166,7 @@ def _(context: Context) -> Any:
     figure, axes = figures.make("Density of π for several γ", "π", "p(π|γ)")
     p = np.linspace(0, 1, 401)
     for log_gamma in (-5.0, -2.0, 0.0, 2.0, 5.0):
-        axes.plot(p, flattening.density(p, log_gamma), label=f"log γ = {log_gamma:g}")
+        axes.plot(p, hyper_prior.density(p, log_gamma), label=f"log γ = {log_gamma:g}")
     axes.set_ylim(0, 6)
     axes.legend()
     return figure
@@ -187,7 +197,7 @@ def _(context: Context) -> Finding:
 
             centre = math.log(theta / (1 - theta)) + log_gamma
             found = minimize_scalar(objective, bounds=(centre - 8, centre + 8), method="bounded", options={"xatol": 1e-10}).x
-            star = float(flattening.pi_star(theta, log_gamma))
+            star = float(hyper_prior.pi_star(theta, log_gamma))
             curvature = theta * (1 - theta)
             allowed = 8 * math.sqrt(2 * np.finfo(float).eps * (1 + abs(objective(centre))) / curvature) + 1e-9
             worst = max(worst, abs(scalar.logit(np.asarray(star)) - found) / allowed)
@@ -204,7 +214,7 @@ def _(context: Context) -> Finding:
         both = [(mpmath.exp(g) * t / d, (1 - mpmath.mpf(t)) / d) for (t, g), d in zip(cases, inside, strict=True)]
         want = [[float(on), float(mpmath.log(on)), float(mpmath.log(off))] for on, off in both]
     t, g = (np.array(column) for column in zip(*cases, strict=True))
-    got = np.stack([flattening.pi_star(t, g), *flattening.log_pi_star(t, g)], axis=1)
+    got = np.stack([hyper_prior.pi_star(t, g), *hyper_prior.log_pi_star(t, g)], axis=1)
     size = np.abs(want)
     size[:, 1:] += (np.abs(g) + 1.0 + np.abs(np.log(t)))[:, None]
     return close(got, want, size, 4)
@@ -234,17 +244,17 @@ def _(context: Context) -> Finding:
                 log_p = mpmath.log(_exact_density(star, g))
                 want += [float(kl - log_p), float(kl)]
                 size += [abs(float(kl)) + abs(float(log_p)) + abs(g), 1.0 + abs(float(mpmath.log(star))) + abs(math.log(t))]
-                got += [float(flattening.penalty(t, g)), float(flattening.kl_at_pi_star(t, g))]
+                got += [float(hyper_prior.penalty(t, g)), float(hyper_prior.kl_at_pi_star(t, g))]
     return close(got, want, size, 8)
 
 
 @F3.witness("slope: differences of the penalty over all of [0, 1] are −log γ times the step")
 def _(context: Context) -> Finding:
     theta = np.linspace(0, 1, 65)
-    got = np.concatenate([np.diff(flattening.penalty(theta, g)) for g in LOG_GAMMAS])
-    want = np.concatenate([np.diff(theta) * flattening.penalty_slope(g) for g in LOG_GAMMAS])
+    got = np.concatenate([np.diff(hyper_prior.penalty(theta, g)) for g in LOG_GAMMAS])
+    want = np.concatenate([np.diff(theta) * hyper_prior.penalty_slope(g) for g in LOG_GAMMAS])
     size = np.repeat(np.abs(LOG_GAMMAS), 64) + 1.0
-    sign = np.array([float(flattening.penalty_slope(g)) * g for g in LOG_GAMMAS])
+    sign = np.array([float(hyper_prior.penalty_slope(g)) * g for g in LOG_GAMMAS])
     return worst(close(got, want, size, 8), exact(int((sign > 0).sum())))
 
 
@@ -253,7 +263,7 @@ def _(context: Context) -> Any:
     figure, axes = figures.make("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
     theta = np.linspace(0, 1, 201)
     for log_gamma in (-4.0, -2.0, 2.0):
-        axes.plot(theta, flattening.penalty(theta, log_gamma), label=f"min over π, log γ = {log_gamma:g}")
+        axes.plot(theta, hyper_prior.penalty(theta, log_gamma), label=f"min over π, log γ = {log_gamma:g}")
     axes.plot(theta, scalar.bernoulli_kl(theta, 0.3), "--", label="KL(θ‖0.3)")
     axes.legend()
     return figure
@@ -271,8 +281,8 @@ def _(context: Context) -> Finding:
             if not 0.01 < maximiser < 0.99:
                 continue
             p = 1 / (1 + math.exp(-t))
-            f = math.log1p(math.exp(t)) - float(flattening.log_density(p, log_gamma))
-            constant = float(flattening.penalty_constant(log_gamma))
+            f = math.log1p(math.exp(t)) - float(hyper_prior.log_density(p, log_gamma))
+            constant = float(hyper_prior.penalty_constant(log_gamma))
             supremum = float(np.max(theta * t - entropy - theta * log_gamma + constant))
             worst = max(worst, abs(f - supremum) / (h * h / (8 * 0.01 * 0.99) + 1e-12))
     return Finding(worst, 1.0, detail="over the grid's own error")
@@ -317,7 +327,7 @@ def _(context: Context) -> Finding:
         profile = [float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - log_prior)) for t in (0.2, 0.4, 0.6, 0.8)]
         flat += int(np.abs(np.diff(profile, 2)).max() < 1e-3)
     mine = [
-        float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - flattening.log_density(p, -2.0))) for t in (0.2, 0.5, 0.8)
+        float(np.min(scalar.bernoulli_kl(np.full_like(p, t), p) - hyper_prior.log_density(p, -2.0))) for t in (0.2, 0.5, 0.8)
     ]
     return exact(flat + int(abs(np.diff(mine, 2)[0]) > 1e-8), "rivals that are linear + ours not linear")
 
@@ -325,8 +335,8 @@ def _(context: Context) -> Finding:
 @F5.witness("γ = 1: π* is θ to the bit, the penalty 0")
 def _(context: Context) -> Finding:
     theta = context.uniform("F5", 1000)
-    star = close(flattening.pi_star(theta, 0.0), theta, theta, 1)
-    return worst(star, exact(np.abs(flattening.penalty(theta, 0.0)).max()))
+    star = close(hyper_prior.pi_star(theta, 0.0), theta, theta, 1)
+    return worst(star, exact(np.abs(hyper_prior.penalty(theta, 0.0)).max()))
 
 
 @F5.witness("scipy minimisation of the KL alone over π gives θ and 0")
@@ -364,7 +374,7 @@ def _accuracy(names: tuple[str, ...]) -> Finding:
 
     p, g = _extremes()
     alone = ("log_normaliser", "penalty_constant")
-    got = {n: getattr(flattening, n)(g) if n in alone else getattr(flattening, n)(p, g) for n in names}
+    got = {n: getattr(hyper_prior, n)(g) if n in alone else getattr(hyper_prior, n)(p, g) for n in names}
     errors = dict.fromkeys(names, 0.0)
     for i, (x, l) in enumerate(zip(p.tolist(), g.tolist(), strict=True)):  # noqa: E741
         with mpmath.workdps(50 + int(max(0.0, -2 * math.log10(abs(l) + 1e-300)))):
@@ -393,8 +403,8 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     wrong = 0
     for g in (-1e300, -5000.0, -40.0, 0.0, 40.0, 5000.0, 1e300):
-        wrong += list(flattening.pi_star([0.0, 1.0], g)) != [0.0, 1.0]
-        wrong += list(flattening.kl_at_pi_star([0.0, 1.0], g)) != [0.0, 0.0]
-        wrong += not np.isfinite(flattening.kl_at_pi_star(0.5, g))
-        wrong += not np.isfinite(flattening.log_density([1e-300, 0.5, 1.0], g)).all()
+        wrong += list(hyper_prior.pi_star([0.0, 1.0], g)) != [0.0, 1.0]
+        wrong += list(hyper_prior.kl_at_pi_star([0.0, 1.0], g)) != [0.0, 0.0]
+        wrong += not np.isfinite(hyper_prior.kl_at_pi_star(0.5, g))
+        wrong += not np.isfinite(hyper_prior.log_density([1e-300, 0.5, 1.0], g)).all()
     return exact(wrong)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import complexity, criteria, zoo
 from ...arrays import Array
-from ...cka import Estimator, MiniBatches, cka, hsic
+from ...formulas.cka import Estimator, MiniBatches, cka, hsic
 from ...network import forward
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
@@ -23,35 +23,35 @@ K1 = Claim(
     "HSIC = \\frac{tr(K H L H)}{{(n−1)}^2}, "
     "HSIC_u = \\frac{1}{n(n−3)} (tr(K̃L̃) + \\frac{1^T K̃ 1 · 1^T L̃ 1}{(n−1)(n−2)} − \\frac{2}{n−2} 1^T K̃L̃ 1)",
     CKA,
-    ("cka:hsic",),
+    ("formulas.cka:hsic",),
 )
 K2 = Claim(
     "K2",
     "CKA from kernels and, linear, in feature space.",
     "CKA = \\frac{HSIC(K,L)}{√(HSIC(K,K) HSIC(L,L))} = \\frac{‖Y^T X‖^2}{‖X^T X‖ ‖Y^T Y‖}",
     CKA,
-    ("cka:cka", "cka:cka_matrix"),
+    ("formulas.cka:cka", "formulas.cka:cka_matrix"),
 )
 K3 = Claim(
     "K3",
     "Invariant to shifts, isotropic scaling and orthogonal maps, not to general invertible maps.",
     "CKA(X, c X Q) = 1, Q Q^T = I, c ≠ 0",
     CKA,
-    ("cka:cka",),
+    ("formulas.cka:cka",),
 )
 K4 = Claim(
     "K4",
     "Mini-batches: the ratio of means of unbiased HSIC.",
     "\\frac{1}{m} ∑_b HSIC_u(K_b, L_b)",
     CKA,
-    ("cka:MiniBatches.add", "cka:MiniBatches.result"),
+    ("formulas.cka:MiniBatches.add", "formulas.cka:MiniBatches.result"),
 )
 K5 = Claim(
     "K5",
     "Biased CKA of independent data tends to 1 as p/n grows, unbiased CKA stays near 0.",
     "p/n → ∞ : CKA → 1, CKA_u ≈ 0",
     CKA,
-    ("cka:cka",),
+    ("formulas.cka:cka",),
 )
 K6 = Claim(
     "K6",
@@ -65,7 +65,7 @@ K7 = Claim(
     "Degenerate input gives a status, never a silent NaN; a negative cross-HSIC is legitimate.",
     "n < 4 or HSIC(K,K) ≤ rounding ⇒ status",
     OURS,
-    ("cka:cka", "cka:hsic"),
+    ("formulas.cka:cka", "formulas.cka:hsic"),
 )
 
 BOTH: tuple[Estimator, ...] = ("biased", "unbiased")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, estimators, flattening, train
+from ... import config, estimators, train
 from ...arrays import Array
+from ...formulas import hyper_prior
 from ...layerspec import Activation, Dense, Section
 from ...objective import BatchLoss
 from ...spec import Network
@@ -35,8 +36,8 @@ O1 = Claim(
     LP,
     (
         "estimators:exact_expectation",
-        "flattening:beta_from_log_gamma",
-        "flattening:log_gamma_from_beta",
+        "formulas.hyper_prior:beta_from_log_gamma",
+        "formulas.hyper_prior:log_gamma_from_beta",
         "train:penalties",
         "layers:weight_decay",
     ),
@@ -132,7 +133,7 @@ def _(context: Context) -> Finding:
     (gradient,) = context.backend.weight_decay_vjp(saved, np.ones(()))
     exactly = Fraction(37.5) / n, Fraction(3) / n
     wrong = int(Fraction(beta) != exactly[0]) + int(Fraction(decay) != exactly[1])
-    wrong += int(flattening.log_gamma_from_beta(beta, n) != log_gamma) + int(beta <= 0)
+    wrong += int(hyper_prior.log_gamma_from_beta(beta, n) != log_gamma) + int(beta <= 0)
     plain = math.fsum(v * v for v in w) * precision / (2 * n)
     return worst(exact(wrong), close(value, plain, plain, 16), close(gradient, precision / n * w, np.abs(w), 4))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import flattening, mixture, scalar
+from ...formulas import hyper_prior, priors, scalar
 from .. import figures
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 
@@ -17,17 +17,17 @@ P1 = Claim(
     "p(w) = ∫ N(w; 0, s I) p(s) d s",
     LP,
     (
-        "mixture:SpikeSlab.density",
-        "mixture:SpikeSlab.log_constants",
-        "mixture:SpikeSlab.log_odds",
-        "mixture:StudentT.density",
-        "mixture:Laplace.density",
-        "mixture:Horseshoe.density",
-        "mixture:SpikeSlab.scale",
-        "mixture:StudentT.scale",
-        "mixture:Laplace.scale",
-        "mixture:Horseshoe.scale",
-        "mixture:sample",
+        "formulas.priors:SpikeSlab.density",
+        "formulas.priors:SpikeSlab.log_constants",
+        "formulas.priors:SpikeSlab.log_odds",
+        "formulas.priors:StudentT.density",
+        "formulas.priors:Laplace.density",
+        "formulas.priors:Horseshoe.density",
+        "formulas.priors:SpikeSlab.scale",
+        "formulas.priors:StudentT.scale",
+        "formulas.priors:Laplace.scale",
+        "formulas.priors:Horseshoe.scale",
+        "formulas.priors:sample",
     ),
 )
 P2 = Claim(
@@ -35,7 +35,7 @@ P2 = Claim(
     "Bernoulli scale: the probability that a block comes from the slab.",
     "r = σ(logit π + \\frac{d}{2} log(λ s_0) + \\frac{1}{2} ‖w‖^2 (1/s_0 − λ))",
     LP,
-    ("mixture:SpikeSlab.responsibility", "mixture:SpikeSlab.log_odds"),
+    ("formulas.priors:SpikeSlab.responsibility", "formulas.priors:SpikeSlab.log_odds"),
 )
 P3 = Claim(
     "P3",
@@ -50,10 +50,10 @@ P4 = Claim(
     "min_π L(W, θ, π) = N (C + \\frac{1}{2} λ_N ‖W‖^2 + ∑_g β_g θ_g) + ∑_g c(γ_g)",
     LP,
     (
-        "flattening:penalty_constant",
-        "flattening:beta_from_log_gamma",
-        "flattening:decay_from_precision",
-        "flattening:precision_from_decay",
+        "formulas.hyper_prior:penalty_constant",
+        "formulas.hyper_prior:beta_from_log_gamma",
+        "formulas.hyper_prior:decay_from_precision",
+        "formulas.hyper_prior:precision_from_decay",
     ),
 )
 P5 = Claim(
@@ -61,11 +61,11 @@ P5 = Claim(
     "The Bernoulli divergence with 0 log 0 = 0; infinite exactly where π excludes what θ allows.",
     "KL(θ‖π) = θ log \\frac{θ}{π} + (1−θ) log \\frac{1−θ}{1−π}",
     OURS,
-    ("scalar:bernoulli_kl", "scalar:bernoulli_kl_from_logs"),
+    ("formulas.scalar:bernoulli_kl", "formulas.scalar:bernoulli_kl_from_logs"),
 )
 
-SLAB = mixture.SpikeSlab(pi=0.3, precision=2.0, spike=1e-2)
-STUDENT, LAPLACE, HORSESHOE = mixture.StudentT(3.5, 0.7), mixture.Laplace(0.4), mixture.Horseshoe(0.6)
+SLAB = priors.SpikeSlab(pi=0.3, precision=2.0, spike=1e-2)
+STUDENT, LAPLACE, HORSESHOE = priors.StudentT(3.5, 0.7), priors.Laplace(0.4), priors.Horseshoe(0.6)
 POINTS = (0.02, 0.3, 0.9, 2.5)
 
 
@@ -82,12 +82,12 @@ def _mixed(prior: Any, w: float, d: int = 1) -> tuple[float, float]:
     def normal(s: float) -> float:
         return math.exp(-0.5 * d * math.log(2 * math.pi * s) - w * w / (2 * s)) if s > 0 else 0.0
 
-    if isinstance(prior, mixture.StudentT):
+    if isinstance(prior, priors.StudentT):
         a, b = prior.degrees / 2, prior.degrees * prior.width**2 / 2
 
         def density(s: float) -> float:
             return math.exp(a * math.log(b) - float(gammaln(a)) - (a + 1) * math.log(s) - b / s)
-    elif isinstance(prior, mixture.Laplace):
+    elif isinstance(prior, priors.Laplace):
 
         def density(s: float) -> float:
             return float(math.exp(-s / (2 * prior.width**2)) / (2 * prior.width**2))
@@ -150,7 +150,7 @@ def _(context: Context) -> Finding:
     """Richardson: (4 D(h/2) − D(h))/3 has an error of order h⁴; h is chosen for it, the bound is its own estimate."""
     worst = 0.0
     for prior in (SLAB, STUDENT, LAPLACE, HORSESHOE):
-        block = isinstance(prior, mixture.SpikeSlab | mixture.StudentT)
+        block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
         for w in (*POINTS, -0.4):
 
             def log_p(x: float, prior: Any = prior, block: bool = block) -> float:
@@ -173,8 +173,8 @@ def _(context: Context) -> Finding:
     z, u = context.normal("P1 z", n), np.clip(context.uniform("P1 u", n), 2.0**-54, None)
     scores = []
     for prior in (SLAB, STUDENT, LAPLACE, HORSESHOE):
-        block = isinstance(prior, mixture.SpikeSlab | mixture.StudentT)
-        w = mixture.sample(prior, u, z[:, None] if block else z).reshape(-1)
+        block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
+        w = priors.sample(prior, u, z[:, None] if block else z).reshape(-1)
 
         def density(x: float, prior: Any = prior, block: bool = block) -> float:
             return math.exp(float(prior.density(np.array([x]) if block else x).log_density))
@@ -190,7 +190,7 @@ def _(context: Context) -> Any:
     figure, axes = figures.make("Scale mixtures of normals", "w", "log p(w)")
     w = np.linspace(-3, 3, 601)
     for name, prior in (("spike and slab", SLAB), ("Student-t", STUDENT), ("Laplace", LAPLACE), ("horseshoe", HORSESHOE)):
-        block = isinstance(prior, mixture.SpikeSlab | mixture.StudentT)
+        block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
         value = prior.density(w[:, None] if block else w).log_density
         axes.plot(w, np.minimum(value, 4), label=name)
     axes.legend()
@@ -221,7 +221,7 @@ def _(context: Context) -> Finding:
     """E[(1[slab] − r(w)) g(w)] = 0 for every g."""
     n, d = 50_000, 2
     z, u = context.normal("P2 z", n, d), np.clip(context.uniform("P2 u", n), 2.0**-54, None)
-    w = mixture.sample(SLAB, u, z)
+    w = priors.sample(SLAB, u, z)
     slab, r = (u >= 1.0 - SLAB.pi).astype(float), SLAB.responsibility(w)
     norm = np.linalg.norm(w, axis=1)
     tests = [np.ones(n), norm < 0.15, (norm >= 0.15) & (norm < 0.4), norm]
@@ -231,8 +231,8 @@ def _(context: Context) -> Finding:
 @P2.witness("the limit s₀ → 0: the slab has everything that is not 0")
 def _(context: Context) -> Finding:
     w = np.array([[0.0, 0.0], [0.0, 1e-3], [-2.0, 0.5]])
-    limit = mixture.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
-    near = [mixture.SpikeSlab(0.3, 2.0, s).responsibility(w) for s in (1e-12, 1e-20, 1e-30)]
+    limit = priors.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
+    near = [priors.SpikeSlab(0.3, 2.0, s).responsibility(w) for s in (1e-12, 1e-20, 1e-30)]
     return exact(int((limit != [0, 1, 1]).sum()) + int(np.abs(near[-1] - limit).max() > 1e-15))
 
 
@@ -279,10 +279,10 @@ def _(context: Context) -> Finding:
             return kl - log_prior
 
         bound += minimize_scalar(cost, bounds=(1e-6, 1 - 1e-6), method="bounded", options={"xatol": 1e-11}).fun
-    decay = flattening.decay_from_precision(strength, n)
-    beta = np.array([flattening.beta_from_log_gamma(float(g), n) for g in log_gammas])
+    decay = hyper_prior.decay_from_precision(strength, n)
+    beta = np.array([hyper_prior.beta_from_log_gamma(float(g), n) for g in log_gammas])
     per_sample = losses.mean() + 0.5 * decay * weights @ weights + beta @ theta
-    constant = sum(float(flattening.penalty_constant(g)) for g in log_gammas)
+    constant = sum(float(hyper_prior.penalty_constant(g)) for g in log_gammas)
     return close(n * per_sample + constant, bound, abs(bound), n + 32, "in units of eps·|L|; 500 losses are summed")
 
 
@@ -293,9 +293,9 @@ def _(context: Context) -> Finding:
     wrong = 0
     for n in (1, 64, 1024):
         for value in (0.75, 3.0, 1e-3):
-            decay = flattening.decay_from_precision(value, n)
+            decay = hyper_prior.decay_from_precision(value, n)
             wrong += Fraction(decay) != Fraction(value) / n  # powers of 2 divide exactly
-            wrong += flattening.precision_from_decay(decay, n) != value
+            wrong += hyper_prior.precision_from_decay(decay, n) != value
     return exact(wrong)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from ... import flattening, mixture, scalar
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
+from ...formulas import hyper_prior, priors, scalar
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Method
 from ..verdicts import Expectation
@@ -25,10 +25,10 @@ from .training import moved_theta
 STEP = 2.0**-20
 
 PRIORS: dict[str, Callable[..., Any]] = {
-    "spike_slab": mixture.SpikeSlab,
-    "student_t": mixture.StudentT,
-    "laplace": mixture.Laplace,
-    "horseshoe": mixture.Horseshoe,
+    "spike_slab": priors.SpikeSlab,
+    "student_t": priors.StudentT,
+    "laplace": priors.Laplace,
+    "horseshoe": priors.Horseshoe,
 }
 
 
@@ -134,7 +134,7 @@ def _prior_summands(arguments: Arguments) -> dict[str, Any]:
     if arguments["kind"] == "student_t":
         size = size + abs(gammaln((p["degrees"] + d) / 2)) + abs(gammaln(p["degrees"] / 2)) + d
     if arguments["kind"] == "spike_slab":
-        prior = mixture.SpikeSlab(**p)
+        prior = priors.SpikeSlab(**p)
         (a, b), r = prior.log_odds(d), prior.responsibility(w)
         odds = (abs(a) + abs(b) * np.square(w).sum(axis=-1) + d) * r * (1.0 - r) / p["spike"]
         return {"log_density": size + d, "score": np.abs(w) * odds[:, None]}
@@ -145,12 +145,12 @@ def _prior_summands(arguments: Arguments) -> dict[str, Any]:
 
 
 def _responsibility(arguments: Arguments, backend: Backend) -> Arrays:
-    prior = mixture.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
+    prior = priors.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
     return {"responsibility": prior.responsibility(arguments["w"])}
 
 
 def _responsibility_summands(arguments: Arguments) -> dict[str, Any]:
-    prior = mixture.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
+    prior = priors.SpikeSlab(arguments["pi"], arguments["precision"], arguments["spike"])
     (a, b), r, w = prior.log_odds(arguments["w"].shape[-1]), prior.responsibility(arguments["w"]), arguments["w"]
     return {"responsibility": r * (1.0 - r) * (abs(a) + abs(b) * np.square(w).sum(axis=-1) + w.shape[-1])}
 
@@ -162,13 +162,13 @@ def _hyper_prior(arguments: Arguments, backend: Backend) -> Arrays:
 
 def _log_gamma_sizes(arguments: Arguments) -> Any:
     """|log γ|, the normaliser's size, and logarithms of numbers near 1."""
-    return np.abs(arguments["log_gamma"]) + np.abs(flattening.log_normaliser(arguments["log_gamma"])) + 1.0
+    return np.abs(arguments["log_gamma"]) + np.abs(hyper_prior.log_normaliser(arguments["log_gamma"])) + 1.0
 
 
 def _pi_star_summands(arguments: Arguments) -> dict[str, Any]:
     """logit θ and log γ, whose sum is logit π* (F6)."""
     t, l = arguments["theta"], arguments["log_gamma"]  # noqa: E741
-    p = flattening.pi_star(t, l)
+    p = hyper_prior.pi_star(t, l)
     inside = np.where((t > 0.0) & (t < 1.0), t, 0.5)
     return {"pi_star": p * (1.0 - p) * (np.abs(np.log(inside / (1.0 - inside))) + np.abs(l))}
 
@@ -230,7 +230,7 @@ METHODS: tuple[Method, ...] = (
     _method(
         "penalty_slope",
         _OF_THETA,
-        lambda a, backend: {"penalty_slope": flattening.penalty_slope(a["log_gamma"])},
+        lambda a, backend: {"penalty_slope": hyper_prior.penalty_slope(a["log_gamma"])},
         ("log_gamma",),
     ),
     _method(
@@ -251,7 +251,7 @@ METHODS: tuple[Method, ...] = (
     _method(
         "beta",
         _COUNTED,
-        lambda a, backend: {"beta": np.asarray(flattening.beta_from_log_gamma(a["log_gamma"], a["samples"]))},
+        lambda a, backend: {"beta": np.asarray(hyper_prior.beta_from_log_gamma(a["log_gamma"], a["samples"]))},
         ("log_gamma",),
     ),
     _method("prior", _prior_cases(), _prior, ("w",), _prior_summands, ("log_density", "score")),

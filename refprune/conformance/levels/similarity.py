@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from ... import cka
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
+from ...formulas import cka
 from ...rounding import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Description, Method
 from ..strategies.structures import few

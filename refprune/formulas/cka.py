@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]

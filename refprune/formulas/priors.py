@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import exp1, expit, gammaincinv, gammaln, logit
 
-from .errors import InputError
+from ..errors import InputError
 from .scalar import Float, finite, log, log1m, not_negative, numbers, positive, probability, single, where
 
 Array = NDArray[Any]

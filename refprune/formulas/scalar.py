@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from .errors import InputError
+from ..errors import InputError
 
 Float = NDArray[np.float64]
 
