@@ -20,8 +20,8 @@ class Backend:
     """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
 
     momentum_step, crop_flip and cross_product (aᵀb, for `refprune.formulas.cka`) have no VJP; their contracts stand in
-    `refprune.optimiser`, `refprune.augment` and `refprune.formulas.cka.numpy_product`; those of prior_density, flattening_profile and
-    flattening_density in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
+    `refprune.optimiser`, `refprune.augment` and `refprune.formulas.cka.numpy_product`; those of prior_density,
+    flattening_profile and flattening_density in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
 

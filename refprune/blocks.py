@@ -15,8 +15,8 @@ import numpy as np
 
 from .arrays import Array
 from .errors import InputError
-from .layerspec import BatchNorm, Conv, Dense, Layer, Section
-from .spec import GateGroup, Network
+from .spec.layers import BatchNorm, Conv, Dense, Layer, Section
+from .spec.network import GateGroup, Network
 
 
 class Block(NamedTuple):

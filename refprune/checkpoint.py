@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import __version__, spec
+from . import __version__
 from .arrays import Array
 from .errors import InputError, SpecError
 from .output.files import write_atomically
 from .penalty import Reference
+from .spec import json_form, network
 from .train import State
 
 FORMAT = "refprune-checkpoint-2"
@@ -56,7 +57,7 @@ def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
         "macs": state.macs,
         "finished": state.finished,
         "start": list(state.start),
-        "network": spec.to_json(state.network),
+        "network": json_form.to_json(state.network),
         "run": dict(run),
     }
     write_atomically(directory / file, content)
@@ -83,7 +84,7 @@ def load(directory: Path) -> Checkpoint:
     except ValueError as error:
         raise InputError(f"{npz}: not an archive of plain arrays ({error})") from error
     try:
-        network = spec.from_json(header["network"])
+        network = json_form.from_json(header["network"])
     except SpecError as error:
         raise InputError(f"{path}: network: {error}") from error
     params, velocity, statistics = (_group(arrays, group, network, npz) for group in GROUPS)
@@ -123,7 +124,7 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _group(arrays: Mapping[str, Array], group: str, network: spec.Network, path: Path) -> dict[str, Array]:
+def _group(arrays: Mapping[str, Array], group: str, network: network.Network, path: Path) -> dict[str, Array]:
     """The arrays of one group, checked against the network: the first that does not fit is named."""
     expected = network.statistics_shapes if group == "statistics" else network.parameter_shapes
     found = {name.removeprefix(f"{group}/"): array for name, array in arrays.items() if name.startswith(f"{group}/")}

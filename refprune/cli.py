@@ -247,35 +247,39 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 
 def _zoo(options: argparse.Namespace) -> int:
-    from . import complexity, exchange, zoo
+    from . import exchange
     from .output import tables
+    from .spec import zoo
+    from .spec.cost import flops, macs, parameters, per_layer
+    from .training import presets
 
-    if options.name in zoo.experiments():
-        print(zoo.experiment_text(options.name), end="")
+    if options.name in presets.experiments():
+        print(presets.experiment_text(options.name), end="")
         return 0
     if options.name is not None:
         if options.name.partition(":")[0] not in zoo.NETWORKS:
-            known = ", ".join([*zoo.NETWORKS, *zoo.experiments()])
+            known = ", ".join([*zoo.NETWORKS, *presets.experiments()])
             raise InputError(f"zoo: {options.name!r} is neither a network nor an experiment; there are {known}")
         network = exchange.network_for(options.name, {})
         table: list[tuple[str, ...]] = [("layer", "kind", "input", "output", "parameters", "MACs")]
-        for cost in complexity.per_layer(network):
+        for cost in per_layer(network):
             shapes = ("×".join(map(str, shape)) for shape in (cost.input_shape, cost.output_shape))
             kind = type(cost.layer).__name__
             table.append((cost.layer.name, kind, *shapes, f"{cost.parameters:,}", f"{cost.macs:,}"))
-        table.append(("total", "", "", "", f"{complexity.parameters(network):,}", f"{complexity.macs(network):,}"))
+        table.append(("total", "", "", "", f"{parameters(network):,}", f"{macs(network):,}"))
         print(tables.text_table(table))
-        counts = [(of(network), of(network, parts=("weight",))) for of in (complexity.parameters, complexity.flops)]
+        counts = [(of(network), of(network, parts=("weight",))) for of in (parameters, flops)]
         print(f"without biases and norms: {counts[0][1]:,} parameters")
         print(f"FLOPs: {counts[1][0]:,}; of weights alone, 2 for each MAC, {counts[1][1]:,}")
         return 0
     print("networks:     " + ", ".join(zoo.NETWORKS))
-    print("experiments:  " + ", ".join(zoo.experiments()))
+    print("experiments:  " + ", ".join(presets.experiments()))
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from . import export, spec
+    from . import export
+    from .spec import json_form
 
     if not (options.npz or options.onnx or options.torch or options.spec):
         raise InputError("export: give at least one of --npz, --onnx, --torch, --spec")
@@ -285,7 +289,7 @@ def _export(options: argparse.Namespace) -> int:
     check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, spec=options.spec, **{"torch's module": module})
     trained = export.of_run(options.directory, options.of)
     if options.spec:
-        write_atomically(options.spec, json.dumps(spec.to_json(trained.network), indent=1).encode())
+        write_atomically(options.spec, json.dumps(json_form.to_json(trained.network), indent=1).encode())
         print(f"{options.spec}: the spec of {len(trained.network.layers)} layers and sections")
     holds = True
     for path, kind in ((options.npz, "npz"), (options.onnx, "onnx"), (options.torch, "torch")):

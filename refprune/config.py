@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import zoo
 from .backend import NAMES
 from .errors import InputError
 from .estimators import ESTIMATORS
+from .spec import zoo
+from .training import presets
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 
@@ -190,7 +191,7 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
     elif Path(source).is_file():
         raise InputError(f"{source}: the file of an experiment must end in .toml")
     else:
-        text = zoo.experiment_text(source)
+        text = presets.experiment_text(source)
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -24,16 +24,16 @@ from functools import cached_property
 
 import numpy as np
 
-from . import complexity
 from .arrays import Array, Arrays
 from .backend import Backend
 from .errors import InputError
 from .formulas.cka import Similarity, cka
 from .inference import Predictor
-from .layerspec import Conv, Dense, Section, UnitGate
 from .magnitude import filter_norms, smallest
 from .network import forward
-from .spec import Network
+from .spec.cost import macs
+from .spec.layers import Conv, Dense, Section, UnitGate
+from .spec.network import Network
 from .streams import Streams
 from .surgery import Cut, prune
 
@@ -83,7 +83,7 @@ def fewest_macs(network: Network) -> int:
     for stage in stages(network):
         dearest = sorted((s for s in stage[1:] if not s.shortcut), key=cost, reverse=True)
         gone += [section.name for section in dearest[: max(len(stage) - STAY, 0)]]
-    return complexity.macs(without(network, gone).network)
+    return macs(without(network, gone).network)
 
 
 def _gated(network: Network, names: list[str]) -> Network:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import complexity, rounding
+from . import rounding
 from .arrays import Array
 from .backend import ORACLE
 from .objective import BatchLoss
+from .spec import cost
 from .surgery import Cut
 from .train import Images, State
 
@@ -28,7 +29,7 @@ def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) ->
     on = on.copy()
     for name in cut.closed_for_emptiness:
         on[slices[name]] = 0.0
-    count = min(max(MACS // max(complexity.macs(state.network), 1), 1), IMAGES)
+    count = min(max(MACS // max(cost.macs(state.network), 1), 1), IMAGES)
     x, labels = images.x[:count].astype(np.float64), images.labels[:count]
     wide = [{name: a.astype(np.float64) for name, a in arrays.items()} for arrays in (state.params, state.statistics)]
     masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checkpoint, spec, weightfiles, zoo
+from . import checkpoint, weightfiles
 from .arrays import Array, Arrays
 from .data import Dataset
 from .errors import DataError, InputError
-from .layerspec import BatchNorm, Conv, Dense, Flatten, Layer, Section
 from .network import check_arrays
-from .spec import Network
+from .spec import json_form, zoo
+from .spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section
+from .spec.network import Network
 
 #: A layer's arrays: those of `Layer.parameter_keys`, and for batch-norm its running statistics.
 STATISTICS = ("mean", "variance")
@@ -95,7 +96,7 @@ class Trained(NamedTuple):
 
 def digest(trained: Trained) -> str:
     """SHA-256 of the spec and every array."""
-    found = hashlib.sha256(json.dumps(spec.to_json(trained.network), sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(json_form.to_json(trained.network), sort_keys=True).encode())
     for name, array in sorted((trained.params | trained.statistics).items()):
         found.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
@@ -153,7 +154,7 @@ def read_npz(path: Path) -> Trained:
         raise InputError(f"{path}: {NEEDS_SPEC}")
     try:
         header = json.loads(str(arrays.pop("spec")))
-        network = spec.from_json(header["network"])
+        network = json_form.from_json(header["network"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no weights of refprune ({type(error).__name__}: {error})") from error
     if header.get("format") != NPZ_FORMAT:
@@ -232,7 +233,7 @@ def network_for(spec_name: str, arrays: Mapping[str, Array]) -> Network:
     """The network that `spec_name` says; resnet-cifar-keras takes its blocks per stage from the arrays' names, if not given."""
     if spec_name.endswith(".json"):
         try:
-            return spec.from_json(json.loads(Path(spec_name).read_text(encoding="utf-8")))
+            return json_form.from_json(json.loads(Path(spec_name).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise error if isinstance(error, InputError) else InputError(f"{spec_name}: no JSON spec ({error})") from error
     name, _, text = spec_name.partition(":")

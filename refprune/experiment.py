@@ -18,18 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, data, equivalence, magnitude, settle, spec, train, zoo
+from . import backend, checkpoint, config, data, equivalence, magnitude, settle, train
 from . import environment as environments
 from .arrays import Array
 from .backend import Backend
 from .config import Config
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
-from .layerspec import Section
 from .output.files import check_unused, claim, locked, write_atomically
 from .output.progress import Progress
 from .penalty import reference
-from .spec import Network
+from .spec import cost as network_cost
+from .spec import json_form, zoo
+from .spec.layers import Section
+from .spec.network import Network
 from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State
 
@@ -215,7 +217,7 @@ class TrainingRun:
         return len(self.setup.images.labels) // self.settings.training.batch_size
 
     def _start(self) -> tuple[State, dict[str, Any]]:
-        described = [self.name, config.to_toml(self.settings), spec.to_json(self.network)]
+        described = [self.name, config.to_toml(self.settings), json_form.to_json(self.network)]
         identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
         path = self.directory / checkpoint.NAME
         if path.exists():
@@ -321,7 +323,7 @@ class TrainingRun:
         on = self.log["gates_on"] + fixed - fixed_gates_gone(self.setup.whole, self.network, end.state.network)
         self.log["final"] = {"test_loss": score.loss, "test_accuracy": score.accuracy, **self._objective(end.state, on)}
         line: Summary = {"event": "end", "step": end.state.step, "macs": end.state.macs, "decisions": self.log["decisions"]}
-        self._write(line | {"macs_per_image": complexity.macs(end.state.network)} | self.log["final"])
+        self._write(line | {"macs_per_image": network_cost.macs(end.state.network)} | self.log["final"])
         self._save(end.state)
         return end.state
 
@@ -370,10 +372,10 @@ class TrainingRun:
             "sections_at_start": count_sections(self.network),
             "units": count_units(self.setup.whole, state.network),
             "units_at_start": count_units(self.setup.whole, self.network),
-            "parameters": complexity.parameters(state.network),
-            "parameters_at_start": complexity.parameters(self.network),
-            "macs_per_image": complexity.macs(state.network),
-            "macs_per_image_at_start": complexity.macs(self.network),
+            "parameters": network_cost.parameters(state.network),
+            "parameters_at_start": network_cost.parameters(self.network),
+            "macs_per_image": network_cost.macs(state.network),
+            "macs_per_image_at_start": network_cost.macs(self.network),
             "layers": layers_left(self.network, state.network),
             "training_macs": spent["macs"],
             "training_macs_unpruned": spent["macs_unpruned"],
@@ -389,7 +391,7 @@ class TrainingRun:
 
     def _spent(self, state: State) -> Summary:
         """MACs of the training so far, and what the unpruned network would have taken for the same steps (C6)."""
-        full = complexity.training_macs(self.network) * self.settings.training.batch_size * state.step
+        full = network_cost.training_macs(self.network) * self.settings.training.batch_size * state.step
         return {"macs": state.macs, "macs_unpruned": full}
 
     def _seconds(self) -> float:
@@ -431,12 +433,12 @@ def count_units(whole: Network, left: Network) -> dict[str, int]:
 def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
     """MACs of one image and parameters of every layer of `start` that costs something: there, and in what is left of it."""
 
-    def sizes(cost: complexity.Cost) -> dict[str, int]:
+    def sizes(cost: network_cost.Cost) -> dict[str, int]:
         return {"macs": cost.macs, "parameters": cost.parameters}
 
     gone = {"macs": 0, "parameters": 0}
-    now = {cost.layer.name: sizes(cost) for cost in complexity.per_layer(left)}
-    whole = {cost.layer.name: sizes(cost) for cost in complexity.per_layer(start)}
+    now = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(left)}
+    whole = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(start)}
     return {
         name: now.get(name, gone) | {f"{key}_at_start": size for key, size in before.items()}
         for name, before in whole.items()
@@ -452,10 +454,10 @@ def _theta_by_name(state: State) -> dict[str, float]:
 def size_left(state: State) -> Summary:
     """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6)."""
     network = state.network
-    expected = {q: float(complexity.expected(network, state.theta, q)) for q in ("macs", "parameters")}
+    expected = {q: float(network_cost.expected(network, state.theta, q)) for q in ("macs", "parameters")}
     return {
-        "macs_per_image": complexity.macs(network),
-        "parameters": complexity.parameters(network),
+        "macs_per_image": network_cost.macs(network),
+        "parameters": network_cost.parameters(network),
         "expected_macs_per_image": expected["macs"],
         "expected_parameters": expected["parameters"],
     }

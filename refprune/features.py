@@ -11,9 +11,9 @@ from .arrays import Array, Arrays
 from .backend import Backend
 from .errors import InputError
 from .formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
-from .layerspec import Activation, Section
 from .network import forward
-from .spec import Network
+from .spec.layers import Activation, Section
+from .spec.network import Network
 
 
 def points(network: Network) -> list[str]:

@@ -35,10 +35,11 @@ class Implementation:
     """Somebody's implementation of gated training, or of any part of it. Override what there is; the rest is not judged.
 
     Arrays come as NumPy arrays of the declared precision (labels as int64), `spec` as the JSON-able network of
-    `refprune.spec.to_json`, the rest as Python numbers and strings. Everything is passed by keyword. Results are arrays (or
-    what `numpy.asarray` takes; PyTorch tensors too) of the declared precision; where a method has several, a tuple in the
-    order documented or a dict by name, in which what does not exist may be missing or None. Arguments must not be changed.
-    A method that cannot do what one call asks raises NotImplementedError: the call is counted as declined, not as passed.
+    `refprune.spec.json_form.to_json`, the rest as Python numbers and strings. Everything is passed by keyword. Results are
+    arrays (or what `numpy.asarray` takes; PyTorch tensors too) of the declared precision; where a method has several, a tuple
+    in the order documented or a dict by name, in which what does not exist may be missing or None. Arguments must not be
+    changed. A method that cannot do what one call asks raises NotImplementedError: the call is counted as declined, not as
+    passed.
 
     precision: "float64", "float32", or "bfloat16", which travels as float32 arrays of bfloat16 numbers.
     conventions: the values that this implementation may be asked for; PYTORCH, EVERY or a mapping of its own, in which a

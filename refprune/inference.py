@@ -25,8 +25,8 @@ import numpy as np
 from .arrays import Array
 from .backend import Backend, Fused
 from .network import check_arrays, check_input, checked_gates
-from .operations import Operation, Operations, SectionOperations
-from .spec import Network
+from .spec.calls import Operation, Operations, SectionOperations
+from .spec.network import Network
 
 AFFINE = ("dense", "conv2d")
 

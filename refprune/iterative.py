@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, complexity, config, criteria, data, exchange, train
+from . import backend, checkpoint, config, criteria, data, exchange, train
 from . import environment as environments
 from .arrays import Array
 from .config import Config
@@ -28,7 +28,8 @@ from .errors import InputError
 from .exchange import Trained
 from .output.files import check_unused, claim, locked, write_atomically
 from .output.progress import Progress
-from .spec import Network
+from .spec import cost
+from .spec.network import Network
 from .streams import Streams
 from .train import Images, State
 
@@ -156,7 +157,7 @@ def check(network: Network, plan: Plan) -> None:
         raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
     criteria.check_candidates(network)
     criteria.check(plan.criterion, network, plan.samples)
-    start, least = complexity.macs(network), criteria.fewest_macs(network)
+    start, least = cost.macs(network), criteria.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:
         raise InputError(
             f"--target-macs: {plan.target_macs} of {start:,} MACs cannot be reached: two sections stay in every stage, "
@@ -238,7 +239,7 @@ class _Job:
         filters = sum(record["kind"] == "filters" for record in self.records)
         if self.records[-1]["test_accuracy"] < self.plan.least_accuracy:
             return None
-        if not filters and criteria.candidates(network) and complexity.macs(network) > self._target:
+        if not filters and criteria.candidates(network) and cost.macs(network) > self._target:
             return "section"
         return "filters" if filters < self.plan.filter_rounds else None
 
@@ -255,7 +256,7 @@ class _Job:
         """Learning rate of the round that begins with this network."""
         start = int(self.records[0]["macs_per_image"])
         can_go = start - max(self._target, self.fewest_macs)
-        gone = min((start - complexity.macs(network)) / can_go, 1.0) if can_go else 1.0
+        gone = min((start - cost.macs(network)) / can_go, 1.0) if can_go else 1.0
         return float(self.settings.optimiser.learning_rate * self.plan.anneal**gone)
 
     # One round ------------------------------------------------------------------------------------------------------
@@ -339,8 +340,8 @@ class _Job:
         return {
             "test_accuracy": score.accuracy,
             "test_loss": score.loss,
-            "macs_per_image": complexity.macs(state.network),
-            "parameters": complexity.parameters(state.network),
+            "macs_per_image": cost.macs(state.network),
+            "parameters": cost.parameters(state.network),
             "training_macs": state.macs,
         }
 
@@ -358,7 +359,7 @@ class _Job:
         fell = last["test_accuracy"] < self.plan.least_accuracy
         if fell:
             stopped = f"the accuracy fell below {self.plan.least_accuracy} in round {last['round']}"
-        elif complexity.macs(network) <= self._target:
+        elif cost.macs(network) <= self._target:
             stopped = "the target is reached"
         else:
             stopped = "no candidate is left: two sections stay in every stage"

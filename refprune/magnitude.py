@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from .arrays import Array
-from .spec import Network
+from .spec.network import Network
 
 
 def filter_norms(network: Network, params: Mapping[str, Array]) -> Array:

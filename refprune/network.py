@@ -16,9 +16,9 @@ import numpy as np
 from .arrays import Array, Arrays, Saved, Shape
 from .backend import Backend, Vjp
 from .errors import InputError
-from .layerspec import Layer, Section
-from .operations import LayerGate, Operation, Operations, SectionOperations
-from .spec import Network
+from .spec.calls import LayerGate, Operation, Operations, SectionOperations
+from .spec.layers import Layer, Section
+from .spec.network import Network
 from .streams import Streams
 
 Observer = Callable[[str, Array], None]

@@ -12,7 +12,7 @@ from .arrays import Array, Arrays, Saved
 from .backend import Backend
 from .errors import InputError
 from .network import Gradients, Observer, Tape, backward, forward
-from .spec import Network
+from .spec.network import Network
 
 
 class Evaluation(NamedTuple):

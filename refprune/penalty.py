@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import complexity
 from .arrays import Array
 from .errors import InputError
-from .spec import Network
+from .spec import cost
+from .spec.network import Network
 
 
 class Reference(NamedTuple):
@@ -29,7 +29,7 @@ class Reference(NamedTuple):
 
 def reference(network: Network) -> Reference:
     """The network's own cost, all gates on."""
-    return Reference(complexity.macs(network), complexity.parameters(network))
+    return Reference(cost.macs(network), cost.parameters(network))
 
 
 def share(network: Network, whole: Reference, alpha: float) -> float:
@@ -83,21 +83,21 @@ class Penalty:
         """C3's three summands that count: (weight, θ with 1 where the summand does not look, where it looks)."""
         if self.nu == 0.0 or not theta.size:
             return []
-        layer = complexity.cost_model(self.network).is_layer
+        layer = cost.cost_model(self.network).is_layer
         both, layers, units = 1.0 - abs(2.0 * self.balance - 1.0), 2.0 * self.balance - 1.0, 1.0 - 2.0 * self.balance
         views = ((both, np.ones_like(layer)), (layers, layer), (units, ~layer))
         return [(weight, np.where(seen, theta, 1.0), seen) for weight, seen in views if weight > 0.0]
 
     def _share(self, theta: Array) -> Any:
         """R(θ) (C2)."""
-        return self._weights() @ complexity.cost_model(self.network).alive(theta)
+        return self._weights() @ cost.cost_model(self.network).alive(theta)
 
     def _share_gradient(self, theta: Array) -> Array:
-        return complexity.cost_model(self.network).gradient(theta, self._weights())
+        return cost.cost_model(self.network).gradient(theta, self._weights())
 
     def _weights(self) -> Array:
         """What one pair of each term adds to R."""
-        model = complexity.cost_model(self.network)
+        model = cost.cost_model(self.network)
         macs, parameters = (model.weights(quantity) for quantity in ("macs", "parameters"))
         weights: Array = self.alpha * macs / self.reference.macs + (1.0 - self.alpha) * parameters / self.reference.parameters
         return weights

@@ -10,8 +10,8 @@ from .arrays import Array
 from .blocks import block_norms, blocks
 from .config import Config
 from .dynamics import in_domain
-from .layerspec import UnitGate
-from .spec import Network
+from .spec.layers import UnitGate
+from .spec.network import Network
 
 
 def rule_keep(

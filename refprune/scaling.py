@@ -13,8 +13,6 @@ import numpy as np
 from .arrays import Array
 from .data import Dataset
 
-SCALINGS = ("channel", "pixel_mean")
-
 
 class Scaling(NamedTuple):
     """shift, in units of 0 … 255, and scale: (C, 1, 1) or (C, H, W), in the dtype of the inputs."""

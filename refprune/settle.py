@@ -13,12 +13,12 @@ import numpy as np
 
 from .arrays import Array, Arrays
 from .backend import Backend
-from .complexity import cost_model
 from .config import Config
-from .layerspec import Section
 from .network import forward
 from .objective import BatchLoss, average_statistics
 from .pruning import spare_plain_layers
+from .spec.cost import cost_model
+from .spec.layers import Section
 from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Pruned, State, cut_state, epoch_batches, penalty_of, remove
 

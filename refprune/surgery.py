@@ -14,8 +14,8 @@ import numpy as np
 
 from .arrays import Array, Arrays
 from .errors import InputError
-from .layerspec import Activation, Conv, Dense, Layer, Section, UnitGate
-from .spec import Network
+from .spec.layers import Activation, Conv, Dense, Layer, Section, UnitGate
+from .spec.network import Network
 
 Index = dict[str, Array]
 

@@ -26,11 +26,11 @@ from .errors import InputError
 from .estimators import ESTIMATORS, sample
 from .formulas.hyper_prior import beta_from_log_gamma
 from .inference import Predictor
-from .layerspec import UnitGate
 from .network import initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
 from .penalty import Penalty, Reference, reference
-from .spec import Loss, Network
+from .spec.layers import UnitGate
+from .spec.network import Loss, Network
 from .streams import Streams
 from .surgery import Cut, prune
 

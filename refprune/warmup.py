@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from . import backend, config, train, zoo
+from . import backend, config, train
 from .config import Config
 from .errors import InputError
+from .spec import zoo
 from .streams import Streams
 
 EVALUATED = 1000  # images that an evaluation takes at once

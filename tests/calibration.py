@@ -15,7 +15,9 @@ from refprune import layers, rounding
 from refprune import network as nw
 from refprune.arrays import Saved
 from refprune.backend import ORACLE, by_name
-from refprune.layerspec import (
+from refprune.objective import BatchLoss
+from refprune.rounding import UNIT, network_tolerance
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -28,9 +30,7 @@ from refprune.layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from refprune.objective import BatchLoss
-from refprune.rounding import UNIT, network_tolerance
-from refprune.spec import Loss, Network
+from refprune.spec.network import Loss, Network
 from refprune.streams import Streams
 
 U = UNIT["float32"]

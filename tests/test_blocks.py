@@ -17,11 +17,11 @@ from refprune.backend import ORACLE
 from refprune.blocks import block_norms, blocks
 from refprune.conformance.strategies.networks import gated_cases
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.network import initial_statistics
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT
-from refprune.spec import Network
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from refprune.spec.network import Network
 
 U = UNIT["float64"]
 TANH = Activation("tanh")

@@ -10,12 +10,13 @@ import shutil
 import numpy as np
 import pytest
 
-from refprune import checkpoint, spec, train
+from refprune import checkpoint, train
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Dense, Section, UnitGate
 from refprune.network import initial_statistics, initialise
 from refprune.penalty import reference
-from refprune.spec import Network
+from refprune.spec import json_form
+from refprune.spec.layers import Activation, BatchNorm, Dense, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 GROUPS = ("params", "velocity", "statistics")
@@ -225,7 +226,7 @@ def test_a_field_that_is_missing_or_of_a_wrong_type(saved, field, value):
 
 
 def test_a_network_that_cannot_exist(saved):
-    data = spec.to_json(network())
+    data = json_form.to_json(network())
     data["layers"][0]["units"] = 5
     edit(saved, network=data)
     refused(saved, checkpoint.NAME, "network: ", "cannot be added")
@@ -233,16 +234,16 @@ def test_a_network_that_cannot_exist(saved):
 
 def test_another_network(saved):
     """The same layers with another width: the first array that does not fit is named, with both shapes."""
-    edit(saved, network=spec.to_json(network(units=6)))
+    edit(saved, network=json_form.to_json(network(units=6)))
     refused(saved, arrays_file(saved).name, "params/section1.dense1.weight has shape (5, 4), the network needs (6, 4)")
 
 
 def test_a_network_with_more_or_fewer_layers(saved):
     made = Network((3,), (*network().layers[:-1], Dense(3, name="extra"), network().layers[-1]))
-    edit(saved, network=spec.to_json(made))
+    edit(saved, network=json_form.to_json(made))
     refused(saved, "params/extra.weight is missing; the checkpoint is of another network")
     made = Network((3,), (*network().layers[:3], network().layers[-1]))
-    edit(saved, network=spec.to_json(made))
+    edit(saved, network=json_form.to_json(made))
     refused(saved, "params/section2.dense1.bias belongs to no layer of the network")
 
 

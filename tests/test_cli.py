@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, data, digits, equivalence, experiment, report, settle, train, zoo
+from refprune import cli, config, data, digits, equivalence, experiment, report, settle, train
 from refprune.errors import InputError
 from refprune.output import figures, progress, tables
+from refprune.spec import zoo
+from refprune.training import presets
 
 TINY = data.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
 SET = [
@@ -92,7 +94,7 @@ def test_wrong_usage(command, arguments):
 def test_zoo_lists_networks_and_experiments(command):
     code, out, err = command("zoo")
     assert (code, err) == (0, "")
-    for name in (*zoo.NETWORKS, *zoo.experiments()):
+    for name in (*zoo.NETWORKS, *presets.experiments()):
         assert name in out
 
 
@@ -111,11 +113,11 @@ def test_zoo_shows_a_network_with_its_published_counts(command):
     assert sums.tolist() == [431_080, 2_293_000]
 
 
-@pytest.mark.parametrize("name", sorted(set(zoo.NETWORKS) | set(zoo.experiments())))
+@pytest.mark.parametrize("name", sorted(set(zoo.NETWORKS) | set(presets.experiments())))
 def test_zoo_shows_everything_it_lists(command, name, tmp_path):
     code, out, err = command("zoo", name)
     assert (code, err) == (0, "")
-    if name in zoo.experiments():
+    if name in presets.experiments():
         (tmp_path / "copy.toml").write_text(out)
         assert dataclasses.replace(config.load("copy.toml"), name=name) == config.load(name)
 

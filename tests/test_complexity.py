@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch_network
 
-from refprune import complexity, zoo
 from refprune.backend import ORACLE
-from refprune.layerspec import (
+from refprune.network import initial_statistics, initialise
+from refprune.objective import BatchLoss
+from refprune.spec import cost, zoo
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -23,9 +25,7 @@ from refprune.layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from refprune.network import initial_statistics, initialise
-from refprune.objective import BatchLoss
-from refprune.spec import Network
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 SAME = ((1, 1), (1, 1))
@@ -83,31 +83,31 @@ def networks():
 def test_published_networks(name, counts):
     """N6."""
     network = zoo.build(name, {})
-    assert (complexity.parameters(network), complexity.macs(network)) == counts
+    assert (cost.parameters(network), cost.macs(network)) == counts
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_counts_by_hand(name):
     network, parameters, macs = BY_HAND[name]
-    assert complexity.parameters(network) == parameters
-    assert complexity.macs(network) == macs
+    assert cost.parameters(network) == parameters
+    assert cost.macs(network) == macs
 
 
 @pytest.mark.parametrize(("sections", "width"), [(0, 4), (1, 1), (12, 64)])
 def test_residual_mlp_by_formula(sections, width):
     network = zoo.residual_mlp(sections, width)
-    assert complexity.macs(network) == 784 * width + sections * width**2 + 10 * width
-    assert complexity.parameters(network) == complexity.macs(network) + (1 + sections) * width + 10
+    assert cost.macs(network) == 784 * width + sections * width**2 + 10 * width
+    assert cost.parameters(network) == cost.macs(network) + (1 + sections) * width + 10
 
 
 @pytest.mark.parametrize("name", networks())
 def test_the_rows_sum_to_the_totals(name):
     network = networks()[name]
-    rows = complexity.per_layer(network)
+    rows = cost.per_layer(network)
     assert [row.layer.name for row in rows] == [layer.name for layer, _ in network.placed()]
-    assert sum(row.parameters for row in rows) == complexity.parameters(network)
-    assert sum(row.macs for row in rows) == complexity.macs(network)
-    assert complexity.parameters(network) == sum(math.prod(shape) for shape in network.parameter_shapes.values())
+    assert sum(row.parameters for row in rows) == cost.parameters(network)
+    assert sum(row.macs for row in rows) == cost.macs(network)
+    assert cost.parameters(network) == sum(math.prod(shape) for shape in network.parameter_shapes.values())
     for row in rows:
         assert row.input_shape == network.input_shapes[row.layer.name]
         assert row.output_shape == row.layer.output_shape(row.input_shape)
@@ -130,10 +130,10 @@ def test_a_real_training_step_counts_the_same(name, batch):
     network = networks()[name]
     loss = batch_loss(network, batch)
     base = loss.evaluate(np.ones(network.gate_count))
-    assert base.tape.macs == batch * complexity.macs(network)
-    assert base.tape.macs + loss.gradients(base).macs == batch * complexity.training_macs(network)
+    assert base.tape.macs == batch * cost.macs(network)
+    assert base.tape.macs + loss.gradients(base).macs == batch * cost.training_macs(network)
     with_images = loss.gradients(base, input_gradient=True)
-    assert base.tape.macs + with_images.macs == 3 * batch * complexity.macs(network)
+    assert base.tape.macs + with_images.macs == 3 * batch * cost.macs(network)
 
 
 @pytest.mark.parametrize("name", networks())
@@ -145,25 +145,25 @@ def test_pytorch_counts_the_same(name):
     gates = torch.ones(network.gate_count, dtype=torch.float64)
     statistics = torch_network.tensors(initial_statistics(network))
     _, _, macs = torch_network.run(network, torch_network.tensors(params), gates, x, statistics=statistics, train=False)
-    assert macs == complexity.macs(network)
-    assert sum(p.size for p in params.values()) == complexity.parameters(network)
+    assert macs == cost.macs(network)
+    assert sum(p.size for p in params.values()) == cost.parameters(network)
 
 
 def test_training_by_hand():
     """Forward, weight gradients and input gradients; the first layer that learns needs none with respect to its input."""
-    assert complexity.training_macs(BY_HAND["dense"][0]) == 3 * (12 + 8) - 12
-    assert complexity.training_macs(BY_HAND["section of dense layers"][0]) == 3 * (15 + 20 + 12 + 8)
-    assert complexity.training_macs(BY_HAND["nothing to train"][0]) == 0
+    assert cost.training_macs(BY_HAND["dense"][0]) == 3 * (12 + 8) - 12
+    assert cost.training_macs(BY_HAND["section of dense layers"][0]) == 3 * (15 + 20 + 12 + 8)
+    assert cost.training_macs(BY_HAND["nothing to train"][0]) == 0
     frozen_stem = Network((1, 4, 4), (MaxPool((2, 2), (2, 2)), Flatten(), Activation(), Dense(3), Dense(2)))
-    assert complexity.training_macs(frozen_stem) == 3 * (12 + 6) - 12
+    assert cost.training_macs(frozen_stem) == 3 * (12 + 6) - 12
 
 
 def test_closed_sections_cost_nothing_unless_their_gradient_is_wanted():
     network = zoo.residual_mlp(3, 5)
     loss = batch_loss(network, 2)
     closed = loss.evaluate(np.array([1.0, 0.0, 0.0]))
-    assert closed.tape.macs == 2 * (complexity.macs(network) - 50)
+    assert closed.tape.macs == 2 * (cost.macs(network) - 50)
     assert loss.gradients(closed).macs == 2 * (784 * 5 + 2 * (25 + 50))
     watched = loss.evaluate(np.array([1.0, 0.0, 0.0]), run_closed=True)
-    assert watched.tape.macs == 2 * complexity.macs(network)
+    assert watched.tape.macs == 2 * cost.macs(network)
     assert loss.gradients(watched).macs == loss.gradients(closed).macs

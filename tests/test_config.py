@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refprune import config, zoo
+from refprune import config
 from refprune.config import Config, Data, Gates, Objective, Optimiser, Training
 from refprune.errors import InputError
 from refprune.estimators import ESTIMATORS
+from refprune.spec import zoo
+from refprune.training import presets
 
 
 def refused(values, *words):
@@ -31,10 +33,10 @@ def nested(key, value):
 
 
 def test_the_quick_start_is_among_the_presets():
-    assert "quickstart" in zoo.experiments()
+    assert "quickstart" in presets.experiments()
 
 
-@pytest.mark.parametrize("name", zoo.experiments())
+@pytest.mark.parametrize("name", presets.experiments())
 def test_every_preset_loads_under_its_name(name):
     settings = config.load(name)
     assert settings.name == name
@@ -47,7 +49,7 @@ def reread(settings, folder):
     return config.load(str(path))
 
 
-@pytest.mark.parametrize("name", zoo.experiments())
+@pytest.mark.parametrize("name", presets.experiments())
 def test_presets_survive_the_round_trip(name, tmp_path):
     assert reread(config.load(name), tmp_path) == config.load(name)
 

@@ -8,18 +8,19 @@ import pytest
 from scipy.special import rel_entr, softmax
 from tolerance import assert_close, gamma
 
-from refprune import complexity, criteria, stability, zoo
+from refprune import criteria, stability
 from refprune.backend import ORACLE, by_name
 from refprune.criteria import CRITERIA, Subject
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.formulas import cka
 from refprune.inference import Predictor
-from refprune.layerspec import Activation, Conv, Dense, Flatten, GlobalAveragePool, Section
 from refprune.network import forward, initial_statistics, initialise
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, network_tolerance
-from refprune.spec import Network
+from refprune.spec import cost, zoo
+from refprune.spec.layers import Activation, Conv, Dense, Flatten, GlobalAveragePool, Section
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 U = UNIT["float64"]
@@ -48,18 +49,18 @@ def test_k_blocks_lose_k_minus_2(depth, shortcut):
     removed = 0
     while names := criteria.candidates(network):
         assert not {stage[0].name for stage in criteria.stages(network)} & set(names)
-        before = complexity.macs(network)
+        before = cost.macs(network)
         network = criteria.without(network, names[:1]).network
-        assert before - complexity.macs(network) == 4_718_592
+        assert before - cost.macs(network) == 4_718_592
         removed += 1
     assert removed == 3 * (blocks - 2)
     assert [len(stage) for stage in criteria.stages(network)] == [2, 2, 2]
-    assert complexity.macs(network) == least
+    assert cost.macs(network) == least
 
 
 def test_the_figures_of_k6():
     network = zoo.resnet_cifar_keras()
-    assert (complexity.macs(network), criteria.fewest_macs(network)) == (125_747_840, 125_747_840 - 21 * 4_718_592)
+    assert (cost.macs(network), criteria.fewest_macs(network)) == (125_747_840, 125_747_840 - 21 * 4_718_592)
 
 
 def test_the_dearest_candidates_count():

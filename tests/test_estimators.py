@@ -33,9 +33,9 @@ from refprune.estimators import (
     exact_weight_gradient,
     sample,
 )
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
 from refprune.objective import BatchLoss, Evaluation
-from refprune.spec import GateGroup, Loss, Network
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
+from refprune.spec.network import GateGroup, Loss, Network
 
 U = 2.0**-53
 UNBIASED = ("exact", "paired", "reinforce", "arm", "disarm")

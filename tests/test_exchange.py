@@ -9,16 +9,17 @@ import safetensors.numpy
 import torch
 from tolerance import assert_close, gamma
 
-from refprune import checkpoint, config, data, exchange, spec, train, zoo
+from refprune import checkpoint, config, data, exchange, train
 from refprune.backend import ORACLE
 from refprune.conformance import torch_adapter
 from refprune.errors import DataError, InputError
 from refprune.inference import Predictor
-from refprune.layerspec import BatchNorm, Conv, Dense, Flatten, Section
 from refprune.network import initial_statistics, initialise
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, network_tolerance
-from refprune.spec import Network
+from refprune.spec import json_form, zoo
+from refprune.spec.layers import BatchNorm, Conv, Dense, Flatten, Section
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 BLOCKS = (3, 2, 1)
@@ -141,7 +142,7 @@ def test_keras_flattens_with_the_channels_innermost(tmp_path):
     shapes |= {f"batchnorm1.{name}": (36,) for name in ("gamma", "beta", "moving_mean", "moving_variance")}
     theirs = {name: np.abs(rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
     np.savez(tmp_path / "keras.npz", **theirs)
-    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json(network)))
+    (tmp_path / "spec.json").write_text(json.dumps(json_form.to_json(network)))
     trained = exchange.load(tmp_path / "keras.npz", str(tmp_path / "spec.json"), dtype="float64")
     x = rng.standard_normal((5, 2, 3, 4))
     h = (x.transpose(0, 2, 3, 1) @ theirs["conv1.kernel"][0, 0].astype(float)).reshape(5, 36)
@@ -167,16 +168,16 @@ def test_keras_sections_behind_a_flatten_are_refused(tmp_path):
 def test_a_planted_convention_is_seen():
     """Symmetric padding or another ε changes the output by far more than rounding."""
     x = Streams(1).normal("x", 0, (2, 3, 32, 32))
-    text = json.dumps(spec.to_json(NETWORK))
+    text = json.dumps(json_form.to_json(NETWORK))
     right = Predictor(NETWORK, ORACLE, PARAMS, STATISTICS)(x)
     for old, new in (("[[0, 1], [0, 1]]", "[[1, 0], [1, 0]]"), ('"eps": 0.001', '"eps": 1e-05')):
-        wrong = spec.from_json(json.loads(text.replace(old, new)))
+        wrong = json_form.from_json(json.loads(text.replace(old, new)))
         assert wrong != NETWORK
         assert np.abs(Predictor(wrong, ORACLE, PARAMS, STATISTICS)(x) - right).max() > 1e-4 * np.abs(right).max()
 
 
 def test_a_json_spec(tmp_path):
-    (tmp_path / "n.json").write_text(json.dumps(spec.to_json(NETWORK)))
+    (tmp_path / "n.json").write_text(json.dumps(json_form.to_json(NETWORK)))
     equal(exchange.load(save(tmp_path / "a.npz", as_keras()), str(tmp_path / "n.json")))
 
 

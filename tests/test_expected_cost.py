@@ -13,14 +13,15 @@ from test_surgery import safe
 from tolerance import assert_close, gamma
 from torch.utils.flop_counter import FlopCounterMode
 
-from refprune import complexity, zoo
 from refprune.conformance import torch_adapter
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.network import initialise
 from refprune.penalty import Penalty, Reference, reference
-from refprune.spec import Network
+from refprune.spec import cost as network_cost
+from refprune.spec import zoo
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 from refprune.surgery import prune
 
@@ -35,7 +36,7 @@ def left(network, gates):
 
 def rounding(network, value):
     """Sums over gates, terms and products of nonnegative numbers, each rounded once."""
-    return gamma(network.gate_count + len(complexity.terms(network)) + 8, U) * value
+    return gamma(network.gate_count + len(network_cost.terms(network)) + 8, U) * value
 
 
 def vgg_chain():
@@ -81,13 +82,13 @@ def check_realised(network, gates):
     """Parameters, MACs and FLOPs at a vertex are those of the pruned spec, to the last integer, with any parts."""
     smaller = left(network, gates)
     ones = np.ones(smaller.gate_count)
-    assert complexity.expected(network, gates, "parameters") == complexity.parameters(smaller)
-    assert complexity.expected(network, gates, "macs") == complexity.macs(smaller)
-    for quantity, parts in itertools.product(complexity.QUANTITIES, (("weight",), ("bias",), ("norm",))):
-        got = complexity.expected(network, gates, quantity, parts=parts)
-        assert got == complexity.expected(smaller, ones, quantity, parts=parts)
-    table = complexity.expected_per_layer(network, gates)
-    by_layer = {cost.layer.name: (cost.parameters, cost.macs) for cost in complexity.per_layer(smaller)}
+    assert network_cost.expected(network, gates, "parameters") == network_cost.parameters(smaller)
+    assert network_cost.expected(network, gates, "macs") == network_cost.macs(smaller)
+    for quantity, parts in itertools.product(network_cost.QUANTITIES, (("weight",), ("bias",), ("norm",))):
+        got = network_cost.expected(network, gates, quantity, parts=parts)
+        assert got == network_cost.expected(smaller, ones, quantity, parts=parts)
+    table = network_cost.expected_per_layer(network, gates)
+    by_layer = {cost.layer.name: (cost.parameters, cost.macs) for cost in network_cost.per_layer(smaller)}
     for name, row in table.items():
         assert row[:2] == by_layer.get(name, (0, 0)), name
 
@@ -106,10 +107,10 @@ def test_the_realised_cost_of_images_with_norms(case, share):
 def test_all_gates_on_is_the_plain_count(name):
     network = networks()[name]
     ones = np.ones(network.gate_count)
-    assert complexity.expected(network, ones, "parameters") == complexity.parameters(network)
-    assert complexity.expected(network, ones, "macs") == complexity.macs(network)
-    assert complexity.expected(network, ones, "flops", parts=("weight",)) == 2 * complexity.macs(network)
-    assert sum(row[2] for row in complexity.expected_per_layer(network, ones).values()) == complexity.flops(network)
+    assert network_cost.expected(network, ones, "parameters") == network_cost.parameters(network)
+    assert network_cost.expected(network, ones, "macs") == network_cost.macs(network)
+    assert network_cost.expected(network, ones, "flops", parts=("weight",)) == 2 * network_cost.macs(network)
+    assert sum(row[2] for row in network_cost.expected_per_layer(network, ones).values()) == network_cost.flops(network)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -117,10 +118,10 @@ def test_published_networks_with_and_without_bias(name):
     """N6's parameters are with biases; every unit of LeNet has one."""
     network = zoo.build(name, {})
     biases = {"lenet-300-100": 410, "lenet-5": 580}[name]
-    assert complexity.parameters(network, parts=("weight",)) == KNOWN[name][0] - biases
-    assert complexity.parameters(network, parts=("bias", "weight")) == KNOWN[name][0]
+    assert network_cost.parameters(network, parts=("weight",)) == KNOWN[name][0] - biases
+    assert network_cost.parameters(network, parts=("bias", "weight")) == KNOWN[name][0]
     outputs = {"lenet-300-100": 410, "lenet-5": 20 * 24**2 + 50 * 8**2 + 510}[name]
-    assert complexity.flops(network) == 2 * KNOWN[name][1] + outputs
+    assert network_cost.flops(network) == 2 * KNOWN[name][1] + outputs
 
 
 def torch_counts(network):
@@ -138,8 +139,8 @@ def test_pytorchs_own_counters(name, seed):
     """torch.utils.flop_counter counts two operations a multiply-accumulate, of convolutions and matrix products."""
     network, gates = GATED[name], random_gates(GATED[name], seed, 0.7)
     assert torch_counts(left(network, gates)) == (
-        complexity.expected(network, gates, "parameters"),
-        complexity.expected(network, gates, "flops", parts=("weight",)),
+        network_cost.expected(network, gates, "parameters"),
+        network_cost.expected(network, gates, "flops", parts=("weight",)),
     )
 
 
@@ -162,15 +163,15 @@ def check_expected(network, seed):
         gates[free] = values
         factors = np.where(gates[free] == 1.0, theta[free], 1.0 - theta[free])
         smaller = left(network, gates)
-        for name, cost in (("parameters", complexity.parameters(smaller)), ("macs", complexity.macs(smaller))):
+        for name, cost in (("parameters", network_cost.parameters(smaller)), ("macs", network_cost.macs(smaller))):
             means[name] += factors.prod() * cost
             others = np.array([np.delete(factors, i).prod() for i in range(free.size)])
             slopes[name] += (2.0 * gates[free] - 1.0) * others * cost
     for name, mean in means.items():
-        full = complexity.expected(network, np.ones(network.gate_count), name)
+        full = network_cost.expected(network, np.ones(network.gate_count), name)
         bound = rounding(network, full) + gamma(2 ** (free.size + 1), U) * full
-        assert_close(name, complexity.expected(network, theta, name), mean, bound, network=network)
-        gradient = complexity.expected_gradient(network, theta, name)
+        assert_close(name, network_cost.expected(network, theta, name), mean, bound, network=network)
+        gradient = network_cost.expected_gradient(network, theta, name)
         assert_close(f"∂{name}", gradient[free], slopes[name], bound, network=network)
     return theta
 
@@ -196,10 +197,10 @@ def complex_step(f, theta):
 @given(case=ns.gated_cases(least=2))
 def test_gradients_by_complex_step(case):
     network, theta = case.network, case.uniform("theta", (case.network.gate_count,))
-    for quantity in complexity.QUANTITIES:
-        want = complex_step(lambda t, quantity=quantity: complexity.expected(network, t, quantity), theta)
-        full = complexity.expected(network, np.ones(theta.size), quantity)
-        assert_close(quantity, complexity.expected_gradient(network, theta, quantity), want, rounding(network, full))
+    for quantity in network_cost.QUANTITIES:
+        want = complex_step(lambda t, quantity=quantity: network_cost.expected(network, t, quantity), theta)
+        full = network_cost.expected(network, np.ones(theta.size), quantity)
+        assert_close(quantity, network_cost.expected_gradient(network, theta, quantity), want, rounding(network, full))
 
 
 # Planted mistakes --------------------------------------------------------------------------------------------------------
@@ -226,10 +227,10 @@ def _n(where):
 @pytest.mark.parametrize("mistake", TERM_MISTAKES)
 def test_wrong_terms_are_caught(mistake, monkeypatch):
     """Tests the tests: with all gates on most of these count right."""
-    right = complexity.terms
+    right = network_cost.terms
     wrong = lambda network: tuple(map(TERM_MISTAKES[mistake], right(network)))  # noqa: E731
-    monkeypatch.setattr(complexity, "terms", wrong)
-    monkeypatch.setattr(complexity, "cost_model", complexity.cost_model.__wrapped__)
+    monkeypatch.setattr(network_cost, "terms", wrong)
+    monkeypatch.setattr(network_cost, "cost_model", network_cost.cost_model.__wrapped__)
     caught = []
     for network, seed in itertools.product(GATED.values(), range(3)):
         for check in (check_expected, lambda n, s: check_realised(n, random_gates(n, s))):
@@ -242,9 +243,9 @@ def test_wrong_terms_are_caught(mistake, monkeypatch):
 
 def test_a_wrong_gradient_is_caught(monkeypatch):
     """Tests the test: the gradient of one side of each product only."""
-    gradient = complexity.CostModel.gradient
+    gradient = network_cost.CostModel.gradient
     monkeypatch.setattr(
-        complexity.CostModel,
+        network_cost.CostModel,
         "gradient",
         lambda m, t, w: gradient(dataclasses.replace(m, columns=np.full_like(m.columns, m.unit_groups)), t, w),
     )
@@ -258,8 +259,8 @@ KNOBS = [(alpha, balance) for alpha in (0.0, 0.3, 1.0) for balance in (0.0, 0.2,
 
 
 def share_by_hand(network, theta, alpha):
-    costs = [complexity.expected(network, theta, quantity) for quantity in ("macs", "parameters")]
-    return alpha * costs[0] / complexity.macs(network) + (1.0 - alpha) * costs[1] / complexity.parameters(network)
+    costs = [network_cost.expected(network, theta, quantity) for quantity in ("macs", "parameters")]
+    return alpha * costs[0] / network_cost.macs(network) + (1.0 - alpha) * costs[1] / network_cost.parameters(network)
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -339,7 +340,7 @@ def test_the_balance_sees_what_is_left(balance):
     cut = prune(network, random_gates(network, 8, 0.7) == 1.0, empty="keep_constant")
     gone = np.setdiff1d(np.arange(theta.size), cut.gates)
     theta[gone] = 0.0
-    layer = complexity.cost_model(network).is_layer
+    layer = network_cost.cost_model(network).is_layer
     seen = np.where(layer == (balance > 0.5), theta, 1.0)
     seen[gone] = 0.0
     true = Penalty(network, reference(network), nu=0.4, alpha=0.6)
@@ -380,8 +381,8 @@ def test_unknown_quantities_and_parts_are_refused():
     network = vgg_chain()
     theta = np.ones(network.gate_count)
     with pytest.raises(InputError, match="quantity: 'mac' is not known"):
-        complexity.expected(network, theta, "mac")
+        network_cost.expected(network, theta, "mac")
     with pytest.raises(InputError, match="parts: 'gate' is not known"):
-        complexity.expected(network, theta, parts=("weight", "gate"))
+        network_cost.expected(network, theta, parts=("weight", "gate"))
     with pytest.raises(InputError, match="10 gates, got an array"):
-        complexity.expected(network, theta[1:])
+        network_cost.expected(network, theta[1:])

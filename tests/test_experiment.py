@@ -17,13 +17,14 @@ from experiments import (
     whole_run,
 )
 
-from refprune import checkpoint, complexity, config, data, equivalence, experiment, report, train, zoo
+from refprune import checkpoint, config, data, equivalence, experiment, report, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiment import Progress
-from refprune.layerspec import Dense, Flatten
 from refprune.objective import BatchLoss
-from refprune.spec import Network
+from refprune.spec import cost, zoo
+from refprune.spec.layers import Dense, Flatten
+from refprune.spec.network import Network
 from refprune.surgery import prune
 
 
@@ -67,10 +68,10 @@ def test_the_summary(whole):
         assert end.network.gate_count == end.theta.size == 0
         assert run["steps"] == end.step == 4 * STEPS
         assert run["training_macs"] == end.macs
-        assert run["training_macs_unpruned"] == 4 * STEPS * 8 * complexity.training_macs(network)
+        assert run["training_macs_unpruned"] == 4 * STEPS * 8 * cost.training_macs(network)
         assert run["sections"] == len([layer for layer in end.network.layers if layer.name.startswith("section")])
         assert run["sections_at_start"] == 3
-        for key, count in (("parameters", complexity.parameters), ("macs_per_image", complexity.macs)):
+        for key, count in (("parameters", cost.parameters), ("macs_per_image", cost.macs)):
             assert run[key] == count(end.network)
             assert run[f"{key}_at_start"] == count(network)
         score = train.evaluate(end, train.prepare(TINY, settings())[1], ORACLE)

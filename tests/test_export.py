@@ -14,13 +14,15 @@ from test_torch_adapter import odd_network
 from test_zoo_residual import torch_imagenet
 from torch import nn
 
-from refprune import checkpoint, cli, exchange, export, spec, zoo
+from refprune import checkpoint, cli, exchange, export
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.export import onnx_file, torch_file
-from refprune.layerspec import (
+from refprune.network import forward, initial_statistics, initialise
+from refprune.spec import json_form, zoo
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -32,8 +34,7 @@ from refprune.layerspec import (
     Section,
     UnitGate,
 )
-from refprune.network import forward, initial_statistics, initialise
-from refprune.spec import Network
+from refprune.spec.network import Network
 from refprune.streams import Streams
 from refprune.surgery import prune
 from refprune.train import ungated
@@ -201,7 +202,7 @@ def test_a_flipped_byte_is_read_or_refused(tmp_path):
 def test_a_state_dict_written_here_comes_back(tmp_path):
     model = trained(NETWORKS["vgg-16-residual"]())
     torch_file.write(tmp_path / "w.pt", model)
-    (tmp_path / "w.json").write_text(json.dumps(spec.to_json(model.network)))
+    (tmp_path / "w.json").write_text(json.dumps(json_form.to_json(model.network)))
     again = exchange.load(tmp_path / "w.pt", str(tmp_path / "w.json"))
     assert list(again.params) == list(model.params)
     for key, array in (model.params | model.statistics).items():

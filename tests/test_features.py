@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import features, zoo
+from refprune import features
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.formulas import cka
 from refprune.network import forward, initial_statistics, initialise
+from refprune.spec import zoo
 from refprune.streams import Streams
 
 NETWORK = dataclasses.replace(zoo.resnet_cifar_keras((2, 2), width=3), input_shape=(3, 8, 8))

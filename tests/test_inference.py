@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import inference, zoo
+from refprune import inference
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, by_name
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.inference import Affine, Plain, Predictor, Sum, composed
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.network import forward, initial_statistics, initialise
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, network_tolerance
-from refprune.spec import Network
+from refprune.spec import zoo
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 NUMBA = by_name("numba")

@@ -6,31 +6,19 @@ import json
 import numpy as np
 import pytest
 
-from refprune import (
-    checkpoint,
-    cli,
-    complexity,
-    criteria,
-    data,
-    digits,
-    exchange,
-    iterative,
-    iterative_report,
-    scaling,
-    train,
-    zoo,
-)
+from refprune import checkpoint, cli, criteria, data, digits, exchange, iterative, iterative_report, scaling, train
 from refprune.backend import ORACLE
 from refprune.criteria import Subject
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.inference import Predictor
 from refprune.iterative import Plan
-from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.network import initial_statistics, initialise
 from refprune.output import files
 from refprune.output.progress import Progress
-from refprune.spec import Network
+from refprune.spec import cost, zoo
+from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 TINY = data.Dataset("synthetic-digits", *digits.generate(43, 20, 0), digits.CLASSES)
@@ -89,7 +77,7 @@ def test_what_a_run_does(whole):
     folder, summary = whole
     start, *rounds = summary["rounds"]
     assert [r["kind"] for r in summary["rounds"]] == ["start", "section", "section", "filters"]
-    assert start["macs_per_image"] == complexity.macs(NETWORK)
+    assert start["macs_per_image"] == cost.macs(NETWORK)
     assert summary["stopped"].startswith("no candidate is left")
     assert summary["result"] == "round-03"
     images, test = train.prepare(TINY, SETTINGS)
@@ -105,8 +93,8 @@ def test_what_a_run_does(whole):
         unfinished = dataclasses.replace(before, network=cut.network, params=cut.arrays(before.params))
         assert record["accuracy_before_finetuning"] == train.evaluate(unfinished, test, ORACLE).accuracy
         assert record["test_accuracy"] == train.evaluate(after, test, ORACLE).accuracy
-        assert record["macs_per_image"] == complexity.macs(after.network)
-        assert record["parameters"] == complexity.parameters(after.network)
+        assert record["macs_per_image"] == cost.macs(after.network)
+        assert record["parameters"] == cost.parameters(after.network)
         assert len(record["finetune"]) == 2
         assert any((after.params[n] != cut.arrays(before.params)[n]).any() for n in after.params), "nothing was fine-tuned"
     assert json.loads((folder / "rounds.json").read_text()) == summary["rounds"]
@@ -263,7 +251,7 @@ def test_stops_at_the_target(tmp_path):
     plan = dataclasses.replace(PLAN, criterion="random", target_macs=0.9, finetune=0, filter_rounds=0)
     summary = run(tmp_path / "run", plan)
     assert summary["stopped"] == "the target is reached"
-    shares = [r["macs_per_image"] / complexity.macs(NETWORK) for r in summary["rounds"]]
+    shares = [r["macs_per_image"] / cost.macs(NETWORK) for r in summary["rounds"]]
     assert len(shares) == 2
     assert shares[1] <= 0.9
     before, after = (arrays(tmp_path / "run" / f"round-{n:02d}") for n in (0, 1))

@@ -13,8 +13,9 @@ from refprune.conformance.calls import InProcess
 from refprune.conformance.jax_adapter import JaxImplementation, Model
 from refprune.conformance.levels import LEVELS, METHODS
 from refprune.conformance.strategies import networks
-from refprune.layerspec import Activation, Dense, Section
-from refprune.spec import Network, to_json
+from refprune.spec.json_form import to_json
+from refprune.spec.layers import Activation, Dense, Section
+from refprune.spec.network import Network
 
 PROVIDED = [m.name for level in LEVELS.values() for m in level if m.name != "compact"]
 

@@ -22,10 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import augment, config, layers, optimiser, train, zoo
+from refprune import augment, config, layers, optimiser, train
 from refprune.arrays import Array, Saved
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, WITHOUT_VJP, by_name
 from refprune.errors import InputError
+from refprune.spec import zoo
 
 DTYPES = (np.float32, np.float64)
 FAST = by_name("numba", threads=1)

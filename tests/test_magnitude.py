@@ -7,12 +7,13 @@ import pytest
 from test_expected_cost import GATED
 from tolerance import assert_identical
 
-from refprune import complexity, config, experiment, train
+from refprune import config, experiment, train
 from refprune.errors import InputError
-from refprune.layerspec import Dense, UnitGate
 from refprune.magnitude import filter_norms, keep_largest
 from refprune.network import initialise
-from refprune.spec import Network
+from refprune.spec import cost
+from refprune.spec.layers import Dense, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 RULES = {
@@ -65,7 +66,7 @@ def test_a_run_prunes_once_and_goes_on(tmp_path):
     assert summary["parameters"] == 6 * 26 + 15 * (25 * 6 + 1) + 150 * (16 * 15 + 1) + 10 * 151
     assert summary["masked_compact_error"] <= 1.0
     assert summary["decisions"] == []
-    assert complexity.parameters(experiment.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
+    assert cost.parameters(experiment.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
 
 
 @pytest.mark.parametrize("steps", [5, 6, 7, 9])

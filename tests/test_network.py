@@ -16,10 +16,10 @@ from tolerance import SIDES, assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.network import backward, forward, initial_statistics, initialise
 from refprune.objective import BatchLoss, average_statistics, update_statistics
-from refprune.spec import Loss, Network
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
+from refprune.spec.network import Loss, Network
 from refprune.streams import Streams
 
 COMPLEX_STEP_LIMIT = 1e-12

@@ -8,13 +8,14 @@ import pytest
 from tolerance import assert_close, assert_identical, gamma
 from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 
-from refprune import complexity, config, experiment, report, settle, train, zoo
+from refprune import config, experiment, report, settle, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
-from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.objective import BatchLoss
 from refprune.penalty import reference
-from refprune.spec import Network
+from refprune.spec import cost, zoo
+from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.surgery import prune
 
 KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "penalty": 0.01}
@@ -55,7 +56,7 @@ def test_the_step_on_theta(name, scaling):
             pull = (penalty_by_hand(network, on, group.kind) - penalty_by_hand(network, off, group.kind)) / divisor
             rate = 0.5 * (group.stop - group.start) if group.kind == "unit" else 0.01
             want[g] = np.clip(state.theta[g] - rate * (slope[g] + pull), 0.0, 1.0)
-    costs = len(complexity.terms(network)) + network.gate_count
+    costs = len(cost.terms(network)) + network.gate_count
     assert_close("θ", got, want, gamma(16 * costs, U) * (1.0 + np.abs(slope)))
 
 
@@ -63,8 +64,8 @@ def penalty_by_hand(network, theta, kind):
     """β Σθ + ν R_ρ for ρ = 0.4 < ½: 0.8 of the true share and 0.2 of what units alone would leave."""
 
     def share(gates):
-        macs, parameters = (complexity.expected(network, gates, quantity) for quantity in ("macs", "parameters"))
-        return 0.7 * macs / complexity.macs(network) + 0.3 * parameters / complexity.parameters(network)
+        macs, parameters = (cost.expected(network, gates, quantity) for quantity in ("macs", "parameters"))
+        return 0.7 * macs / cost.macs(network) + 0.3 * parameters / cost.parameters(network)
 
     layer = np.repeat([g.kind == "layer" for g in network.gates], [g.stop - g.start for g in network.gates])
     return 0.01 * theta.sum() + 0.3 * (0.8 * share(theta) + 0.2 * share(np.where(layer, 1.0, theta)))
@@ -122,7 +123,7 @@ def test_layers_only_and_units_only(balance, kinds):
     network = mlp()
     rules = settings(objective={"nu": 0.1, "balance": balance})
     assert {g.kind for g in train.pressed(network, rules).gates} == kinds
-    assert complexity.macs(train.pressed(network, rules)) == complexity.macs(network)
+    assert cost.macs(train.pressed(network, rules)) == cost.macs(network)
     for objective in ({"nu": 0.1, "balance": balance, "penalty": 0.1}, {"balance": balance}):
         assert train.pressed(network, settings(objective=objective)) == network
 
@@ -155,7 +156,7 @@ def objective_of(state, data, rules, gates):
         for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     built = prune(state.network, on, fix=on).network
-    macs, parameters = (of(built) / of(state.network) for of in (complexity.macs, complexity.parameters))
+    macs, parameters = (of(built) / of(state.network) for of in (cost.macs, cost.parameters))
     size = objective.nu * (objective.alpha * macs + (1.0 - objective.alpha) * parameters)
     return float(np.mean(losses)) + size + objective.penalty * prune(state.network, on).network.gate_count
 
@@ -171,14 +172,14 @@ def test_thousands_of_undecided_units_take_three_passes(nu):
     assert {d.rule for d in decisions if d.gate != "section1"} == {"first_order"}
     assert [d.rule for d in decisions if d.gate == "section1"] == ["compared"]
     assert len(decisions) == (121 if decisions[0].on else 61)  # without the section its units are no question
-    full = complexity.macs(network) * len(data.labels)
+    full = cost.macs(network) * len(data.labels)
     assert macs <= (3 + 1 + 2) * full
     mode = settle.spare_plain_layers(network, theta >= 0.5, theta).astype(np.float64)
     best = objective_of(state, data, rules, mode)
     bound = 64 * network.gate_count * U * (abs(best) + nu)
     assert objective_of(state, data, rules, gates) <= best + bound
     if nu == 50.0:
-        assert complexity.expected(network, gates, "parameters") < 0.2 * complexity.parameters(network)
+        assert cost.expected(network, gates, "parameters") < 0.2 * cost.parameters(network)
 
 
 @pytest.mark.parametrize(("network", "augmented"), [(plain(), {}), (wide_convolution(), {"augmentation": "crop_flip"})])

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from refprune import checkpoint, config, data, experiment, zoo
+from refprune import checkpoint, config, data, experiment
 from refprune.output.progress import Progress
+from refprune.training import presets
 
-NAMES = sorted(name for name in zoo.experiments() if name.startswith(("cifar10-", "imagenet-")))
+NAMES = sorted(name for name in presets.experiments() if name.startswith(("cifar10-", "imagenet-")))
 #: Has each preset, as its name says, gates on sections and on units?
 GATES = {
     "cifar10-resnet20-combined": (True, True),

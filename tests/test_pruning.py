@@ -12,8 +12,8 @@ from training import TANH, convolutional, images, mlp, plain, run, settings, sta
 from refprune import pruning, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
-from refprune.layerspec import Activation, Dense, Section
-from refprune.spec import Network
+from refprune.spec.layers import Activation, Dense, Section
+from refprune.spec.network import Network
 
 SAMPLES = 32
 #: Weights, pull and speeds of the same size, so that every term of H counts.

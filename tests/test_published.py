@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import complexity, criteria, data, exchange, scaling, train
+from refprune import criteria, data, exchange, scaling, train
 from refprune.backend import ORACLE, by_name
 from refprune.inference import Predictor
-from refprune.layerspec import BatchNorm, Section
+from refprune.spec import cost
+from refprune.spec.layers import BatchNorm, Section
 
 FOLDER = Path(os.environ.get("REFPRUNE_MODELS", "")) / "resnet56-cka"
 NAMES = ["base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20))]
@@ -61,8 +62,8 @@ def test_size(name):
     """MACs exactly. The reference counts the running statistics among the parameters; N6 does not."""
     network, want = trained(name).network, reference()[name]
     assert [len(stage) for stage in criteria.stages(network)] == want["blocks_per_stage"]
-    assert complexity.macs(network) == want["macs"]
-    assert complexity.parameters(network) + sum(map(np.prod, network.statistics_shapes.values())) == want["params"]
+    assert cost.macs(network) == want["macs"]
+    assert cost.parameters(network) + sum(map(np.prod, network.statistics_shapes.values())) == want["params"]
 
 
 @pytest.mark.parametrize(("name", "backend"), [*((name, "numba") for name in NAMES), ("cka-removed20", "oracle")])

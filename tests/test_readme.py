@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from refprune import cli, zoo
+from refprune import cli
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS
+from refprune.training import presets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +60,7 @@ def test_the_commands_parse():
     for line in lines:
         options = cli._parser().parse_args(shlex.split(line)[1:])
         name = getattr(options, "experiment", None)
-        assert name is None or name.endswith(".toml") or name in zoo.experiments()
+        assert name is None or name.endswith(".toml") or name in presets.experiments()
 
 
 def test_the_files_it_names_exist():

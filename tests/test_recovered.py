@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from refprune import data, train, zoo
+from refprune import data, train
 from refprune.backend import ORACLE
 from refprune.config import load
+from refprune.spec import zoo
 from validation import recovered
 
 TINY = (

@@ -10,19 +10,20 @@ import torch
 from scipy import stats
 from tolerance import assert_close, assert_identical
 
-from refprune import cli, data, digits, pictures, robustness, spec, zoo
+from refprune import cli, data, digits, pictures, robustness
 from refprune.backend import ORACLE
 from refprune.conformance import torch_adapter
 from refprune.errors import InputError
 from refprune.exchange import Trained
-from refprune.layerspec import Activation, Conv, Dense, GlobalAveragePool, MaxPool
 from refprune.network import forward, initial_statistics, initialise
 from refprune.objective import BatchLoss
 from refprune.output import figures
 from refprune.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.rounding import UNIT, network_tolerance
 from refprune.scaling import Scaling
-from refprune.spec import Network
+from refprune.spec import json_form, network, zoo
+from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 NETWORK = dataclasses.replace(zoo.resnet_cifar_keras((2, 1), width=2), input_shape=(3, 8, 8))
@@ -45,7 +46,7 @@ def test_the_input_gradient_against_pytorch():
     torch_adapter.load(module, PARAMS, STATISTICS)
     theirs = torch.tensor(x, requires_grad=True)
     torch.nn.functional.cross_entropy(module.eval()(theirs), torch.tensor(LABELS), reduction="sum").backward()
-    summed = dataclasses.replace(NETWORK, loss=spec.Loss(reduction="sum"))
+    summed = dataclasses.replace(NETWORK, loss=network.Loss(reduction="sum"))
     loss = BatchLoss(summed, ORACLE, PARAMS, x, LABELS, STATISTICS, train=False)
     tolerance = network_tolerance(loss, np.ones(0), unit=UNIT["float64"]).input
     assert_close("dx", robustness.input_gradient(TRAINED, ORACLE, x, LABELS), theirs.grad.numpy(), tolerance)
@@ -248,7 +249,7 @@ SMALL = Network((1, 28, 28), (MaxPool((4, 4), (4, 4)), Conv(6, (1, 1)), Activati
 def network_file(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
     np.savez(tmp_path / "a.npz", **initialise(SMALL, Streams(0), dtype="float32"))
-    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json(SMALL)))
+    (tmp_path / "spec.json").write_text(json.dumps(json_form.to_json(SMALL)))
     return [tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--backend", "oracle"]
 
 
@@ -302,7 +303,7 @@ def test_score_command(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
     np.savez(tmp_path / "a.npz", **initialise(plain, Streams(0), dtype="float32"))
-    (tmp_path / "s.json").write_text(json.dumps(spec.to_json(plain)))
+    (tmp_path / "s.json").write_text(json.dumps(json_form.to_json(plain)))
     given = ["score", tmp_path / "a.npz", "--spec", tmp_path / "s.json", "--data", "x", "--backend", "oracle"]
     assert run(*given, "--subsets", "10,30", "--repeats", 3, "--json", tmp_path / "a.json") == 0
     text = capsys.readouterr().out

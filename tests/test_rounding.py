@@ -13,11 +13,11 @@ from refprune import arrays, layers, noise, rounding
 from refprune import network as nw
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.noise import noisy
 from refprune.objective import BatchLoss
 from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
-from refprune.spec import Network
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 # E1 -------------------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import cli, config, train, zoo
+from refprune import cli, config, train
 from refprune.backend import by_name
 from refprune.kernels import cache, compiled, launch
+from refprune.spec import zoo
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "refprune"

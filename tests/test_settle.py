@@ -19,11 +19,12 @@ from training import (
     start,
 )
 
-from refprune import complexity, settle, train
+from refprune import settle, train
 from refprune.backend import ORACLE
-from refprune.layerspec import Dense, Section, UnitGate
 from refprune.objective import BatchLoss
-from refprune.spec import Network
+from refprune.spec import cost
+from refprune.spec.layers import Dense, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.surgery import prune
 
 AUGMENTED = {"augmentation": "crop_flip", "padding": 1}
@@ -237,7 +238,7 @@ def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_
     assert [d.gate for d in decisions] == [*asked, "unitgate1", "unitgate1"]
     assert [d.rule for d in decisions[len(asked) :]] == ["compared" if compare_at_most else "first_order"] * 2
     assert not gates[:7].any()
-    full = complexity.macs(network) * len(data.labels)
+    full = cost.macs(network) * len(data.labels)
     assert macs <= (len(decisions) + 1) * full if compare_at_most else 5 * full
     end = settle.settle(state, data, rules, ORACLE)
     assert end.pruned.removed["section1.unitgate1"] == end.pruned.removed["section1.unitgate2"] == 3

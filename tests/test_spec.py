@@ -13,7 +13,9 @@ from torch import nn
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError, SpecError
-from refprune.layerspec import (
+from refprune.network import forward
+from refprune.spec.json_form import from_json, to_json
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -26,8 +28,7 @@ from refprune.layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from refprune.network import forward
-from refprune.spec import Loss, Network, from_json, to_json
+from refprune.spec.network import Loss, Network
 
 # Round trip -------------------------------------------------------------------------------------------------------------
 

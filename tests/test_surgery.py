@@ -16,7 +16,12 @@ from tolerance import assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.layerspec import (
+from refprune.network import forward
+from refprune.noise import noisy
+from refprune.objective import BatchLoss
+from refprune.rounding import INJECTED, NETWORK_FACTOR
+from refprune.spec.json_form import from_json, to_json
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -29,11 +34,7 @@ from refprune.layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from refprune.network import forward
-from refprune.noise import noisy
-from refprune.objective import BatchLoss
-from refprune.rounding import INJECTED, NETWORK_FACTOR
-from refprune.spec import Loss, Network, from_json, to_json
+from refprune.spec.network import Loss, Network
 from refprune.surgery import prune
 
 U = 2.0**-53

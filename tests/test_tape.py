@@ -13,10 +13,10 @@ from tolerance import assert_close, assert_identical
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.layerspec import Activation, BatchNorm, Dense, Flatten, Section, UnitGate
 from refprune.network import backward, forward
 from refprune.objective import BatchLoss, average_statistics, update_statistics
-from refprune.spec import Network
+from refprune.spec.layers import Activation, BatchNorm, Dense, Flatten, Section, UnitGate
+from refprune.spec.network import Network
 
 U = 2.0**-53
 

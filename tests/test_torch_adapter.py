@@ -8,7 +8,7 @@ import pytest
 import torch
 from network_comparison import assert_tensors
 
-from refprune import config, rounding, train, zoo
+from refprune import config, rounding, train
 from refprune.backend import ORACLE
 from refprune.conformance import campaign, torch_adapter
 from refprune.conformance.calls import InProcess
@@ -19,7 +19,13 @@ from refprune.conformance.strategies import networks
 from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.verdicts import judge
 from refprune.errors import InputError
-from refprune.layerspec import (
+from refprune.network import initialise
+from refprune.noise import noisy
+from refprune.objective import BatchLoss
+from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
+from refprune.spec import zoo
+from refprune.spec.json_form import to_json
+from refprune.spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -31,11 +37,7 @@ from refprune.layerspec import (
     Section,
     UnitGate,
 )
-from refprune.network import initialise
-from refprune.noise import noisy
-from refprune.objective import BatchLoss
-from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
-from refprune.spec import Network, to_json
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 U = UNIT["float64"]

@@ -6,7 +6,6 @@ The whole run is `python -m validation.torch_mistakes`.
 import numpy as np
 import pytest
 
-from refprune import complexity, zoo
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
@@ -15,6 +14,7 @@ from refprune.conformance.levels import METHODS
 from refprune.conformance.planting import planted
 from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.rounding import UNIT
+from refprune.spec import cost, zoo
 from validation.torch_mistakes import __main__ as command
 from validation.torch_mistakes.catalogue import PLANTED, try_out
 from validation.torch_mistakes.in_pruning import Compacting
@@ -101,11 +101,11 @@ def test_what_wrong_ones_are_made_of_is_right(kind):
 def test_a_planted_mistake_leaves_no_wrong_costs_behind():
     network = zoo.lenet5()
     (mistake,) = (m for m in KNOWN if m.name == "biases counted as MACs")
-    right = complexity.expected(network, np.ones(network.gate_count))
+    right = cost.expected(network, np.ones(network.gate_count))
     with planted(mistake):
-        wrong = complexity.expected(network, np.ones(network.gate_count))
+        wrong = cost.expected(network, np.ones(network.gate_count))
     assert wrong > right
-    assert complexity.expected(network, np.ones(network.gate_count)) == right
+    assert cost.expected(network, np.ones(network.gate_count)) == right
 
 
 def test_the_command_writes_its_table(tmp_path, capsys):

@@ -12,9 +12,10 @@ from refprune.conformance.levels import METHODS, pruning
 from refprune.conformance.strategies.networks import Case
 from refprune.conformance.torch_adapter import CONVENTIONS, TorchImplementation, build
 from refprune.conformance.verdicts import judge
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
 from refprune.rounding import UNIT
-from refprune.spec import Network, to_json
+from refprune.spec.json_form import to_json
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
+from refprune.spec.network import Network
 
 TANH, SIDES = Activation("tanh"), ((1, 1), (1, 1))
 

@@ -16,8 +16,8 @@ from training import (
 
 from refprune import settle, train
 from refprune.backend import ORACLE
-from refprune.layerspec import Activation, Dense, Section
-from refprune.spec import Network
+from refprune.spec.layers import Activation, Dense, Section
+from refprune.spec.network import Network
 
 
 def run_quietly(*arguments):

@@ -24,9 +24,9 @@ from training import (
 
 from refprune import settle, train
 from refprune.backend import ORACLE
-from refprune.layerspec import Conv, Dense, Flatten, Section, UnitGate
 from refprune.objective import BatchLoss
-from refprune.spec import Network
+from refprune.spec.layers import Conv, Dense, Flatten, Section, UnitGate
+from refprune.spec.network import Network
 
 
 def removed_from(network, rules, theta):

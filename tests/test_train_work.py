@@ -18,9 +18,9 @@ from training import (
 from refprune import train
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.estimators import ESTIMATORS
-from refprune.layerspec import Dense, Section
 from refprune.objective import BatchLoss
-from refprune.spec import Network
+from refprune.spec.layers import Dense, Section
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 

@@ -24,9 +24,10 @@ from refprune.conformance.strategies import networks
 from refprune.conformance.verdicts import Expectation, compare, judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
-from refprune.layerspec import Activation, Dense, UnitGate
 from refprune.rounding import UNIT
-from refprune.spec import Network, to_json
+from refprune.spec.json_form import to_json
+from refprune.spec.layers import Activation, Dense, UnitGate
+from refprune.spec.network import Network
 
 U = UNIT["float32"]
 

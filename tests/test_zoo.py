@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refprune import complexity, config, train, zoo
+from refprune import config, train
 from refprune.backend import by_name
 from refprune.errors import InputError
-from refprune.layerspec import Section
+from refprune.spec import cost, zoo
+from refprune.spec.layers import Section
 from refprune.surgery import prune
 
 #: Depth → MACs with option A (K6 for 56), parameters.
@@ -81,7 +82,7 @@ def torch_counts(module, shape):
 
 
 def counts(network):
-    return complexity.parameters(network), complexity.macs(network)
+    return cost.parameters(network), cost.macs(network)
 
 
 @pytest.mark.parametrize("width", [64, 3])

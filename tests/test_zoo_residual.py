@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from test_zoo import counts, torch_counts, torch_vgg
 from torch import nn
 
-from refprune import zoo
 from refprune.backend import ORACLE, by_name
 from refprune.bench import agreement
 from refprune.conformance import torch_adapter
 from refprune.errors import InputError
-from refprune.layerspec import Section
 from refprune.network import forward, initialise
 from refprune.objective import BatchLoss
+from refprune.spec import zoo
+from refprune.spec.layers import Section
 from refprune.streams import Streams
 from refprune.surgery import prune
 from refprune.train import ungated

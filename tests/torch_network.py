@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from refprune import layerspec as spec
+from refprune.spec import layers as spec
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from refprune import config, train
 from refprune.backend import ORACLE
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.noise import noisy
 from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, smallest_normal
-from refprune.spec import Network
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 U = UNIT["float64"]

@@ -19,7 +19,7 @@ from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.conformance.torch_adapter import TorchImplementation, build
 from refprune.conformance.torch_functions import hsic
-from refprune.spec import from_json
+from refprune.spec.json_form import from_json
 
 EXAMPLES = 200
 

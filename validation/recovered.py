@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from refprune import backend, data, train, zoo
+from refprune import backend, data, train
 from refprune.config import Config, load
 from refprune.errors import InputError
+from refprune.spec import zoo
 
 Summary = dict[str, Any]
 

@@ -13,7 +13,6 @@ import time
 import numpy as np
 import torch
 
-from refprune import zoo
 from refprune.arrays import Array
 from refprune.backend import Backend, by_name
 from refprune.bench import agreement
@@ -21,6 +20,7 @@ from refprune.bench.agreement import Agreement
 from refprune.conformance import torch_adapter
 from refprune.network import initialise
 from refprune.objective import BatchLoss
+from refprune.spec import zoo
 from refprune.streams import Streams
 
 ALTERED = "section16.conv2.weight"

@@ -21,10 +21,11 @@ from refprune.conformance.levels import METHODS
 from refprune.conformance.methods import in_precision, widened
 from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.verdicts import judge
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section
 from refprune.network import initial_statistics, initialise
 from refprune.rounding import UNIT
-from refprune.spec import Network, to_json
+from refprune.spec.json_form import to_json
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 SIZES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)

@@ -1,4 +1,4 @@
-"""Costs counted without `refprune.complexity`: pair by pair in loops, on the arrays of a real pass, with all gate vectors.
+"""Costs counted without `refprune.spec.cost`: pair by pair in loops, on the arrays of a real pass, with all gate vectors.
 
 A pair is one input and one output channel of a weight, one output channel of a bias, or one channel of a batch-norm; it is
 alive if all gates on it are 1 (SPEC C1).
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array
-from ..layerspec import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
-from ..spec import Network
+from ..spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
+from ..spec.network import Network
 from ..surgery import prune
 from .claims import Context
 from .examples import SAME, loss_of, probabilities, vertices_of

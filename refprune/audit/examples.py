@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
 from ..objective import BatchLoss, Evaluation
-from ..spec import Loss, Network
+from ..spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
+from ..spec.network import Loss, Network
 from .claims import Context
 
 SAME = ((1, 1), (1, 1))

@@ -18,9 +18,9 @@ from .. import dynamics
 from ..arrays import Array
 from ..backend import ORACLE, Backend
 from ..dynamics import Comparison, Field, Flow
-from ..layerspec import Activation, Dense, Section
 from ..objective import BatchLoss
-from ..spec import Network
+from ..spec.layers import Activation, Dense, Section
+from ..spec.network import Network
 from ..streams import Streams
 
 

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..layerspec import Conv, Dense
 from ..objective import BatchLoss
 from ..rounding import NETWORK_FACTOR, UNIT, network_tolerance
-from ..spec import Network
+from ..spec.layers import Conv, Dense
+from ..spec.network import Network
 
 FACTOR = NETWORK_FACTOR
 ENTRYWISE_IMAGES, ENTRYWISE_ATTEMPTS = 8, 4

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, data, train, zoo
+from .. import config, data, train
 from ..arrays import Array
 from ..backend import ORACLE, Backend, by_name
-from ..complexity import macs, training_macs
 from ..errors import DataError
 from ..formulas import cka, priors
 from ..inference import Predictor
 from ..objective import BatchLoss
+from ..spec import zoo
+from ..spec.cost import macs, training_macs
 from ..streams import Streams
 from ..train import State
 from . import agreement

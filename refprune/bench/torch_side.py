@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..arrays import Array, Arrays
 from ..conformance import torch_adapter
 from ..formulas.priors import SpikeSlab
-from ..layerspec import Conv
-from ..spec import Network
+from ..spec.layers import Conv
+from ..spec.network import Network
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -10,7 +10,7 @@ from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend, by_name
 from ..implementation import EVERY, Implementation
 from ..network import forward
-from ..spec import from_json
+from ..spec.json_form import from_json
 from ..surgery import prune
 from .levels import LEVELS, METHODS
 from .methods import dtype_of

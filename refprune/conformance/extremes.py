@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..implementation import EVERY
-from ..layerspec import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, Section, UnitGate
-from ..spec import Loss, Network, to_json
+from ..spec.json_form import to_json
+from ..spec.layers import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, Section, UnitGate
+from ..spec.network import Loss, Network
 from .levels.layers import arguments_of
 from .levels.networks import batch_of
 from .methods import Arguments

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..layerspec import (
+from ..spec.json_form import from_json
+from ..spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -32,7 +33,7 @@ from ..layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from ..spec import Network, from_json
+from ..spec.network import Network
 from . import jax_layers as layers
 from .jax_functions import JaxFunctions
 from .jax_layers import Tensor

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import complexity
 from ..arrays import Array
-from ..complexity import CostModel, Term
 from ..penalty import Penalty, Reference, reference
-from ..spec import Network
+from ..spec import cost
+from ..spec.cost import CostModel, Term
+from ..spec.network import Network
 from .planting import Function, Mistake, field_of, instead, result
 
 
@@ -79,7 +79,7 @@ def _rebased(p: Penalty) -> Penalty:
 
 
 def _of_weights(network: Network) -> Reference:
-    return Reference(complexity.macs(network), complexity.parameters(network, parts=("weight",)))
+    return Reference(cost.macs(network), cost.parameters(network, parts=("weight",)))
 
 
 def _nu_per_sample(f: Function) -> Function:
@@ -108,33 +108,36 @@ def _start_forgotten(f: Function) -> Function:
 COST = (
     Mistake(
         "batch-norm forgotten",
-        "complexity:CostModel.weights",
-        lambda f: lambda model, quantity, parts=complexity.PARTS: f(model, quantity, set(parts) - {"norm"}),
+        "spec.cost:CostModel.weights",
+        lambda f: lambda model, quantity, parts=cost.PARTS: f(model, quantity, set(parts) - {"norm"}),
         ("C1",),
     ),
     Mistake(
-        "biases forgotten", "complexity:cost_model", result(terms_put(lambda t, n: _scaled(t, int(t.part != "bias")))), ("C1",)
+        "biases forgotten", "spec.cost:cost_model", result(terms_put(lambda t, n: _scaled(t, int(t.part != "bias")))), ("C1",)
     ),
     Mistake(
         "MACs of gated layers counted twice",
-        "complexity:cost_model",
+        "spec.cost:cost_model",
         result(terms_put(lambda t, n: t._replace(macs=t.macs * (1 + (t.rows is not None or t.columns is not None))))),
         ("C1",),
     ),
-    Mistake("a shared group counted on one side", "complexity:cost_model", result(_columns_once), ("C1",)),
-    Mistake("layer gate without effect on the cost", "complexity:cost_model", result(_sections_kept), ("C1",)),
-    Mistake("layer gate on weights alone", "complexity:cost_model", result(_sections_on_weights), ("C1",)),
-    Mistake("layer gate squared", "complexity:CostModel.alive", instead(_layer_gate_squared), ("C1",)),
-    Mistake("slope of the rows' side alone", "complexity:CostModel.gradient", instead(_rows_side), ("C1",)),
-    Mistake("slopes of the neighbouring gates", "complexity:CostModel.gradient", result(lambda g: np.roll(g, 1)), ("C1",)),
+    Mistake("a shared group counted on one side", "spec.cost:cost_model", result(_columns_once), ("C1",)),
+    Mistake("layer gate without effect on the cost", "spec.cost:cost_model", result(_sections_kept), ("C1",)),
+    Mistake("layer gate on weights alone", "spec.cost:cost_model", result(_sections_on_weights), ("C1",)),
+    Mistake("layer gate squared", "spec.cost:CostModel.alive", instead(_layer_gate_squared), ("C1",)),
+    Mistake("slope of the rows' side alone", "spec.cost:CostModel.gradient", instead(_rows_side), ("C1",)),
+    Mistake("slopes of the neighbouring gates", "spec.cost:CostModel.gradient", result(lambda g: np.roll(g, 1)), ("C1",)),
     Mistake(
         "slope of the cost with all gates on",
-        "complexity:CostModel.gradient",
+        "spec.cost:CostModel.gradient",
         lambda f: lambda model, theta, weights: f(model, np.ones_like(theta), weights),
         ("C1",),
     ),
     Mistake(
-        "gates around grouped convolutions let through", "links:_ungrouped", instead(lambda layer, gate: layer.name), ("C1",)
+        "gates around grouped convolutions let through",
+        "spec.unit_links:_ungrouped",
+        instead(lambda layer, gate: layer.name),
+        ("C1",),
     ),
     Mistake("α and 1 − α swapped", "penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
     Mistake("share of the pruned network in itself", "penalty:share", instead(lambda network, whole, alpha: 1.0), ("C2",)),
@@ -152,9 +155,9 @@ COST = (
     Mistake(
         "1/N dropped in log γ", "formulas.hyper_prior:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")
     ),
-    Mistake("rows of layers at the likelier gates", "complexity:expected_per_layer", _at_the_mode, ("C6",)),
-    Mistake("one FLOP a multiply-accumulate", "complexity:flops", result(lambda n: n // 2), ("C6",)),
-    Mistake("training counted as inference", "complexity:training_macs", result(lambda n: n // 3), ("C6",)),
+    Mistake("rows of layers at the likelier gates", "spec.cost:expected_per_layer", _at_the_mode, ("C6",)),
+    Mistake("one FLOP a multiply-accumulate", "spec.cost:flops", result(lambda n: n // 2), ("C6",)),
+    Mistake("training counted as inference", "spec.cost:training_macs", result(lambda n: n // 3), ("C6",)),
     Mistake("backward passes not counted", "network:backward", field_of("macs", lambda n: 0), ("C6",)),
     Mistake("passes of `paired` not counted", "estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
     Mistake(

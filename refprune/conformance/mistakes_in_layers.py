@@ -9,8 +9,8 @@ import numpy as np
 
 from ..arrays import Saved, per_channel
 from ..backend import ORACLE
-from ..layerspec import Conv, Section, SubsamplePad
-from ..spec import Network
+from ..spec.layers import Conv, Section, SubsamplePad
+from ..spec.network import Network
 from .planting import Function, Mistake, field_of, gradient, instead, options, output, result
 
 
@@ -91,7 +91,7 @@ LAYERS = (
         output(lambda y, x: y[:, ::-1][:, :, ::1]),
         ("N1", "N5", "G1"),
     ),
-    Mistake("gate always behind the path", "layerspec:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
+    Mistake("gate always behind the path", "spec.layers:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
     Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
     Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _first_columns, ("N4",)),
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
@@ -106,14 +106,16 @@ LAYERS = (
     Mistake("what is removed is fixed to 1", "surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
     Mistake("no ρ behind a removed section", "surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)),
     Mistake("option B of a removed section made option A", "surgery:prune", _padded, ("N3", "N5")),
-    Mistake("MACs counted twice", "complexity:macs", result(lambda n: 2 * n), ("N6", "K6", "C2")),
+    Mistake("MACs counted twice", "spec.cost:macs", result(lambda n: 2 * n), ("N6", "K6", "C2")),
     Mistake(
         "biases not counted",
-        "complexity:parameters",
+        "spec.cost:parameters",
         lambda f: lambda n: sum(int(np.prod(s)) for k, s in n.parameter_shapes.items() if not k.endswith(".bias")),
         ("N6", "C2"),
     ),
-    Mistake("LeNet-5 with padding", "zoo:lenet5", lambda f: lambda: dataclasses.replace(f(), layers=f().layers[:-1]), ("N6",)),
+    Mistake(
+        "LeNet-5 with padding", "spec.zoo:lenet5", lambda f: lambda: dataclasses.replace(f(), layers=f().layers[:-1]), ("N6",)
+    ),
     Mistake("convolution with paddings swapped", "layers:conv2d", options(padding=_padding_swapped), ("G1",)),
     Mistake(
         "kernel flipped in the backward pass", "layers:conv2d_vjp", gradient(1, lambda g, s, dy: g[:, :, ::-1, ::-1]), ("G1",)

@@ -13,7 +13,7 @@ import numpy as np
 from .. import layers
 from ..arrays import Array, Saved, per_channel
 from ..formulas import cka, hyper_prior
-from ..layerspec import BatchNorm
+from ..spec.layers import BatchNorm
 from .planting import Function, Mistake, instead, options, result
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
@@ -173,28 +173,28 @@ def _squared_slope(f: Function) -> Function:
 COSTS = (
     Mistake(
         "layer gate squared, slope and all",
-        "complexity:CostModel.alive",
+        "spec.cost:CostModel.alive",
         lambda f: lambda self, theta: f(self, theta) * np.append(theta, 1.0)[self.sections],
         ("C1",),
-        also=(("complexity:CostModel.gradient", _squared_slope),),
+        also=(("spec.cost:CostModel.gradient", _squared_slope),),
     ),
-    Mistake("expected cost with all gates on", "complexity:expected", _at(np.ones_like), ("C1", "C6")),
-    Mistake("expected cost at the likelier gates", "complexity:expected", _at(lambda t: (t >= 0.5) * 1.0), ("C1", "C6")),
+    Mistake("expected cost with all gates on", "spec.cost:expected", _at(np.ones_like), ("C1", "C6")),
+    Mistake("expected cost at the likelier gates", "spec.cost:expected", _at(lambda t: (t >= 0.5) * 1.0), ("C1", "C6")),
     Mistake(
         "grouped convolutions counted as dense",
-        "layerspec:Conv.macs",
+        "spec.layers:Conv.macs",
         lambda f: lambda self, shape: f(self, shape) * self.groups,
         ("N6",),
     ),
-    Mistake("MACs of a convolution at its input's size", "layerspec:Conv.macs", _at_input_size, ("N6",)),
+    Mistake("MACs of a convolution at its input's size", "spec.layers:Conv.macs", _at_input_size, ("N6",)),
     Mistake(
         "biases counted as MACs",
-        "layerspec:Conv.macs",
+        "spec.layers:Conv.macs",
         lambda f: lambda self, shape: f(self, shape) + self.bias * math.prod(self.output_shape(shape)),
         ("N6",),
-        also=(("layerspec:Dense.macs", lambda f: lambda self, shape: f(self, shape) + self.bias * self.units),),
+        also=(("spec.layers:Dense.macs", lambda f: lambda self, shape: f(self, shape) + self.bias * self.units),),
     ),
-    Mistake("running statistics counted as parameters", "complexity:parameters", _with_statistics, ("N6",)),
+    Mistake("running statistics counted as parameters", "spec.cost:parameters", _with_statistics, ("N6",)),
 )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..arrays import Array
 from ..formulas import cka
-from ..layerspec import Conv
-from ..spec import Network
+from ..spec.layers import Conv
+from ..spec.network import Network
 from .planting import Function, Mistake, instead
 
 
@@ -89,7 +89,7 @@ PUBLIC: tuple[Mistake, ...] = (
     # ahwillia/netrep, netrep/metrics/cka.py, pull request 19
     Mistake("CKA's denominator without its root", "formulas.cka:cka", _rootless, ("K2",)),
     # AMLab-Amsterdam/L0_regularization, l0_layers.py, L0Conv2d.count_expected_flops_and_l0
-    Mistake("fractional output sizes, groups ignored", "complexity:macs", instead(_without_floor), ("N6",)),
+    Mistake("fractional output sizes, groups ignored", "spec.cost:macs", instead(_without_floor), ("N6",)),
     # IanPons/CKA-Layer-Pruning, main.py
-    Mistake("depthwise convolutions with a pointwise one", "complexity:macs", instead(_depthwise_with_pointwise), ("N6",)),
+    Mistake("depthwise convolutions with a pointwise one", "spec.cost:macs", instead(_depthwise_with_pointwise), ("N6",)),
 )

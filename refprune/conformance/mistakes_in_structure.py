@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import estimators
 from ..arrays import Array
-from ..layerspec import BatchNorm, Conv, Dense, Layer, Section, UnitGate
+from ..spec.layers import BatchNorm, Conv, Dense, Layer, Section, UnitGate
 from .planting import Function, Mistake, gradient, instead, options, output, result
 
 
@@ -155,10 +155,10 @@ NETWORKS = (
         ("N4", "O3", "G1"),
         also=(("network:_Backward.section", instead(_open_section)),),
     ),
-    Mistake("layer gate before the last affine map", "layerspec:Section.gate_index", instead(_last_affine), ("N1", "N3")),
-    Mistake("layer gate before the last batch-norm", "layerspec:Section.gate_index", instead(_before_norm), ("N1", "N3")),
-    Mistake("unit gates before batch-norm and activation", "operations:operations_of", _gates_before_norms, ("N4",)),
-    Mistake("no ρ behind the addition", "operations:operations_of", _without_post, ("N1",)),
+    Mistake("layer gate before the last affine map", "spec.layers:Section.gate_index", instead(_last_affine), ("N1", "N3")),
+    Mistake("layer gate before the last batch-norm", "spec.layers:Section.gate_index", instead(_before_norm), ("N1", "N3")),
+    Mistake("unit gates before batch-norm and activation", "spec.calls:operations_of", _gates_before_norms, ("N4",)),
+    Mistake("no ρ behind the addition", "spec.calls:operations_of", _without_post, ("N1",)),
     Mistake(
         "closed sections skipped: no gradient for their gates",
         "network:_Backward.closed_path",
@@ -166,7 +166,7 @@ NETWORKS = (
         ("O2", "G1"),
     ),
     Mistake(
-        "running statistics used in training", "operations:operations_of", options(train=lambda train: False), ("G1", "N4")
+        "running statistics used in training", "spec.calls:operations_of", options(train=lambda train: False), ("G1", "N4")
     ),
     Mistake("running statistics with 1 − momentum", "objective:update_statistics", instead(_one_minus_momentum), ("N4",)),
     Mistake("running statistics not updated", "objective:update_statistics", instead(lambda n, s, batch: s), ("N4",)),

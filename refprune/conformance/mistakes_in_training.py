@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layerspec import Section
+from ..spec.layers import Section
 from .planting import Function, Mistake, instead, result
 
 

@@ -194,10 +194,10 @@ OTHERS: tuple[Mistake, ...] = (
     ),
     Mistake(
         "MACs counted twice, expected ones too",
-        "complexity:macs",
+        "spec.cost:macs",
         result(lambda n: 2 * n),
         ("N6", "C1"),
-        also=(("complexity:cost_model", result(terms_put(lambda t, n: t._replace(macs=2 * t.macs)))),),
+        also=(("spec.cost:cost_model", result(terms_put(lambda t, n: t._replace(macs=2 * t.macs)))),),
     ),
     Mistake(
         "mean of the batches' biased CKA",

@@ -17,7 +17,7 @@ from typing import Any
 from .. import estimators
 from ..arrays import Saved
 from ..backend import ORACLE, Backend
-from ..complexity import cost_model
+from ..spec.cost import cost_model
 
 Function = Callable[..., Any]
 

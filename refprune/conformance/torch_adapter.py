@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ..arrays import Array, Arrays, Shape
 from ..errors import InputError
 from ..implementation import PYTORCH, Conventions
-from ..layerspec import Layer, Section, UnitGate
-from ..spec import Network, from_json
+from ..spec.json_form import from_json
+from ..spec.layers import Layer, Section, UnitGate
+from ..spec.network import Network
 from .torch_costs import TorchCosts
 from .torch_functions import branch, per_channel, squared_error
 from .torch_layers import OVERWRITABLE, module_of, padding_of

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..arrays import Array
-from ..layerspec import Conv, Dense, Layer, Section, UnitGate
-from ..spec import Network, from_json
+from ..spec.json_form import from_json
+from ..spec.layers import Conv, Dense, Layer, Section, UnitGate
+from ..spec.network import Network
 from .torch_functions import TorchFunctions
 
 

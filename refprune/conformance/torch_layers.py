@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..arrays import Shape
 from ..errors import InputError
-from ..layerspec import (
+from ..spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..arrays import Array
-from ..layerspec import BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
-from ..spec import Network, from_json
+from ..spec.json_form import from_json
+from ..spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
+from ..spec.network import Network
 from .torch_adapter import Module, TorchImplementation, set_gates
 
 #: Gate vectors are enumerated up to so many gates.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint, exchange, rounding, spec
+from .. import checkpoint, exchange, rounding
 from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
@@ -23,7 +23,8 @@ from ..exchange import NPZ_FORMAT, Trained
 from ..inference import Predictor
 from ..objective import BatchLoss
 from ..output.files import write_atomically
-from ..spec import Loss
+from ..spec import json_form
+from ..spec.network import Loss
 from ..streams import Streams
 
 
@@ -38,7 +39,7 @@ def of_run(directory: Path, run: str = "pruned") -> Trained:
 def write_npz(path: Path, trained: Trained) -> None:
     """One .npz without pickle: the spec as JSON text under "spec", arrays under refprune's names."""
     origin = {"data": trained.data, "training_images": trained.training_images}
-    text = json.dumps({"format": NPZ_FORMAT, "network": spec.to_json(trained.network)} | origin)
+    text = json.dumps({"format": NPZ_FORMAT, "network": json_form.to_json(trained.network)} | origin)
     buffer = io.BytesIO()
     arrays = {name: np.ascontiguousarray(a) for name, a in (trained.params | trained.statistics).items()}
     np.savez(buffer, spec=np.array(text), **arrays)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ..arrays import Array, Padding
 from ..errors import InputError
 from ..exchange import Trained
-from ..layerspec import (
+from ..output.files import write_atomically
+from ..spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -26,7 +27,6 @@ from ..layerspec import (
     Section,
     SubsamplePad,
 )
-from ..output.files import write_atomically
 
 OPSET, IR_VERSION = 20, 9
 

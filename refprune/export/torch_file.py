@@ -15,7 +15,8 @@ from ..arrays import Array, Pair
 from ..conformance.torch_adapter import ATTRIBUTES
 from ..errors import InputError
 from ..exchange import Trained
-from ..layerspec import (
+from ..output.files import write_atomically
+from ..spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -28,8 +29,7 @@ from ..layerspec import (
     Section,
     SubsamplePad,
 )
-from ..output.files import write_atomically
-from ..spec import Network
+from ..spec.network import Network
 
 HEAD = '''"""Built by refprune: `module = build(); module.load_state_dict(torch.load({weights!r}, weights_only=True))`.
 

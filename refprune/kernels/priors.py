@@ -1,4 +1,5 @@
-"""Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
+"""Priors over large arrays, and the flattening hyper-prior. Contracts as in `refprune.formulas.priors` and
+`refprune.formulas.hyper_prior`.
 
 Blocks of weights are taken in chunks of CHUNK, whose bounds do not depend on threads. Of each chunk, first the squared norms
 are worked out, then the prior's law gives log p and the factor of the score, then the score is written; all of it stays in the

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.torch_costs import Part
-from refprune.layerspec import BatchNorm
+from refprune.spec.layers import BatchNorm
 
 from .planting import Planted, changed, with_parts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from refprune.conformance.mistakes_in_structure import gates_first
 from refprune.conformance.torch_adapter import Gate, Module, Residual
 from refprune.conformance.torch_functions import per_channel
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, MaxPool, Section, SubsamplePad
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, MaxPool, Section, SubsamplePad
 
 from .in_layers import eps_outside, last_maximum, one_at_zero, summed_to
 from .planting import Planted, autograd, with_modules

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from refprune.conformance.torch_adapter import TorchImplementation, build, load, set_gates
-from refprune.layerspec import Activation, BatchNorm, Conv, Dense, Layer, Section, SubsamplePad, UnitGate
-from refprune.spec import Network, from_json
+from refprune.spec.json_form import from_json
+from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Layer, Section, SubsamplePad, UnitGate
+from refprune.spec.network import Network
 
 from .planting import Planted, with_parts
 

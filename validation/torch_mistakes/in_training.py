@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from refprune.conformance.torch_adapter import Module, TorchImplementation, gradient, set_gates
-from refprune.layerspec import Section
-from refprune.spec import from_json
+from refprune.spec.json_form import from_json
+from refprune.spec.layers import Section
 
 from .in_networks import norms, residual, skipping, unfrozen
 from .planting import Planted, changed, result, with_parts

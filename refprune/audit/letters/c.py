@@ -9,12 +9,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import complexity, train, zoo
+from ... import train
 from ...config import Config, Objective
 from ...errors import SpecError
-from ...layerspec import Conv, Dense, GlobalAveragePool, Layer, Section, UnitGate
 from ...penalty import Penalty, Reference, reference, share
-from ...spec import Network
+from ...spec import cost, zoo
+from ...spec.layers import Conv, Dense, GlobalAveragePool, Layer, Section, UnitGate
+from ...spec.network import Network
 from ..claims import CA, Claim, Context, Finding, close, exact, worst
 from ..counting import QUANTITIES, balanced, by_arrays, chain_network, eighths, is_layer, left, sections_network, table
 from ..examples import SAME, vertices_of
@@ -25,13 +26,13 @@ C1 = Claim(
     "E[cost] = ∑_k c_k · mean θ_{in} · mean θ_{out} · θ_l, ξ^2 = ξ",
     CA,
     (
-        "complexity:cost_model",
-        "complexity:CostModel.weights",
-        "complexity:CostModel.alive",
-        "complexity:CostModel.gradient",
-        "complexity:expected",
-        "complexity:expected_gradient",
-        "links:_ungrouped",
+        "spec.cost:cost_model",
+        "spec.cost:CostModel.weights",
+        "spec.cost:CostModel.alive",
+        "spec.cost:CostModel.gradient",
+        "spec.cost:expected",
+        "spec.cost:expected_gradient",
+        "spec.unit_links:_ungrouped",
     ),
 )
 C2 = Claim(
@@ -44,8 +45,8 @@ C2 = Claim(
         "penalty:share",
         "penalty:Penalty._weights",
         "penalty:Penalty.value",
-        "complexity:macs",
-        "complexity:parameters",
+        "spec.cost:macs",
+        "spec.cost:parameters",
     ),
 )
 C3 = Claim(
@@ -67,7 +68,7 @@ def _(context: Context) -> Finding:
         for gates in vertices_of(network.gate_count):
             smaller = left(network, gates)
             if smaller is not None:
-                found = complexity.expected(network, gates, "parameters"), complexity.expected(network, gates, "macs")
+                found = cost.expected(network, gates, "parameters"), cost.expected(network, gates, "macs")
                 wrong, seen = wrong + int(found != by_arrays(smaller)), seen + 1
     return exact(wrong, f"{seen} gate vectors")
 
@@ -78,9 +79,9 @@ def _(context: Context) -> Finding:
     for network in (chain_network(), sections_network()):
         theta = eighths(context, "C1", network.gate_count)
         every = table(network, context)
-        wrong += sum(complexity.expected(network, theta, q) != every.mean(q, theta) for q in QUANTITIES)
+        wrong += sum(cost.expected(network, theta, q) != every.mean(q, theta) for q in QUANTITIES)
         for part, quantity in itertools.product(("weight", "bias", "norm"), QUANTITIES):
-            found = complexity.expected(network, theta, quantity, parts=(part,))
+            found = cost.expected(network, theta, quantity, parts=(part,))
             wrong += found != table(network, context, (part,)).mean(quantity, theta)
     return exact(wrong)
 
@@ -91,9 +92,9 @@ def _(context: Context) -> Finding:
     for network in (chain_network(), sections_network()):
         theta, every = eighths(context, "C1 slopes", network.gate_count), table(network, context)
         for quantity in QUANTITIES:
-            found = complexity.expected_gradient(network, theta, quantity)
+            found = cost.expected_gradient(network, theta, quantity)
             wrong += int((found != every.slopes(quantity, theta)).any())
-            step = [complexity.expected(network, theta + 1e-200j * e, quantity).imag / 1e-200 for e in np.eye(theta.size)]
+            step = [cost.expected(network, theta + 1e-200j * e, quantity).imag / 1e-200 for e in np.eye(theta.size)]
             findings.append(close(found, step, step, ROUNDINGS))
     return worst(exact(wrong), *findings)
 
@@ -139,7 +140,7 @@ def _(context: Context) -> Finding:
 def _refused(layers: tuple[Layer, ...]) -> bool:
     try:
         network = Network((4, 4, 4), (*layers, GlobalAveragePool(), Dense(2)))
-        complexity.expected(network, np.ones(network.gate_count))
+        cost.expected(network, np.ones(network.gate_count))
     except SpecError:
         return True
     return False

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ... import complexity, config, experiment, settle, train
+from ... import config, experiment, settle, train
 from ...arrays import Array
 from ...backend import Backend
 from ...formulas import hyper_prior
-from ...layerspec import Activation, Dense, Flatten, Section
 from ...objective import BatchLoss
 from ...output.progress import Progress
 from ...penalty import Penalty, reference
-from ...spec import Network
+from ...spec import cost
+from ...spec.layers import Activation, Dense, Flatten, Section
+from ...spec.network import Network
 from ..claims import CA, Claim, Context, Finding, close, exact, worst
 from ..counting import (
     QUANTITIES,
@@ -54,9 +55,9 @@ C6 = Claim(
     "FLOPs = 2 · MACs",
     CA,
     (
-        "complexity:expected_per_layer",
-        "complexity:flops",
-        "complexity:training_macs",
+        "spec.cost:expected_per_layer",
+        "spec.cost:flops",
+        "spec.cost:training_macs",
         "experiment:size_left",
         "network:forward",
         "network:backward",
@@ -231,12 +232,12 @@ def _(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         theta, every = eighths(context, "C6", network.gate_count), table(network, context)
-        rows = np.array(list(complexity.expected_per_layer(network, theta).values()))
+        rows = np.array(list(cost.expected_per_layer(network, theta).values()))
         wrong += int((rows.sum(axis=0) != [every.mean(q, theta) for q in QUANTITIES]).any())
         for gates in vertices_of(network.gate_count)[::7]:
             smaller = left(network, gates)
             if smaller is not None:
-                for name, row in complexity.expected_per_layer(network, gates).items():
+                for name, row in cost.expected_per_layer(network, gates).items():
                     shapes = [s for key, s in smaller.parameter_shapes.items() if key.rpartition(".")[0] == name]
                     wrong += row[0] != sum(int(np.prod(shape)) for shape in shapes)
     return exact(wrong)
@@ -247,8 +248,8 @@ def _(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         for parts in (("weight",), ("bias",), ("norm",), ("weight", "bias", "norm")):
-            wrong += complexity.flops(network, parts=parts) != table(network, context, parts).costs["flops"][-1]
-        wrong += complexity.flops(network, parts=("weight",)) != 2 * by_arrays(network)[1]
+            wrong += cost.flops(network, parts=parts) != table(network, context, parts).costs["flops"][-1]
+        wrong += cost.flops(network, parts=("weight",)) != 2 * by_arrays(network)[1]
     return exact(wrong)
 
 
@@ -292,7 +293,7 @@ def _(context: Context) -> Finding:
                 wrong += after.macs != count[0]
         held = dataclasses.replace(_rules(), gates=config.Gates(warmup_epochs=1.0))
         after, _ = train.step(_state(network, loss, held, ones), loss.x, loss.target, held, context.backend, samples=6)
-        wrong += after.macs != 6 * complexity.training_macs(network)
+        wrong += after.macs != 6 * cost.training_macs(network)
     return exact(wrong)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from ... import blocks, pruning
 from ...arrays import Array
 from ...config import from_dict
-from ...layerspec import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...objective import BatchLoss
-from ...spec import Network
+from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
+from ...spec.network import Network
 from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..flows import judge
 

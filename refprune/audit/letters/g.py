@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...layerspec import Activation
+from ...spec.layers import Activation
 from ..claims import OURS, Claim, Context, Finding, close, exact, worst
 from ..examples import convolutional_network, dense_network, loss_of
 

@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import complexity, criteria, zoo
+from ... import criteria
 from ...arrays import Array
 from ...formulas.cka import Estimator, MiniBatches, cka, hsic
 from ...network import forward
+from ...spec import cost, zoo
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
 from ..examples import convolutional_network, loss_of
@@ -58,7 +59,7 @@ K6 = Claim(
     "Of a stage's blocks all but the first may go, down to two; the one with the least 1 − CKA goes; it is as if γ = β = 0.",
     "l^* = argmin_l (1 − CKA(R, R_l)), γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
     CKA,
-    ("criteria:candidates", "criteria:_cka", "criteria:ranked", "surgery:prune", "complexity:macs", "zoo:resnet_cifar"),
+    ("criteria:candidates", "criteria:_cka", "criteria:ranked", "surgery:prune", "spec.cost:macs", "spec.zoo:resnet_cifar"),
 )
 K7 = Claim(
     "K7",
@@ -268,13 +269,13 @@ def _(context: Context) -> Finding:
 @K6.witness("MACs: 4,718,592 for every removed block of any stage; ResNet-56 has 125,485,696")
 def _(context: Context) -> Finding:
     network, wrong = zoo.resnet_cifar(56, gates=True), 0
-    whole = complexity.macs(network)
+    whole = cost.macs(network)
     wrong += whole != 125_485_696
     for block in (1, 8, 10, 17, 19, 26):  # not the first block of a stage
         keep = np.arange(network.gate_count) != block
-        wrong += whole - complexity.macs(prune(network, keep).network) != 2 * 9 * 16 * 16 * 32 * 32
+        wrong += whole - cost.macs(prune(network, keep).network) != 2 * 9 * 16 * 16 * 32 * 32
     keep = np.isin(np.arange(27), (0, 1, 9, 10, 18, 19))
-    left = complexity.macs(prune(network, keep).network)
+    left = cost.macs(prune(network, keep).network)
     wrong += whole - left != 21 * 4_718_592
     return exact(wrong)
 

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from ... import complexity, zoo
 from ...arrays import Array
 from ...errors import InputError
-from ...layerspec import Activation, Conv, Dense, Section
 from ...network import forward
 from ...objective import BatchLoss, average_statistics
-from ...spec import Network
+from ...spec import cost, zoo
+from ...spec.layers import Activation, Conv, Dense, Section
+from ...spec.network import Network
 from ...surgery import prune
 from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
 from ..examples import convolutional_network, dense_network, loss_of, params_of
@@ -29,7 +29,7 @@ N2 = Claim(
     "The single-matrix section: for ξ ∈ {0, 1} and a(0) = 0 the gate may stand on either side of the activation.",
     "h^l = s^l(h^{l−1}) + a(ξ^l W^l h^{l−1}), a(ξz) = ξ a(z)",
     LP,
-    ("network:forward", "layerspec:Section.gate_index"),
+    ("network:forward", "spec.layers:Section.gate_index"),
 )
 N3 = Claim(
     "N3",
@@ -57,7 +57,14 @@ N6 = Claim(
     "Exact counts of parameters and multiply-accumulates.",
     "LeNet-300-100 : 266610 | 266200, LeNet-5 : 431080 | 2293000",
     OURS,
-    ("complexity:parameters", "complexity:macs", "zoo:lenet_300_100", "zoo:lenet5", "zoo:resnet_cifar", "zoo:vgg16"),
+    (
+        "spec.cost:parameters",
+        "spec.cost:macs",
+        "spec.zoo:lenet_300_100",
+        "spec.zoo:lenet5",
+        "spec.zoo:resnet_cifar",
+        "spec.zoo:vgg16",
+    ),
 )
 
 ROUNDINGS = 64  # of the largest entry: the longest way through these networks has about as many operations
@@ -201,7 +208,7 @@ def _(context: Context) -> Finding:
                 small = dataclasses.replace(loss, network=cut.network, params=cut.arrays(loss.params))
                 left = small.evaluate(np.ones(cut.network.gate_count))
                 wrong += int(left.loss != loss.evaluate(gates).loss)
-                wrong += int(complexity.parameters(cut.network) >= complexity.parameters(network))
+                wrong += int(cost.parameters(cut.network) >= cost.parameters(network))
     return exact(wrong)
 
 
@@ -301,12 +308,12 @@ def _(context: Context) -> Finding:
         (zoo.lenet_300_100(), (266_610, 266_200)),
         (zoo.lenet5(), (431_080, 2_293_000)),
     ):
-        wrong += (complexity.parameters(network), complexity.macs(network)) != stated
+        wrong += (cost.parameters(network), cost.macs(network)) != stated
     wrong += tuple(map(sum, zip(*lenet5, strict=True))) != (431_080, 2_293_000)
     widths, sizes = [64, 64, 128, 128, *[256] * 3, *[512] * 6], [32, 32, 16, 16, *[8] * 3, *[4] * 3, *[2] * 3]
     vgg = [_conv(i, o, 3, s * s, False) for i, o, s in zip([3, *widths[:-1]], widths, sizes, strict=True)]
     vgg += [(2 * o, 0) for o in widths] + [(512 * 10 + 10, 5120)]
-    found = complexity.parameters(zoo.vgg16()), complexity.macs(zoo.vgg16())
+    found = cost.parameters(zoo.vgg16()), cost.macs(zoo.vgg16())
     wrong += tuple(map(sum, zip(*vgg, strict=True))) != found
     for depth in (20, 56):
         n = (depth - 2) // 6
@@ -315,7 +322,7 @@ def _(context: Context) -> Finding:
             first = _conv(c if c == 16 else c // 2, c, 3, size, False)
             parts += [first, *[_conv(c, c, 3, size, False)] * (2 * n - 1), (2 * n * 2 * c, 0)]
         network = zoo.resnet_cifar(depth)
-        wrong += tuple(map(sum, zip(*parts, strict=True))) != (complexity.parameters(network), complexity.macs(network))
+        wrong += tuple(map(sum, zip(*parts, strict=True))) != (cost.parameters(network), cost.macs(network))
     return exact(wrong)
 
 
@@ -324,9 +331,9 @@ def _(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network("B"), zoo.lenet5()):
         params = params_of(network, context)
-        wrong += sum(p.size for p in params.values()) != complexity.parameters(network)
+        wrong += sum(p.size for p in params.values()) != cost.parameters(network)
         x = context.normal("N6", 2, *network.input_shape)
-        wrong += forward(network, context.backend, params, x, train=True).macs != 2 * complexity.macs(network)
+        wrong += forward(network, context.backend, params, x, train=True).macs != 2 * cost.macs(network)
         convs = [(layer, shape) for layer, shape in network.placed() if isinstance(layer, Conv)]
         for layer, shape in convs:
             y, _ = context.backend.conv2d(

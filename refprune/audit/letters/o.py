@@ -12,9 +12,9 @@ import numpy as np
 from ... import config, estimators, train
 from ...arrays import Array
 from ...formulas import hyper_prior
-from ...layerspec import Activation, Dense, Section
 from ...objective import BatchLoss
-from ...spec import Network
+from ...spec.layers import Activation, Dense, Section
+from ...spec.network import Network
 from .. import figures
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 from ..examples import (

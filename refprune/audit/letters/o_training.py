@@ -11,9 +11,9 @@ import numpy as np
 
 from ... import config, pruning, settle, train
 from ...arrays import Array
-from ...layerspec import Activation, Dense, Flatten, Section, UnitGate
 from ...objective import BatchLoss
-from ...spec import Network
+from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
+from ...spec.network import Network
 from ...streams import Streams
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 from ..examples import dense_network, loss_of, losses_at, remembered, slopes_of

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from ... import complexity
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...penalty import Penalty, reference
 from ...rounding import LAYER_FACTOR, smallest_normal
-from ...spec import from_json, to_json
+from ...spec import cost
+from ...spec.json_form import from_json, to_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few
@@ -32,8 +32,8 @@ def _draw(described: Description) -> st.SearchStrategy[Arguments]:
 def _values(arguments: Arguments, backend: Backend) -> Arrays:
     a, network = arguments, from_json(arguments["spec"])
     pressing = Penalty(network, reference(network), 0.0, a["nu"], a["alpha"], a["balance"])
-    found = {"parameters": complexity.parameters(network), "macs": complexity.macs(network)}
-    expected = {f"expected_{q}": complexity.expected(network, a["theta"], q) for q in ("parameters", "macs")}
+    found = {"parameters": cost.parameters(network), "macs": cost.macs(network)}
+    expected = {f"expected_{q}": cost.expected(network, a["theta"], q) for q in ("parameters", "macs")}
     numbers = found | expected | {"penalty": pressing.value(a["theta"])}
     return {name: np.asarray(float(value)) for name, value in numbers.items()} | {"beta": pressing.gradient(a["theta"])}
 
@@ -42,7 +42,7 @@ def _expectation(arguments: Arguments, unit: float) -> Expectation:
     """Counts are exact as far as the precision holds integers; expectations are sums of products of three factors."""
     right = _values(arguments, ORACLE)
     network = from_json(arguments["spec"])
-    terms = len(complexity.terms(network)) + max(arguments["theta"].size, 1)
+    terms = len(cost.terms(network)) + max(arguments["theta"].size, 1)
     tolerance = {name: LAYER_FACTOR * unit * terms**0.5 * np.abs(v) + smallest_normal(unit) for name, v in right.items()}
     tolerance |= {name: np.asarray(0.0) for name in ("parameters", "macs")}
     tolerance["beta"] = LAYER_FACTOR * unit * terms**0.5 * np.full(right["beta"].shape, np.abs(right["beta"]).max(initial=0.0))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...objective import BatchLoss, update_statistics
-from ...spec import from_json, to_json
+from ...spec.json_form import from_json, to_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from ... import dynamics, pruning
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
-from ...layerspec import Section
 from ...network import forward
 from ...objective import BatchLoss
-from ...spec import Network, from_json
+from ...spec.json_form import from_json
+from ...spec.layers import Section
+from ...spec.network import Network
 from ...surgery import prune
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...layerspec import Activation, BatchNorm, Dense, Section, UnitGate
-from ...spec import Loss, Network
+from ...spec.layers import Activation, BatchNorm, Dense, Section, UnitGate
+from ...spec.network import Loss, Network
 from ..methods import Arguments, Description, Method
 from ..sampling import Facts, expected, facts
 from ..strategies.networks import Case

@@ -15,7 +15,7 @@ from ...config import Config
 from ...estimators import ESTIMATORS
 from ...network import Gradients
 from ...objective import BatchLoss, Evaluation, update_statistics
-from ...spec import from_json
+from ...spec.json_form import from_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ...arrays import Array, Arrays, Pair, Shape
 from ...backend import ORACLE
 from ...implementation import EVERY, Conventions
-from ...layerspec import (
+from ...objective import BatchLoss
+from ...spec.layers import (
     ACTIVATIONS,
     Activation,
     AveragePool,
@@ -32,8 +33,7 @@ from ...layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from ...objective import BatchLoss
-from ...spec import Loss, Network
+from ...spec.network import Loss, Network
 from ...streams import Streams
 
 GATES = ("random", "zeros", "ones", "fractional")

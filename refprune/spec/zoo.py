@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from importlib import resources
 from typing import Any
 
-from .arrays import Padding
-from .errors import InputError
-from .layerspec import (
+from ..arrays import Padding
+from ..errors import InputError
+from .layers import (
     Activation,
     BatchNorm,
     Conv,
@@ -24,7 +22,7 @@ from .layerspec import (
     SubsamplePad,
     UnitGate,
 )
-from .spec import Network
+from .network import Network
 
 
 def _same(kernel: int) -> Padding:
@@ -294,18 +292,3 @@ def build(name: str, options: Mapping[str, Any]) -> Network:
         if type(value) is not wanted or (wanted is list and not all(type(entry) is type(default[0]) for entry in value)):
             raise InputError(f"network.{key}: expected {wanted.__name__}, got {value!r}")
     return NETWORKS[name](**{key: tuple(value) if type(value) is list else value for key, value in options.items()})
-
-
-def experiments() -> list[str]:
-    """Names of the experiments that `refprune run NAME` knows."""
-    folder = resources.files("refprune").joinpath("experiments")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def experiment_text(name: str) -> str:
-    """The TOML text of a named experiment. InputError lists the known ones."""
-    if name not in experiments():
-        near = difflib.get_close_matches(name, experiments(), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError(f"experiment: {name!r} is neither a file nor a known name{hint}; known are {', '.join(experiments())}")
-    return resources.files("refprune").joinpath("experiments", f"{name}.toml").read_text(encoding="utf-8")

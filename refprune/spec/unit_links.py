@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .arrays import Shape
-from .errors import SpecError
-from .layerspec import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, SubsamplePad, UnitGate, _Pool
+from ..arrays import Shape
+from ..errors import SpecError
+from .layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, SubsamplePad, UnitGate, _Pool
 
 
 @dataclass(frozen=True)

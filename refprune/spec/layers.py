@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .arrays import Padding, Pair, Shape
-from .errors import SpecError
+from ..arrays import Padding, Pair, Shape
+from ..errors import SpecError
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "gelu_tanh")
 

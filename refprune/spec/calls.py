@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .arrays import Array, Shape
-from .layerspec import (
+from ..arrays import Array, Shape
+from .layers import (
     Activation,
     AveragePool,
     BatchNorm,

@@ -1,42 +1,27 @@
-"""Networks as data: frozen, JSON-able specs of layers, sections, gates and conventions (SPEC N1-N5). No arrays here.
-
-A network is a chain of layers and sections. A layer maps one array to one array; a `Section` adds a path to a shortcut,
-h ↦ ρ(s(h) + ξ·path(h)). Layer gates ξ belong to sections, unit gates u are `UnitGate` layers. Conventions on which
-frameworks disagree are named fields, with PyTorch's choice as default.
-
-Names: every layer has one, unique in the network; what is left empty is filled in ("dense1", "section3.conv2"). They key
-the parameters ("section3.conv2.weight") and survive pruning, however positions shift.
-"""
+"""?"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from .arrays import Shape
-from .errors import SpecError
-from .layerspec import (
+from ..arrays import Shape
+from ..errors import SpecError
+from .calls import Operations, operations_of
+from .layers import (
     Activation,
-    AveragePool,
     BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAveragePool,
     Layer,
-    MaxPool,
     Section,
-    SubsamplePad,
     UnitGate,
     chain_shape,
     choose,
 )
-from .links import UnitLinks, unit_links
-from .operations import Operations, operations_of
-from .scaling import SCALINGS
+from .unit_links import UnitLinks, unit_links
+
+SCALINGS = ("channel", "pixel_mean")
 
 
 @dataclass(frozen=True)
@@ -224,52 +209,3 @@ def _named(layers: Sequence[Layer], prefix: str = "") -> tuple[Layer, ...]:
             layer = dataclasses.replace(layer, name=name, path=path, shortcut=shortcut)
         named.append(layer if layer.name else dataclasses.replace(layer, name=name))
     return tuple(named)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# JSON
-
-KINDS: dict[str, type[Layer]] = {
-    kind.__name__: kind
-    for kind in (Dense, Conv, BatchNorm, Activation, MaxPool, AveragePool, GlobalAveragePool, Flatten, SubsamplePad)
-} | {"UnitGate": UnitGate, "Section": Section}
-
-
-def to_json(network: Network) -> dict[str, Any]:
-    """The network as JSON-able data; `from_json` is its exact inverse."""
-
-    def plain(value: object) -> Any:
-        if isinstance(value, (Layer, Loss)):
-            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {"type": type(value).__name__} | fields
-        return [plain(v) for v in value] if isinstance(value, tuple) else value
-
-    fields = {f.name: plain(getattr(network, f.name)) for f in dataclasses.fields(network)}
-    return {"format": "refprune-network-1"} | fields
-
-
-def from_json(data: Mapping[str, Any]) -> Network:
-    """The network that `to_json` wrote. SpecError names an unknown type or field, or a wrong format."""
-
-    def tuples(value: object) -> Any:
-        if isinstance(value, Mapping):
-            return build(value)
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    def build(fields: Mapping[str, Any]) -> Layer | Loss:
-        """The layer or loss that one JSON object describes."""
-        kind: type[Layer | Loss] | None = {**KINDS, "Loss": Loss}.get(fields.get("type", ""))
-        if kind is None:
-            raise SpecError(f"type: {fields.get('type')!r} is not known; allowed are {', '.join(KINDS)}, Loss")
-        try:
-            return kind(**{key: tuples(value) for key, value in fields.items() if key != "type"})
-        except TypeError as error:
-            raise SpecError(f"{fields.get('name') or fields['type']}: {error}") from error
-
-    if not isinstance(data, Mapping) or data.get("format") != "refprune-network-1":
-        found = data.get("format") if isinstance(data, Mapping) else data
-        raise SpecError(f"format: expected an object with format 'refprune-network-1', got {found!r}")
-    try:
-        return Network(**{key: tuples(value) for key, value in data.items() if key != "format"})
-    except TypeError as error:
-        raise SpecError(f"network: {error}") from error

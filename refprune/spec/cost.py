@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Shape
-from .errors import InputError
-from .layerspec import BatchNorm, Layer, Section
-from .spec import Network
+from ..arrays import Array, Shape
+from ..errors import InputError
+from .layers import BatchNorm, Layer, Section
+from .network import Network
 
 QUANTITIES = ("parameters", "macs", "flops")
 PARTS = ("weight", "bias", "norm")
