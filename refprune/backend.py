@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays, augment, layers, optimiser
+from . import arrays
 from .errors import InputError
 from .formulas import cka, hyper_prior, priors
+from .oracle import crop_flip, layers, momentum
 
 Forward = Callable[..., tuple[arrays.Array, arrays.Saved]]
 Vjp = Callable[..., tuple[Any, ...]]
@@ -17,10 +18,11 @@ Fused = Callable[..., arrays.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.layers`, and what training does beside.
+    """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.oracle.layers`, and what training does
+    beside.
 
     momentum_step, crop_flip and cross_product (aᵀb, for `refprune.formulas.cka`) have no VJP; their contracts stand in
-    `refprune.optimiser`, `refprune.augment` and `refprune.formulas.cka.numpy_product`; those of prior_density,
+    `refprune.oracle.momentum`, `refprune.oracle.crop_flip` and `refprune.formulas.cka.numpy_product`; those of prior_density,
     flattening_profile and flattening_density in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
 
     To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
@@ -89,8 +91,8 @@ FUNCTIONS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Backend) i
 #: Pure NumPy, float64 or complex128: made for reading and judging.
 ORACLE = Backend(
     "oracle",
-    momentum_step=optimiser.momentum_step,
-    crop_flip=augment.crop_flip,
+    momentum_step=momentum.momentum_step,
+    crop_flip=crop_flip.crop_flip,
     cross_product=cka.numpy_product,
     prior_density=priors.prior_density,
     flattening_profile=hyper_prior.flattening_profile,

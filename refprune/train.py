@@ -17,7 +17,6 @@ import numpy as np
 from . import pruning
 from . import scaling as scalings
 from .arrays import Array, Arrays
-from .augment import draw_crops
 from .backend import Backend
 from .blocks import blocks
 from .config import Config
@@ -28,6 +27,7 @@ from .formulas.hyper_prior import beta_from_log_gamma
 from .inference import Predictor
 from .network import initial_statistics, initialise
 from .objective import BatchLoss, update_statistics
+from .oracle.crop_flip import draw_crops
 from .penalty import Penalty, Reference, reference
 from .spec.layers import UnitGate
 from .spec.network import Loss, Network

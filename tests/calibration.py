@@ -11,11 +11,12 @@ import sys
 import numpy as np
 import torch_backend
 
-from refprune import layers, rounding
 from refprune import network as nw
+from refprune import rounding
 from refprune.arrays import Saved
 from refprune.backend import ORACLE, by_name
 from refprune.objective import BatchLoss
+from refprune.oracle import layers
 from refprune.rounding import UNIT, network_tolerance
 from refprune.spec.layers import (
     Activation,

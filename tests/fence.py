@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 
-from refprune import layers
 from refprune.kernels import workspace
+from refprune.oracle import layers
 
 PAGE = mmap.PAGESIZE
 system = ctypes.CDLL(None, use_errno=True)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refprune import config, train
-from refprune.augment import crop_flip, draw_crops
 from refprune.backend import ORACLE, by_name
+from refprune.oracle.crop_flip import crop_flip, draw_crops
 from refprune.streams import Streams
 
 ENGINES = [ORACLE, by_name("numba", threads=1)]

@@ -12,7 +12,7 @@ from refprune import bench, cli
 from refprune.bench import agreement, cases, machine, memory, pictures, timing, torch_side
 from refprune.errors import InputError
 from refprune.kernels import peak
-from refprune.layers import conv2d
+from refprune.oracle.layers import conv2d
 
 QUICK = bench.Options(repeats=1, compile_seconds=(0.0, 0.0), memory=False)
 

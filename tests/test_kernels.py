@@ -22,10 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import augment, config, layers, optimiser, train
+from refprune import config, train
 from refprune.arrays import Array, Saved
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, WITHOUT_VJP, by_name
 from refprune.errors import InputError
+from refprune.oracle import crop_flip, layers, momentum
 from refprune.spec import zoo
 
 DTYPES = (np.float32, np.float64)
@@ -511,7 +512,7 @@ def test_momentum_step_has_the_bits_of_the_oracle(
 @given(seeds, dtypes, few, st.integers(0, 4), st.tuples(some, some), st.integers(0, 11))
 def test_crop_flip(seed: int, dtype: Any, n: int, channels: int, size: Any, padding: int) -> None:
     inputs = _Inputs(seed, dtype)
-    x, crops = inputs.array(n, channels, *size), augment.draw_crops(seed, 0, n, padding)
+    x, crops = inputs.array(n, channels, *size), crop_flip.draw_crops(seed, 0, n, padding)
     got = FAST.crop_flip(x, crops, padding=padding)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, ORACLE.crop_flip(x, crops, padding=padding))
@@ -555,7 +556,7 @@ def _bits(backend: Any, names: tuple[str, ...] = ()) -> dict[str, str]:
         run("cross_entropy", "cross_entropy_vjp", inputs.array(900, 11), np.arange(900) % 11, reduction="mean")
         w, v, g = (inputs.array(300, 401) for _ in range(3))
         step = backend.momentum_step(w, v, g, learning_rate=0.1, momentum=0.9, decay=0.01)
-        crops = augment.draw_crops(0, 0, len(image), 4)
+        crops = crop_flip.draw_crops(0, 0, len(image), 4)
         for name, results in {"step": step, "crop_flip": (backend.crop_flip(image, crops, padding=4),)}.items():
             found[name] = hashlib.sha256(b"".join(r.tobytes() for r in results)).hexdigest()
     return found
@@ -659,7 +660,7 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
     left_to_numpy = {"flatten", "flatten_vjp"}
     for function in set(FUNCTIONS) - left_to_numpy:
         monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
-    monkeypatch.setattr(optimiser, "momentum_step", lambda *a, **k: pytest.fail("fell back to momentum_step"))
+    monkeypatch.setattr(momentum, "momentum_step", lambda *a, **k: pytest.fail("fell back to momentum_step"))
     x = np.random.default_rng(0).random((8, *network.input_shape), dtype=np.float32)
     following, _ = train.step(state, x, np.arange(8) % 10, rules, backend, samples=8)
     assert all(p.dtype == np.float32 for p in following.params.values())

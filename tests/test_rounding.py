@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from calibration import BACKENDS, SAME, SEQUENTIAL, U, candidate, flat, random_case, ratios, rounded, sequential_sum, tensors
 
-from refprune import arrays, layers, noise, rounding
+from refprune import arrays, noise, rounding
 from refprune import network as nw
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.errors import InputError
 from refprune.noise import noisy
 from refprune.objective import BatchLoss
+from refprune.oracle import layers
 from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Network

@@ -9,9 +9,10 @@ from hypothesis import Phase, find, settings
 from test_layers import COMPLEX_STEP_LIMIT, check_complex_step, check_contract, check_dtype, check_everything
 from tolerance import assert_close, assert_identical
 
-from refprune import arrays, layers
+from refprune import arrays
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import layers as strategies
+from refprune.oracle import layers
 
 QUICK = settings(max_examples=100, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, layers
+from refprune import cli
 from refprune.conformance import campaign, extremes, reporting, vector_files, vectors
 from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess, describe
@@ -25,6 +25,7 @@ from refprune.conformance.torch_witness import Witness
 from refprune.conformance.verdicts import compare
 from refprune.errors import InputError
 from refprune.estimators import ESTIMATORS
+from refprune.oracle import layers
 from refprune.rounding import UNIT
 
 STORED = Path(__file__).parents[1] / "validation" / "vectors"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import arrays, cli, layers
+from refprune import arrays, cli
 from refprune.backend import ORACLE
 from refprune.conformance import campaign, methods, reporting, scripts
 from refprune.conformance.backend_adapter import BackendImplementation
@@ -24,6 +24,7 @@ from refprune.conformance.strategies import networks
 from refprune.conformance.verdicts import Expectation, compare, judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
+from refprune.oracle import layers
 from refprune.rounding import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, Dense, UnitGate

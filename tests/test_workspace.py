@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import layers
 from refprune.backend import by_name
 from refprune.kernels import workspace
 from refprune.kernels.workspace import KEEP, SMALL, Workspace
+from refprune.oracle import layers
 
 SIZE = 2 * SMALL
 

@@ -82,17 +82,20 @@ def _of_modulus(f: Function) -> Function:
 
 LAYERS = (
     Mistake(
-        "section without its shortcut", "layers:add", output(lambda y, s, p: y - s if y.shape == p.shape else y), ("N1", "G1")
+        "section without its shortcut",
+        "oracle.layers:add",
+        output(lambda y, s, p: y - s if y.shape == p.shape else y),
+        ("N1", "G1"),
     ),
-    Mistake("gate not applied", "layers:gate", output(lambda y, x, g: x), ("N1", "G1")),
+    Mistake("gate not applied", "oracle.layers:gate", output(lambda y, x, g: x), ("N1", "G1")),
     Mistake(
         "option A with the channels at the other end",
-        "layers:subsample_pad",
+        "oracle.layers:subsample_pad",
         output(lambda y, x: y[:, ::-1][:, :, ::1]),
         ("N1", "N5", "G1"),
     ),
     Mistake("gate always behind the path", "spec.layers:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
-    Mistake("gate missing in the backward pass", "layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
+    Mistake("gate missing in the backward pass", "oracle.layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
     Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _first_columns, ("N4",)),
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
     Mistake(
@@ -101,8 +104,8 @@ LAYERS = (
         lambda f: lambda n, s, b: f(n, s, [{k: (m, v * (c - 1) / c, c) for k, (m, v, c) in x.items()} for x in b]),
         ("N4",),
     ),
-    Mistake("batch-norm divides by n − 1", "layers:batch_norm", output(_unbiased_batch_norm), ("N1", "G1")),
-    Mistake("batch-norm leaves its mean in", "layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
+    Mistake("batch-norm divides by n − 1", "oracle.layers:batch_norm", output(_unbiased_batch_norm), ("N1", "G1")),
+    Mistake("batch-norm leaves its mean in", "oracle.layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
     Mistake("what is removed is fixed to 1", "surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
     Mistake("no ρ behind a removed section", "surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)),
     Mistake("option B of a removed section made option A", "surgery:prune", _padded, ("N3", "N5")),
@@ -116,37 +119,46 @@ LAYERS = (
     Mistake(
         "LeNet-5 with padding", "spec.zoo:lenet5", lambda f: lambda: dataclasses.replace(f(), layers=f().layers[:-1]), ("N6",)
     ),
-    Mistake("convolution with paddings swapped", "layers:conv2d", options(padding=_padding_swapped), ("G1",)),
+    Mistake("convolution with paddings swapped", "oracle.layers:conv2d", options(padding=_padding_swapped), ("G1",)),
     Mistake(
-        "kernel flipped in the backward pass", "layers:conv2d_vjp", gradient(1, lambda g, s, dy: g[:, :, ::-1, ::-1]), ("G1",)
+        "kernel flipped in the backward pass",
+        "oracle.layers:conv2d_vjp",
+        gradient(1, lambda g, s, dy: g[:, :, ::-1, ::-1]),
+        ("G1",),
     ),
-    Mistake("dense weights' gradient divided by N", "layers:dense_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
+    Mistake(
+        "dense weights' gradient divided by N", "oracle.layers:dense_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)
+    ),
     Mistake(
         "batch-norm's mean taken for a constant",
-        "layers:batch_norm_vjp",
+        "oracle.layers:batch_norm_vjp",
         gradient(0, lambda g, s, dy: dy * per_channel(s.values[1] * s.values[2], dy.ndim)),
         ("G1",),
     ),
-    Mistake("eval batch-norm's gain left out of dx", "layers:batch_norm_eval_vjp", gradient(0, lambda g, s, dy: dy), ("G1",)),
+    Mistake(
+        "eval batch-norm's gain left out of dx", "oracle.layers:batch_norm_eval_vjp", gradient(0, lambda g, s, dy: dy), ("G1",)
+    ),
     Mistake(
         "cross-entropy's mean not in its gradient",
-        "layers:cross_entropy_vjp",
+        "oracle.layers:cross_entropy_vjp",
         gradient(0, lambda g, s, dy: g * len(g)),
         ("G1",),
     ),
-    Mistake("squared error without the 2", "layers:mean_squared_error_vjp", gradient(0, lambda g, s, dy: g / 2), ("G1",)),
-    Mistake("average pool spreads without dividing", "layers:average_pool_vjp", _undivided, ("G1",)),
-    Mistake("gate's gradient as a mean", "layers:gate_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
+    Mistake(
+        "squared error without the 2", "oracle.layers:mean_squared_error_vjp", gradient(0, lambda g, s, dy: g / 2), ("G1",)
+    ),
+    Mistake("average pool spreads without dividing", "oracle.layers:average_pool_vjp", _undivided, ("G1",)),
+    Mistake("gate's gradient as a mean", "oracle.layers:gate_vjp", gradient(1, lambda g, s, dy: g / len(dy)), ("G1",)),
     Mistake(
         "weight decay's gradient without λ",
-        "layers:weight_decay_vjp",
+        "oracle.layers:weight_decay_vjp",
         gradient(0, lambda g, s, dy: s.values[0] * dy),
         ("G1", "O1"),
     ),
-    Mistake("weight decay without ½", "layers:weight_decay", output(lambda y, w: 2 * y), ("O1", "G1")),
-    Mistake("sigmoid that overflows", "layers:sigmoid", instead(_overflowing_sigmoid), ("G2",)),
-    Mistake("GELU by its tanh formula", "layers:gelu", output(lambda y, x: ORACLE.gelu_tanh(x)[0]), ("G1", "G2")),
-    Mistake("ReLU with a modulus", "layers:leaky_relu", _of_modulus, ("G1", "G2")),
-    Mistake("subgradient 1 at 0 whatever is declared", "layers:leaky_relu", options(at_zero=lambda v: 1.0), ("G3",)),
-    Mistake("last of equal maxima", "layers:max_pool", options(ties=lambda v: "last"), ("G2", "G3")),
+    Mistake("weight decay without ½", "oracle.layers:weight_decay", output(lambda y, w: 2 * y), ("O1", "G1")),
+    Mistake("sigmoid that overflows", "oracle.layers:sigmoid", instead(_overflowing_sigmoid), ("G2",)),
+    Mistake("GELU by its tanh formula", "oracle.layers:gelu", output(lambda y, x: ORACLE.gelu_tanh(x)[0]), ("G1", "G2")),
+    Mistake("ReLU with a modulus", "oracle.layers:leaky_relu", _of_modulus, ("G1", "G2")),
+    Mistake("subgradient 1 at 0 whatever is declared", "oracle.layers:leaky_relu", options(at_zero=lambda v: 1.0), ("G3",)),
+    Mistake("last of equal maxima", "oracle.layers:max_pool", options(ties=lambda v: "last"), ("G2", "G3")),
 )

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import layers
 from ..arrays import Array, Saved, per_channel
 from ..formulas import cka, hyper_prior
+from ..oracle import layers
 from ..spec.layers import BatchNorm
 from .planting import Function, Mistake, instead, options, result
 
@@ -101,27 +101,27 @@ FORMULAS = (
         _domain(1.0, lambda decay, ratio, kappa: decay + np.sqrt(ratio) * kappa),
         ("D4",),
     ),
-    Mistake("padding one row and column too early", "layers:conv2d", options(padding=shifted), ("G1",)),
+    Mistake("padding one row and column too early", "oracle.layers:conv2d", options(padding=shifted), ("G1",)),
     Mistake(
         "option A: zero channels at the other end",
-        "layers:subsample_pad",
+        "oracle.layers:subsample_pad",
         lambda f: lambda x, *, stride, before, after: f(x, stride=stride, before=after, after=before),
         ("N1", "G1"),
     ),
-    Mistake("max pool pads with zeros", "layers:max_pool", _padded_with_zeros, ("G1",)),
+    Mistake("max pool pads with zeros", "oracle.layers:max_pool", _padded_with_zeros, ("G1",)),
     Mistake(
         "batch-norm: eps outside the root",
-        "layers:batch_norm",
+        "oracle.layers:batch_norm",
         instead(_eps_outside),
         ("G1",),
-        also=(("layers:batch_norm_vjp", instead(_eps_outside_vjp)),),
+        also=(("oracle.layers:batch_norm_vjp", instead(_eps_outside_vjp)),),
     ),
     Mistake(
         "gate applied twice",
-        "layers:gate",
+        "oracle.layers:gate",
         lambda f: lambda x, g: f(f(x, g)[0], g),
         ("G1",),
-        also=(("layers:gate_vjp", lambda f: lambda saved, dy: _squared(f, saved, dy)),),
+        also=(("oracle.layers:gate_vjp", lambda f: lambda saved, dy: _squared(f, saved, dy)),),
     ),
 )
 

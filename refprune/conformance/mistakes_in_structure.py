@@ -136,21 +136,21 @@ def _norms_cut_at_the_end(f: Function) -> Function:
 NETWORKS = (
     Mistake(
         "section without its shortcut, forward and backward",
-        "layers:add",
+        "oracle.layers:add",
         output(lambda y, shortcut, path: y - shortcut),
         ("N1", "G1"),
-        also=(("layers:add_vjp", gradient(0, lambda g, saved, dy: np.zeros_like(g))),),
+        also=(("oracle.layers:add_vjp", gradient(0, lambda g, saved, dy: np.zeros_like(g))),),
     ),
     Mistake(
         "straight-through gate: dx = dy, no gradient for the gate",
-        "layers:gate_vjp",
+        "oracle.layers:gate_vjp",
         lambda f: lambda saved, dy: (dy, np.zeros_like(f(saved, dy)[1])),
         ("N4", "O3", "G1"),
         also=(("network:_Backward.section", instead(_open_section)),),
     ),
     Mistake(
         "gate's dx = dy, in closed sections too",
-        "layers:gate_vjp",
+        "oracle.layers:gate_vjp",
         gradient(0, lambda g, saved, dy: dy),
         ("N4", "O3", "G1"),
         also=(("network:_Backward.section", instead(_open_section)),),
@@ -186,8 +186,8 @@ TRAINING = (
     ),
     Mistake("reinforce with its own sample in the baseline", "estimators:reinforce", _own_baseline, ("O5",)),
     Mistake("θ's gradient summed over the batch", "estimators:taylor", _summed, ("O5",)),
-    Mistake("what has no gradient neither decays nor moves", "optimiser:momentum_step", _untouched, ("O1", "O6")),
-    Mistake("biases and batch-norms do not decay", "optimiser:momentum_step", _matrices_alone, ("O1", "O6")),
+    Mistake("what has no gradient neither decays nor moves", "oracle.momentum:momentum_step", _untouched, ("O1", "O6")),
+    Mistake("biases and batch-norms do not decay", "oracle.momentum:momentum_step", _matrices_alone, ("O1", "O6")),
     Mistake(
         "θ projected before its step",
         "conformance.levels.training:moved_theta",

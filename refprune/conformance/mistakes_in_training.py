@@ -115,7 +115,7 @@ OBJECTIVE = (
     Mistake("disarm without its half", "estimators:disarm", _biased(lambda g, t: 2 * g), ("O5",)),
     Mistake("taylor weighted by θ", "estimators:taylor", _biased(lambda g, t: g * t), ("O5",)),
     Mistake("projection forgotten", "train:_project", instead(lambda theta, config: theta), ("O6",)),
-    Mistake("momentum with dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
+    Mistake("momentum with dampening", "oracle.momentum:momentum_step", instead(_dampened), ("O6",)),
     Mistake("a step without weight decay", "train:step", _undecayed, ("O6",)),
     Mistake("schedule without effect", "train:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
     Mistake(

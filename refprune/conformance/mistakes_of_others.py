@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import estimators, layers
+from .. import estimators
 from ..formulas import cka, hyper_prior
+from ..oracle import layers
 from .mistakes_in_cost import terms_put
 from .planting import Mistake, gradient, instead, options, output, result
 
@@ -112,14 +113,16 @@ OTHERS: tuple[Mistake, ...] = (
     *ESTIMATORS,
     Mistake(
         "gate forgotten, forward and backward",
-        "layers:gate",
+        "oracle.layers:gate",
         output(lambda y, x, g: x),
         ("N1", "G1"),
-        also=(("layers:gate_vjp", lambda f: lambda s, dy: (dy, np.zeros_like(f(s, dy)[1]))),),
+        also=(("oracle.layers:gate_vjp", lambda f: lambda s, dy: (dy, np.zeros_like(f(s, dy)[1]))),),
     ),
-    Mistake("no gradient for the gate", "layers:gate_vjp", gradient(1, lambda g, s, dy: np.zeros_like(g)), ("G1",)),
-    Mistake("gradient of the gate of one example", "layers:gate_vjp", gradient(1, lambda g, s, dy: g * len(dy)), ("G1",)),
-    Mistake("sign of the gate's gradient", "layers:gate_vjp", gradient(1, lambda g, s, dy: -g), ("G1", "O2")),
+    Mistake("no gradient for the gate", "oracle.layers:gate_vjp", gradient(1, lambda g, s, dy: np.zeros_like(g)), ("G1",)),
+    Mistake(
+        "gradient of the gate of one example", "oracle.layers:gate_vjp", gradient(1, lambda g, s, dy: g * len(dy)), ("G1",)
+    ),
+    Mistake("sign of the gate's gradient", "oracle.layers:gate_vjp", gradient(1, lambda g, s, dy: -g), ("G1", "O2")),
     Mistake(
         "penalty without its constant",
         "formulas.hyper_prior:penalty",
@@ -145,47 +148,56 @@ OTHERS: tuple[Mistake, ...] = (
         instead(lambda t, g: hyper_prior.log_density(t, g) * -1.0),
         ("F2", "F3"),
     ),
-    Mistake("sum for mean in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "sum"), ("O1", "G1")),
-    Mistake("mean for sum in the cross-entropy", "layers:cross_entropy", options(reduction=lambda r: "mean"), ("O1", "G1")),
-    Mistake("squared error: mean over all entries", "layers:mean_squared_error", options(reduction=lambda r: "mean"), ("G1",)),
     Mistake(
-        "squared error: mean over the batch", "layers:mean_squared_error", options(reduction=lambda r: "batch_mean"), ("G1",)
+        "sum for mean in the cross-entropy", "oracle.layers:cross_entropy", options(reduction=lambda r: "sum"), ("O1", "G1")
     ),
-    Mistake("squared error: sum", "layers:mean_squared_error", options(reduction=lambda r: "sum"), ("G1",)),
-    Mistake("batch-norm without eps", "layers:batch_norm", options(eps=lambda e: 0.0), ("G1",)),
-    Mistake("eval batch-norm without eps", "layers:batch_norm_eval", options(eps=lambda e: 0.0), ("G1",)),
-    Mistake("padding on one side only", "layers:conv2d", options(padding=_one_sided), ("G1",)),
-    Mistake("average pool: padding not counted", "layers:average_pool", options(count_padding=lambda c: False), ("G1",)),
-    Mistake("average pool: padding counted", "layers:average_pool", options(count_padding=lambda c: True), ("G1",)),
-    Mistake("slope of the leaky ReLU forgotten", "layers:leaky_relu", options(slope=lambda s: 0.0), ("G1",)),
+    Mistake(
+        "mean for sum in the cross-entropy", "oracle.layers:cross_entropy", options(reduction=lambda r: "mean"), ("O1", "G1")
+    ),
+    Mistake(
+        "squared error: mean over all entries", "oracle.layers:mean_squared_error", options(reduction=lambda r: "mean"), ("G1",)
+    ),
+    Mistake(
+        "squared error: mean over the batch",
+        "oracle.layers:mean_squared_error",
+        options(reduction=lambda r: "batch_mean"),
+        ("G1",),
+    ),
+    Mistake("squared error: sum", "oracle.layers:mean_squared_error", options(reduction=lambda r: "sum"), ("G1",)),
+    Mistake("batch-norm without eps", "oracle.layers:batch_norm", options(eps=lambda e: 0.0), ("G1",)),
+    Mistake("eval batch-norm without eps", "oracle.layers:batch_norm_eval", options(eps=lambda e: 0.0), ("G1",)),
+    Mistake("padding on one side only", "oracle.layers:conv2d", options(padding=_one_sided), ("G1",)),
+    Mistake("average pool: padding not counted", "oracle.layers:average_pool", options(count_padding=lambda c: False), ("G1",)),
+    Mistake("average pool: padding counted", "oracle.layers:average_pool", options(count_padding=lambda c: True), ("G1",)),
+    Mistake("slope of the leaky ReLU forgotten", "oracle.layers:leaky_relu", options(slope=lambda s: 0.0), ("G1",)),
     Mistake(
         "sum for mean in the global average pool",
-        "layers:global_average_pool",
+        "oracle.layers:global_average_pool",
         output(lambda y, x: y * (x.shape[2] * x.shape[3])),
         ("G1",),
-        also=(("layers:global_average_pool_vjp", gradient(0, lambda g, s, dy: g * (g.shape[2] * g.shape[3]))),),
+        also=(("oracle.layers:global_average_pool_vjp", gradient(0, lambda g, s, dy: g * (g.shape[2] * g.shape[3]))),),
     ),
     Mistake(
         "GELU by its tanh formula, forward and backward",
-        "layers:gelu",
+        "oracle.layers:gelu",
         instead(layers.gelu_tanh),
         ("G1",),
-        also=(("layers:gelu_vjp", instead(layers.gelu_tanh_vjp)),),
+        also=(("oracle.layers:gelu_vjp", instead(layers.gelu_tanh_vjp)),),
     ),
     Mistake(
         "bias left out",
-        "layers:dense",
+        "oracle.layers:dense",
         lambda f: lambda x, w, b=None: f(x, w),
         ("G1",),
-        also=(("layers:dense_vjp", gradient(2, lambda g, s, dy: np.zeros_like(g))),),
+        also=(("oracle.layers:dense_vjp", gradient(2, lambda g, s, dy: np.zeros_like(g))),),
     ),
-    Mistake("Nesterov momentum", "optimiser:momentum_step", instead(_nesterov), ("O6",)),
-    Mistake("momentum with PyTorch's dampening", "optimiser:momentum_step", instead(_dampened), ("O6",)),
-    Mistake("decoupled weight decay", "optimiser:momentum_step", instead(_decoupled), ("O6",)),
-    Mistake("learning rate inside the velocity", "optimiser:momentum_step", instead(_rate_in_velocity), ("O6",)),
-    Mistake("no weight decay", "optimiser:momentum_step", options(decay=lambda d: 0.0), ("O1", "O6")),
-    Mistake("weight decay twice", "optimiser:momentum_step", options(decay=lambda d: 2.0 * d), ("O1", "O6")),
-    Mistake("no momentum", "optimiser:momentum_step", options(momentum=lambda m: 0.0), ("O6",)),
+    Mistake("Nesterov momentum", "oracle.momentum:momentum_step", instead(_nesterov), ("O6",)),
+    Mistake("momentum with PyTorch's dampening", "oracle.momentum:momentum_step", instead(_dampened), ("O6",)),
+    Mistake("decoupled weight decay", "oracle.momentum:momentum_step", instead(_decoupled), ("O6",)),
+    Mistake("learning rate inside the velocity", "oracle.momentum:momentum_step", instead(_rate_in_velocity), ("O6",)),
+    Mistake("no weight decay", "oracle.momentum:momentum_step", options(decay=lambda d: 0.0), ("O1", "O6")),
+    Mistake("weight decay twice", "oracle.momentum:momentum_step", options(decay=lambda d: 2.0 * d), ("O1", "O6")),
+    Mistake("no momentum", "oracle.momentum:momentum_step", options(momentum=lambda m: 0.0), ("O6",)),
     Mistake(
         "closed sections move their running statistics",
         "network:Tape.is_closed",

@@ -1,11 +1,11 @@
-"""Random crops and flips of images. Same contract as `refprune.augment.crop_flip`."""
+"""Random crops and flips of images. Same contract as `refprune.oracle.crop_flip.crop_flip`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import augment
 from ..arrays import Array
+from ..oracle import crop_flip as crop_flip_oracle
 from .compiled import ELEMENT_GRAIN, FLOATS, index, kernel, reader, ready, share, writer
 from .workspace import Workspace
 
@@ -23,9 +23,9 @@ def _crop_flip(part: int, parts: int, x: Array, crops: Array, padding: int, y: A
 
 
 def crop_flip(workspace: Workspace, x: Array, crops: Array, *, padding: int) -> Array:
-    """Same contract as `refprune.augment.crop_flip`."""
+    """Same contract as `refprune.oracle.crop_flip.crop_flip`."""
     if not (x.ndim == 4 and x.dtype in FLOATS and crops.shape == (len(x), 3) and padding >= 0):
-        return augment.crop_flip(x, crops, padding=padding)
+        return crop_flip_oracle.crop_flip(x, crops, padding=padding)
     y = workspace.empty(x.shape, x.dtype)
     parts = share(workspace.threads, x.size, ELEMENT_GRAIN)
     _crop_flip[x.dtype](parts, ready(x), ready(np.asarray(crops, dtype=np.intp)), padding, y)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import layers
 from ..arrays import Array, Padding, Pair, Saved
+from ..oracle import fused, layers
 from .compiled import ELEMENT_GRAIN, index, kernel, reader, ready, same_float, share, writer
 from .correlate import Window, correlate
 from .matmul import NOTHING
@@ -151,7 +151,7 @@ def conv2d_fused(
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
             return _forward(workspace, x, w, scale, shift, relu, groups, window)
-    return layers.conv2d_fused(x, w, scale, shift, stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu)
+    return fused.conv2d_fused(x, w, scale, shift, stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu)
 
 
 def _forward(

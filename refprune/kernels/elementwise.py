@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import layers
 from ..arrays import Array, Pair, Saved
+from ..oracle import layers
 from .compiled import ELEMENT_GRAIN, FLOATS, index, int8, kernel, reader, ready, real64, same_float, share, writer
 from .workspace import Workspace
 

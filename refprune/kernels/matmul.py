@@ -14,9 +14,9 @@ import functools
 
 import numpy as np
 
-from .. import layers
 from ..arrays import Array, Saved
 from ..formulas.cka import numpy_product
+from ..oracle import fused, layers
 from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
 from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
 from .vectors import HOST
@@ -232,7 +232,7 @@ def _fits(x: Array, w: Array, *vectors: Array | None) -> bool:
 def dense_fused(workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, *, relu: bool) -> Array:
     """Same contract as `layers.dense_fused`."""
     if not _fits(x, w, scale, shift):
-        return layers.dense_fused(x, w, scale, shift, relu=relu)
+        return fused.dense_fused(x, w, scale, shift, relu=relu)
     dtype, none = x.dtype, NOTHING[x.dtype]
     s, t = (none if v is None else ready(v) for v in (scale, shift))
     floor = dtype.type(0 if relu else -np.inf)

@@ -1,9 +1,9 @@
-"""The update of momentum SGD in one pass, with the oracle's bits. Same contract as `refprune.optimiser.momentum_step`."""
+"""The update of momentum SGD in one pass, with the oracle's bits. Same contract as `refprune.oracle.momentum.momentum_step`."""
 
 from __future__ import annotations
 
-from .. import optimiser
 from ..arrays import Array
+from ..oracle import momentum as momentum_oracle
 from .compiled import ELEMENT_GRAIN, FLOATS, kernel, reader, ready, share, writer
 from .workspace import Workspace
 
@@ -32,10 +32,10 @@ def _momentum_step(
 def momentum_step(
     workspace: Workspace, w: Array, v: Array, g: Array, *, learning_rate: float, momentum: float, decay: float
 ) -> tuple[Array, Array]:
-    """Same contract as `refprune.optimiser.momentum_step`."""
+    """Same contract as `refprune.oracle.momentum.momentum_step`."""
     dtype = w.dtype
     if dtype not in FLOATS or not (v.dtype == g.dtype == dtype and v.shape == g.shape == w.shape):
-        return optimiser.momentum_step(w, v, g, learning_rate=learning_rate, momentum=momentum, decay=decay)
+        return momentum_oracle.momentum_step(w, v, g, learning_rate=learning_rate, momentum=momentum, decay=decay)
     new_w, new_v = workspace.empty(w.shape, dtype), workspace.empty(w.shape, dtype)
     _momentum_step[dtype](
         share(workspace.threads, w.size, ELEMENT_GRAIN),

@@ -7,8 +7,8 @@ import functools
 import numpy as np
 from numba import types
 
-from .. import layers
 from ..arrays import Array, Padding, Pair, Saved
+from ..oracle import layers
 from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, same_float, share, writer
 from .workspace import Workspace
 

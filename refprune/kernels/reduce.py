@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import layers
 from ..arrays import Array, Saved
+from ..oracle import layers
 from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, real64, same_float, share, writer
 from .elementwise import BLOCK
 from .workspace import Workspace

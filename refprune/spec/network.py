@@ -10,15 +10,7 @@ from functools import cached_property
 from ..arrays import Shape
 from ..errors import SpecError
 from .calls import Operations, operations_of
-from .layers import (
-    Activation,
-    BatchNorm,
-    Layer,
-    Section,
-    UnitGate,
-    chain_shape,
-    choose,
-)
+from .layers import Activation, BatchNorm, Layer, Section, UnitGate, chain_shape, choose
 from .unit_links import UnitLinks, unit_links
 
 SCALINGS = ("channel", "pixel_mean")

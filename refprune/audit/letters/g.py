@@ -20,12 +20,12 @@ G1 = Claim(
     "f_vjp(d y) = {(∂f/∂x)}^T d y",
     OURS,
     (
-        "layers:conv2d",
+        "oracle.layers:conv2d",
         *(f"layers:{name}" for name in ("dense_vjp", "conv2d_vjp", "batch_norm_vjp", "batch_norm_eval_vjp", "leaky_relu_vjp")),
         *(f"layers:{name}" for name in ("tanh_vjp", "sigmoid_vjp", "gelu_vjp", "gelu_tanh_vjp", "max_pool_vjp")),
         *(f"layers:{name}" for name in ("average_pool_vjp", "global_average_pool_vjp", "add_vjp", "gate_vjp")),
         *(f"layers:{name}" for name in ("subsample_pad_vjp", "cross_entropy_vjp", "mean_squared_error_vjp")),
-        "layers:weight_decay_vjp",
+        "oracle.layers:weight_decay_vjp",
         "network:backward",
     ),
 )
@@ -35,14 +35,14 @@ G2 = Claim(
     "f'(x) = \\frac{Im f(x + i h)}{h}, h = 10^{−200}",
     OURS,
     (
-        "layers:sigmoid",
-        "layers:tanh",
-        "layers:gelu",
-        "layers:gelu_tanh",
-        "layers:batch_norm",
-        "layers:max_pool",
-        "layers:leaky_relu",
-        "layers:cross_entropy",
+        "oracle.layers:sigmoid",
+        "oracle.layers:tanh",
+        "oracle.layers:gelu",
+        "oracle.layers:gelu_tanh",
+        "oracle.layers:batch_norm",
+        "oracle.layers:max_pool",
+        "oracle.layers:leaky_relu",
+        "oracle.layers:cross_entropy",
     ),
 )
 G3 = Claim(
@@ -50,7 +50,7 @@ G3 = Claim(
     "Kinks have a branch signature, by which a comparison tells a kink from a mistake.",
     "branch(x) ≠ branch(y) ⇒ kink",
     OURS,
-    ("layers:leaky_relu", "layers:max_pool", "network:Tape.branches"),
+    ("oracle.layers:leaky_relu", "oracle.layers:max_pool", "network:Tape.branches"),
 )
 
 STEP = 1e-200  # so small that the product of two perturbations underflows (erratum to G2)

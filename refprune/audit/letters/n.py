@@ -22,7 +22,7 @@ N1 = Claim(
     "A section adds a gated path to its shortcut; units are gated behind the activation.",
     "h^l = ρ(s^l(h^{l−1}) + ξ^l path^l(h^{l−1}))",
     LP,
-    ("network:forward", "layers:add", "layers:gate", "layers:subsample_pad"),
+    ("network:forward", "oracle.layers:add", "oracle.layers:gate", "oracle.layers:subsample_pad"),
 )
 N2 = Claim(
     "N2",
@@ -43,14 +43,14 @@ N4 = Claim(
     "A unit with u = 0 goes with its row and its columns; masked and compact network agree forward and backward.",
     "u_j = 0 : A_{k+1} (u ⊙ a) = A_{k+1}^{(−j)} (u ⊙ a)^{(−j)}",
     OURS,
-    ("surgery:prune", "surgery:Cut.arrays", "objective:average_statistics", "layers:batch_norm"),
+    ("surgery:prune", "surgery:Cut.arrays", "objective:average_statistics", "oracle.layers:batch_norm"),
 )
 N5 = Claim(
     "N5",
     "Shortcuts that change the shape keep the network connected when their path is pruned.",
     "ξ^l = 0 : h^l = ρ(s^l(h^{l−1})), s^l of option A or B",
     OURS,
-    ("surgery:prune", "layers:subsample_pad"),
+    ("surgery:prune", "oracle.layers:subsample_pad"),
 )
 N6 = Claim(
     "N6",

@@ -39,7 +39,7 @@ O1 = Claim(
         "formulas.hyper_prior:beta_from_log_gamma",
         "formulas.hyper_prior:log_gamma_from_beta",
         "train:penalties",
-        "layers:weight_decay",
+        "oracle.layers:weight_decay",
     ),
 )
 O2 = Claim(

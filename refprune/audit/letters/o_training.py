@@ -23,7 +23,7 @@ O6 = Claim(
     "Projected SGD converges to the stationary set of the projected ODE (Robbins-Monro).",
     "W ← W − η ∇_W J, θ ← clip(θ − η_θ ∇_θ J, 0, 1)",
     LP,
-    ("train:step", "train:_project", "train:schedule_factor", "optimiser:momentum_step"),
+    ("train:step", "train:_project", "train:schedule_factor", "oracle.momentum:momentum_step"),
 )
 O7 = Claim(
     "O7",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import Array
-from .streams import Streams
+from ..arrays import Array
+from ..streams import Streams
 
 
 def draw_crops(seed: int, epoch: int, count: int, padding: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arrays import Array
+from ..arrays import Array
 
 
 def momentum_step(w: Array, v: Array, g: Array, *, learning_rate: float, momentum: float, decay: float) -> tuple[Array, Array]:
