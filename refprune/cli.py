@@ -215,10 +215,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _data_list(options: argparse.Namespace) -> int:
-    from . import data, fetch
+    from .data import fetch, sets
     from .output import tables
 
-    folder = data.data_directory(options.data_dir)
+    folder = sets.data_directory(options.data_dir)
     table = [("name", "state", "MB", "what")]
     table += [(s.name, s.status, f"{s.bytes / 1e6:.1f}", s.title) for s in fetch.available(folder)]
     print(f"folder: {folder}\n\n{tables.text_table(table)}")
@@ -226,21 +226,21 @@ def _data_list(options: argparse.Namespace) -> int:
 
 
 def _data_fetch(options: argparse.Namespace) -> int:
-    from . import data, fetch
+    from .data import fetch, sets
 
     def show(file: str, done: int, size: int) -> None:
         if sys.stdout.isatty():
             print(f"\r{file}: {done / 1e6:.1f} of {size / 1e6:.1f} MB", end="\n" if done == size else "", flush=True)
 
-    folder = fetch.fetch(options.name, data.data_directory(options.data_dir), options.mirror, show)
+    folder = fetch.fetch(options.name, sets.data_directory(options.data_dir), options.mirror, show)
     print(f"{options.name}: complete and verified in {folder}")
     return 0
 
 
 def _data_verify(options: argparse.Namespace) -> int:
-    from . import data, fetch
+    from .data import fetch, sets
 
-    results = fetch.verify(options.name, data.data_directory(options.data_dir))
+    results = fetch.verify(options.name, sets.data_directory(options.data_dir))
     for file in results:
         print(f"{file.status:12} {file.path}  {file.detail}")
     return 0 if all(file.status in ("ok", "unchecked") for file in results) else 2

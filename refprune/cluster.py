@@ -21,7 +21,8 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from . import data, environment
+from . import environment
+from .data import sets
 from .errors import InputError
 from .output.files import locked
 from .sweep import Children, Job, Outcome, Sweep
@@ -141,7 +142,7 @@ def probe(token: str, names: list[str], data_directory: str | None) -> dict[str,
     answer: dict[str, Any] = {"code": environment.code_digest(), "data": {}, "problem": unseen(token)}
     try:
         for name in [] if answer["problem"] else names:
-            answer["data"][name] = environment.describe(data.load(name, data_directory))["data_sha256"]
+            answer["data"][name] = environment.describe(sets.load(name, data_directory))["data_sha256"]
     except InputError as error:
         answer["problem"] = f"cannot read the data: {error}"
     return answer

@@ -91,18 +91,26 @@ def _engine(options: argparse.Namespace) -> Any:
 
 def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:
     """The networks in `sources`, each with its data set, and how that becomes inputs."""
-    from . import data, exchange, scaling
+    from . import exchange
+    from .data import standardise
+    from .data.sets import load
 
     found, sets = [], {}
     for source in sources:
         trained = exchange.load(source, options.spec, options.names)
         name = options.data or trained.data or "cifar10"
         if name not in sets:
-            sets[name] = data.load(name, options.data_dir)
+            sets[name] = load(name, options.data_dir)
         exchange.check_images(trained.network, sets[name])
         seen = trained.training_images if name == trained.data else None
         images = seen or len(sets[name].train_labels)
-        found.append((trained, sets[name], scaling.of(sets[name], trained.network.scaling, images=images, dtype="float32")))
+        found.append(
+            (
+                trained,
+                sets[name],
+                standardise.standardisation(sets[name], trained.network.scaling, images=images, dtype="float32"),
+            )
+        )
     return found
 
 

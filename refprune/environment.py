@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import Dataset
+from .data.dataset import Dataset
 from .errors import InputError
 from .output.progress import Progress
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import checkpoint, weightfiles
 from .arrays import Array, Arrays
-from .data import Dataset
+from .data.dataset import Dataset
 from .errors import DataError, InputError
 from .network import check_arrays
 from .spec import json_form, zoo

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, config, data, equivalence, magnitude, settle, train
+from . import backend, checkpoint, config, equivalence, magnitude, settle, train
 from . import environment as environments
 from .arrays import Array
 from .backend import Backend
 from .config import Config
+from .data import sets
 from .errors import InputError
 from .estimators import MAX_ENUMERATED_GATES
 from .output.files import check_unused, claim, locked, write_atomically
@@ -62,7 +63,7 @@ class Setup:
 
 def set_up(settings: Config, data_directory: str | None, threads: int | None = None) -> Setup:
     """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
-    dataset = data.load(settings.data.name, data_directory)
+    dataset = sets.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
     network = train.pressed(network, settings)
     networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}

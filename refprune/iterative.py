@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, config, criteria, data, exchange, train
+from . import backend, checkpoint, config, criteria, exchange, train
 from . import environment as environments
 from .arrays import Array
 from .config import Config
 from .criteria import CRITERIA, Subject
+from .data import sets
 from .errors import InputError
 from .exchange import Trained
 from .output.files import check_unused, claim, locked, write_atomically
@@ -198,7 +199,7 @@ class _Job:
         progress: Progress,
         network: Network,
     ) -> _Job:
-        dataset = data.load(settings.data.name, folder)
+        dataset = sets.load(settings.data.name, folder)
         exchange.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
         images, test = train.prepare(dataset, settings, network.scaling, scaled_by=scaled_by)

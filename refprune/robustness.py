@@ -20,11 +20,11 @@ from scipy.special import ndtri
 
 from .arrays import Array
 from .backend import Backend
+from .data.standardise import Scaling
 from .errors import InputError
 from .exchange import Trained
 from .inference import Predictor
 from .network import backward, forward
-from .scaling import Scaling
 from .streams import Streams
 
 SEVERITIES = (1, 2, 3, 4, 5)

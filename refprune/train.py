@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import pruning
-from . import scaling as scalings
 from .arrays import Array, Arrays
 from .backend import Backend
 from .blocks import blocks
 from .config import Config
-from .data import Dataset
+from .data import standardise as scalings
+from .data.dataset import Dataset
 from .errors import InputError
 from .estimators import ESTIMATORS, sample
 from .formulas.hyper_prior import beta_from_log_gamma
@@ -98,7 +98,7 @@ class Images(NamedTuple):
 def prepare(
     dataset: Dataset, config: Config, scaling: str = "channel", *, scaled_by: int | None = None
 ) -> tuple[Images, Images]:
-    """Training and test images as the network takes them; `scaling` is its convention (`refprune.scaling`).
+    """Training and test images as the network takes them; `scaling` is its convention (`refprune.data.standardise`).
 
     With `data.holdout` the held-out training images stand for the test images. scaled_by: so many of the first training images
     the scaling looks at (default: those that are trained on, so that it sees none of the held-out ones).
@@ -112,7 +112,9 @@ def prepare(
     kept = limit - data.holdout
     if kept < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
-    scale = scalings.of(dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype)
+    scale = scalings.standardisation(
+        dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype
+    )
     train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
     if data.holdout:
         return train, Images(scale(dataset.train_images[kept:limit]), dataset.train_labels[kept:limit])

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from refprune import checkpoint, config, data, digits, experiment
+from refprune import checkpoint, config, experiment
+from refprune.data import dataset, digits, sets
 from refprune.experiment import Progress
 
 STEPS = 6  # steps in an epoch
-TINY = data.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
+TINY = dataset.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)
 BASE = {
     "name": "tiny",
     "seed": 4,
@@ -35,7 +36,7 @@ def lines(folder):
 def whole_run(folder):
     """(folder, summary) of the uninterrupted run of BASE; for fixtures that outlive a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        patch.setattr(sets, "load", lambda name, directory=None: TINY)
         return folder, experiment.run(settings(), folder, progress=QUIET)
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, data, digits, equivalence, experiment, report, settle, train
+from refprune import cli, config, equivalence, experiment, report, settle, train
+from refprune.data import dataset, digits, sets
 from refprune.errors import InputError
 from refprune.output import figures, progress, tables
 from refprune.spec import zoo
 from refprune.training import presets
 
-TINY = data.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
+TINY = dataset.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
 SET = [
     f"--set={override}"
     for override in (
@@ -38,8 +39,8 @@ SET = [
 
 @pytest.fixture
 def tiny_data(monkeypatch):
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda name, folder=None: TINY if name == TINY.name else load(name, folder))
+    load = sets.load
+    monkeypatch.setattr(sets, "load", lambda name, folder=None: TINY if name == TINY.name else load(name, folder))
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_data_list_of_an_empty_folder(command, tmp_path):
     code, out, err = command("data", "list", "--data-dir", tmp_path / "none")
     assert (code, err) == (0, "")
     assert f"folder: {tmp_path / 'none'}" in out
-    for name in data.NAMES:
+    for name in sets.NAMES:
         assert name in out
     assert not (tmp_path / "none").exists()
     (row,) = (line for line in out.splitlines() if line.startswith("mnist "))

@@ -10,7 +10,8 @@ import time
 import pytest
 from test_sweep import TINY, plan, quiet
 
-from refprune import cli, cluster, data, environment, sweep
+from refprune import cli, cluster, environment, sweep
+from refprune.data import sets
 from refprune.errors import InputError
 
 distributed = pytest.importorskip("distributed", reason="needs Dask's distributed: pip install -e '.[cluster]'")
@@ -235,7 +236,7 @@ def test_what_a_worker_answers(tmp_path):
     assert cluster.probe(str(token), ["synthetic-digits"], None)["problem"].startswith("does not see the sweep's folder")
     token.touch()
     answer = cluster.probe(str(token), ["synthetic-digits"], None)
-    digest = environment.describe(data.load("synthetic-digits"))["data_sha256"]
+    digest = environment.describe(sets.load("synthetic-digits"))["data_sha256"]
     assert answer == {"code": environment.code_digest(), "data": {"synthetic-digits": digest}, "problem": ""}
 
 

@@ -1,4 +1,4 @@
-"""`refprune.data`: readers on small files made here, right and wrong in every way, and on the real sets where present."""
+"""`refprune.data.sets`: readers on small files made here, right and wrong in every way, and on the real sets where present."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import data, digits
+from refprune.data import cifar, digits, sets
+from refprune.data.idx import read_idx
 from refprune.errors import DataError, InputError
 
 RNG = np.random.Generator(np.random.Philox(key=3))
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 def test_idx_round_trip(path: Path, code: str, packed: bool) -> None:
     array = (PIXELS[:, :3, :4].astype(np.float64) - 100).astype(code)
     path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
-    found = data.read_idx(path)
+    found = read_idx(path)
     np.testing.assert_array_equal(found, array, strict=True)
     assert found.dtype.isnative
 
@@ -48,7 +49,7 @@ def test_idx_compression_is_told_by_content_not_by_name(tmp_path: Path) -> None:
     (tmp_path / "raw.gz").write_bytes(idx(PIXELS))
     (tmp_path / "packed").write_bytes(gzip.compress(idx(PIXELS)))
     for name in ("raw.gz", "packed"):
-        np.testing.assert_array_equal(data.read_idx(str(tmp_path / name)), PIXELS)
+        np.testing.assert_array_equal(read_idx(str(tmp_path / name)), PIXELS)
 
 
 GOOD = idx(PIXELS)
@@ -73,7 +74,7 @@ def test_bad_idx(path: Path, case: str, packed: bool) -> None:
     body, message = BAD_IDX[case]
     path.write_bytes(gzip.compress(body) if packed else body)
     with pytest.raises(DataError, match=f"file: {message}"):
-        data.read_idx(path)
+        read_idx(path)
 
 
 PACKED = gzip.compress(GOOD, mtime=0)
@@ -92,14 +93,14 @@ BAD_GZIP = {
 def test_corrupt_gzip(path: Path, case: str) -> None:
     path.write_bytes(BAD_GZIP[case])
     with pytest.raises(DataError, match=r"file: (corrupt gzip near compressed byte \d+: |truncated at byte )"):
-        data.read_idx(path)
+        read_idx(path)
 
 
 def test_idx_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none: cannot be read: No such file"):
-        data.read_idx(tmp_path / "none")
+        read_idx(tmp_path / "none")
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        data.read_idx(tmp_path)
+        read_idx(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- CIFAR
@@ -146,7 +147,7 @@ def write_cifar(folder: Path, suffix: str, body: bytes, **replaced: bytes) -> Pa
 
 @pytest.mark.parametrize(("suffix", "body"), [("", batch()), (".bin", records())])
 def test_cifar_both_versions(tmp_path: Path, suffix: str, body: bytes) -> None:
-    found = data.read_cifar10(write_cifar(tmp_path / "c", suffix, body))
+    found = cifar.read_cifar10(write_cifar(tmp_path / "c", suffix, body))
     assert (found.name, found.classes) == ("cifar10", 10)
     images = MATRIX.reshape(5, 3, 32, 32)
     np.testing.assert_array_equal(found.train_images, np.concatenate([images] * 5), strict=True)
@@ -158,7 +159,7 @@ def test_cifar_both_versions(tmp_path: Path, suffix: str, body: bytes) -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_cifar_pickle_written_by_todays_numpy(tmp_path: Path, order: str) -> None:
     body = pickle.dumps({b"data": np.array(MATRIX, order=order), b"labels": LABELS.tolist()}, protocol=4)
-    found = data.read_cifar10(write_cifar(tmp_path / "c", "", body))
+    found = cifar.read_cifar10(write_cifar(tmp_path / "c", "", body))
     np.testing.assert_array_equal(found.test_images.reshape(5, -1), MATRIX)
 
 
@@ -199,7 +200,7 @@ def test_malicious_pickle_is_refused_before_it_acts(tmp_path: Path, case: str, p
     body = protocol + batch(code)[2:] if place == "inside" else protocol + code + b"."
     folder = write_cifar(tmp_path / "c", "", batch(), data_batch_3=body)
     with pytest.raises(DataError, match=r"data_batch_3: no CIFAR-10 pickle: .*refused: (the pickle names|opcode)"):
-        data.read_cifar10(folder)
+        cifar.read_cifar10(folder)
     assert not target.exists()
 
 
@@ -245,7 +246,7 @@ BAD_PICKLES = {
 def test_bad_cifar_pickle(tmp_path: Path, case: str) -> None:
     body, message = BAD_PICKLES[case]
     with pytest.raises(DataError, match=f"data_batch_5: .*{message}"):
-        data.read_cifar10(write_cifar(tmp_path / "c", "", batch(), data_batch_5=body))
+        cifar.read_cifar10(write_cifar(tmp_path / "c", "", batch(), data_batch_5=body))
 
 
 BAD_RECORDS = {
@@ -260,19 +261,19 @@ BAD_RECORDS = {
 def test_bad_cifar_records(tmp_path: Path, case: str) -> None:
     body, message = BAD_RECORDS[case]
     with pytest.raises(DataError, match=f"test_batch.bin: {message}"):
-        data.read_cifar10(write_cifar(tmp_path / "c", ".bin", records(), test_batch=body))
+        cifar.read_cifar10(write_cifar(tmp_path / "c", ".bin", records(), test_batch=body))
 
 
 def test_cifar_folder_that_is_empty_incomplete_or_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds neither data_batch_1 .* nor data_batch_1\.bin"):
-        data.read_cifar10(tmp_path)
+        cifar.read_cifar10(tmp_path)
     folder = write_cifar(tmp_path / "c", ".bin", records())
     (folder / "data_batch_4.bin").unlink()
     with pytest.raises(DataError, match=r"data_batch_4\.bin: cannot be read: No such file"):
-        data.read_cifar10(folder)
+        cifar.read_cifar10(folder)
     (folder / "data_batch_4").write_bytes(batch())
     with pytest.raises(DataError, match="python version and of the binary version"):
-        data.read_cifar10(folder)
+        cifar.read_cifar10(folder)
 
 
 # --------------------------------------------------------------------------------------------------------------- load
@@ -292,7 +293,7 @@ def write_idx_set(folder: Path, packed: bool = True, **replaced: np.ndarray) -> 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_load_idx_sets(tmp_path: Path, name: str, packed: bool) -> None:
     write_idx_set(tmp_path / name, packed)
-    found = data.load(name, tmp_path)
+    found = sets.load(name, tmp_path)
     assert (found.name, found.classes) == (name, 10)
     np.testing.assert_array_equal(found.train_images, PIXELS[:, None], strict=True)
     np.testing.assert_array_equal(found.train_labels, LABELS.astype(np.int64), strict=True)
@@ -316,21 +317,21 @@ def test_idx_set_whose_files_do_not_fit(tmp_path: Path, case: str) -> None:
     replaced, message = BAD_SETS[case]
     write_idx_set(tmp_path / "mnist", **replaced)
     with pytest.raises(DataError, match=message):
-        data.load("mnist", tmp_path)
+        sets.load("mnist", tmp_path)
 
 
 def test_load_cifar_from_either_folder(tmp_path: Path) -> None:
     write_cifar(tmp_path / "cifar-10-batches-bin", ".bin", records())
-    assert data.load("cifar10", tmp_path).train_images.shape == (25, 3, 32, 32)
+    assert sets.load("cifar10", tmp_path).train_images.shape == (25, 3, 32, 32)
     write_cifar(tmp_path / "cifar-10-batches-py", "", batch(), data_batch_2=b"")
     with pytest.raises(DataError, match="cifar-10-batches-py/data_batch_2"):
-        data.load("cifar10", tmp_path)
+        sets.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
 def test_missing_data_error_says_where_and_what_helps(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as raised:
-        data.load(name, tmp_path / "nowhere")
+        sets.load(name, tmp_path / "nowhere")
     for expected in (str(tmp_path / "nowhere"), f"`refprune data fetch {name}`", "--data synthetic-digits needs no files"):
         assert expected in str(raised.value)
 
@@ -339,36 +340,36 @@ def test_incomplete_set_names_the_missing_file(tmp_path: Path) -> None:
     write_idx_set(tmp_path / "mnist")
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"mnist/t10k-labels-idx1-ubyte\.gz \(or t10k-labels-idx1-ubyte\) was not found"):
-        data.load("mnist", tmp_path)
+        sets.load("mnist", tmp_path)
 
 
 def test_unknown_name() -> None:
     with pytest.raises(InputError, match="'imagenet' is unknown; allowed are mnist, fashion-mnist, cifar10, synthetic"):
-        data.load("imagenet")
+        sets.load("imagenet")
 
 
 def test_data_directory_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout, installed = tmp_path / "checkout", tmp_path / "site-packages"
     (checkout / "datasets").mkdir(parents=True)
     (checkout / "pyproject.toml").touch()
-    monkeypatch.setattr(data, "__file__", str(checkout / "refprune" / "data.py"))
+    monkeypatch.setattr(sets, "__file__", str(checkout / "refprune" / "data.py"))
     monkeypatch.setenv("REFPRUNE_DATA", str(tmp_path / "named"))
-    assert data.data_directory("given") == Path("given")
-    assert data.data_directory() == tmp_path / "named"
+    assert sets.data_directory("given") == Path("given")
+    assert sets.data_directory() == tmp_path / "named"
     monkeypatch.setenv("REFPRUNE_DATA", "")
-    assert data.data_directory() == checkout.resolve() / "datasets"
-    monkeypatch.setattr(data, "__file__", str(installed / "refprune" / "data.py"))
+    assert sets.data_directory() == checkout.resolve() / "datasets"
+    monkeypatch.setattr(sets, "__file__", str(installed / "refprune" / "data.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert data.data_directory() == tmp_path / "cache" / "refprune"
+    assert sets.data_directory() == tmp_path / "cache" / "refprune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert data.data_directory() == tmp_path / "home" / ".cache" / "refprune"
+    assert sets.data_directory() == tmp_path / "home" / ".cache" / "refprune"
 
 
 def test_synthetic_digits_need_no_files(tmp_path: Path) -> None:
-    found = data.load("synthetic-digits", tmp_path / "nowhere")
-    assert found.train_images.shape == (data.SYNTHETIC_TRAIN, 1, digits.SIZE, digits.SIZE)
-    assert found.test_images.shape == (data.SYNTHETIC_TEST, 1, digits.SIZE, digits.SIZE)
+    found = sets.load("synthetic-digits", tmp_path / "nowhere")
+    assert found.train_images.shape == (sets.SYNTHETIC_TRAIN, 1, digits.SIZE, digits.SIZE)
+    assert found.test_images.shape == (sets.SYNTHETIC_TEST, 1, digits.SIZE, digits.SIZE)
     assert (found.name, found.classes) == ("synthetic-digits", 10)
 
 
@@ -378,10 +379,10 @@ REAL = {"mnist": ("mnist", (1, 28, 28), [5, 0, 4, 1, 9]), "cifar10": ("cifar-10-
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name: str) -> None:
     folder, shape, first_labels = REAL[name]
-    root = data.data_directory()
+    root = sets.data_directory()
     if not (root / folder).is_dir():
         pytest.skip(f"{name} is not in {root}; set REFPRUNE_DATA to a folder that holds it")
-    found = data.load(name)
+    found = sets.load(name)
     assert found.train_images.shape == ((60_000 if name == "mnist" else 50_000), *shape)
     assert found.test_images.shape == (10_000, *shape)
     assert found.train_labels[:5].tolist() == first_labels

@@ -1,4 +1,4 @@
-"""`refprune.digits`: determinism, the look of the images in numbers, and how hard the set is."""
+"""`refprune.data.digits`: determinism, the look of the images in numbers, and how hard the set is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tolerance import assert_close, gamma
 
-from refprune import data, digits
+from refprune.data import dataset, digits, sets
 from refprune.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def loaded() -> data.Dataset:
-    return data.load("synthetic-digits")
+def loaded() -> dataset.Dataset:
+    return sets.load("synthetic-digits")
 
 
 def test_shapes_and_types() -> None:
@@ -73,7 +73,7 @@ def test_splat_keeps_ink_and_centre_of_mass() -> None:
     assert_close("y", mass_y, (ink * points[:, :, 1]).sum(axis=1), bound)
 
 
-def test_images_are_bright_strokes_on_dark_ground(loaded: data.Dataset) -> None:
+def test_images_are_bright_strokes_on_dark_ground(loaded: dataset.Dataset) -> None:
     images = loaded.train_images[:, 0]
     assert (images.max(axis=(1, 2)) >= 140).all()
     assert np.median(images) < 20
@@ -82,14 +82,14 @@ def test_images_are_bright_strokes_on_dark_ground(loaded: data.Dataset) -> None:
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
 
 
-def test_labels_are_uniform(loaded: data.Dataset) -> None:
+def test_labels_are_uniform(loaded: dataset.Dataset) -> None:
     """Each count is binomial; six standard deviations are exceeded by chance once in 5e8 per class."""
     counts = np.bincount(loaded.train_labels, minlength=10)
     n = len(loaded.train_labels)
     assert (np.abs(counts - n / 10) < 6 * np.sqrt(n * 0.09)).all()
 
 
-def train(dataset: data.Dataset, hidden: int, epochs: int) -> float:
+def train(dataset: dataset.Dataset, hidden: int, epochs: int) -> float:
     """Test accuracy of a softmax model (hidden = 0) or one ReLU layer, by Adam on batches of 50."""
     rng = np.random.Generator(np.random.Philox(key=0))
     x, y = dataset.train_images.reshape(-1, 784) / np.float32(255), dataset.train_labels
@@ -126,7 +126,7 @@ def train(dataset: data.Dataset, hidden: int, epochs: int) -> float:
     return float((scores.argmax(axis=1) == dataset.test_labels).mean())
 
 
-def test_small_network_learns_what_a_linear_model_cannot(loaded: data.Dataset) -> None:
+def test_small_network_learns_what_a_linear_model_cannot(loaded: dataset.Dataset) -> None:
     """Bounds with a margin of at least three standard errors (0.7 % at 2,000 test images) from what was measured."""
     linear, network = train(loaded, hidden=0, epochs=15), train(loaded, hidden=100, epochs=15)
     assert 0.80 < linear < 0.92
@@ -134,7 +134,7 @@ def test_small_network_learns_what_a_linear_model_cannot(loaded: data.Dataset) -
     assert network - linear > 0.02
 
 
-def test_the_embedded_set_is_the_published_one(loaded: data.Dataset) -> None:
+def test_the_embedded_set_is_the_published_one(loaded: dataset.Dataset) -> None:
     """Reported results rest on these images. Labels are exact; between machines one pixel in a thousand may round by one."""
     assert loaded.train_labels[:12].tolist() == [0, 6, 4, 0, 7, 7, 9, 4, 1, 9, 7, 0]
     assert loaded.test_labels[:12].tolist() == [8, 4, 7, 2, 0, 4, 7, 6, 2, 4, 3, 8]

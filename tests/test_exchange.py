@@ -9,9 +9,10 @@ import safetensors.numpy
 import torch
 from tolerance import assert_close, gamma
 
-from refprune import checkpoint, config, data, exchange, train
+from refprune import checkpoint, config, exchange, train
 from refprune.backend import ORACLE
 from refprune.conformance import torch_adapter
+from refprune.data import sets
 from refprune.errors import DataError, InputError
 from refprune.inference import Predictor
 from refprune.network import initial_statistics, initialise
@@ -262,7 +263,7 @@ def test_specs_that_are_none(tmp_path, spec_name, message):
 
 
 def test_images_that_do_not_fit():
-    digits = data.load("synthetic-digits")
+    digits = sets.load("synthetic-digits")
     with pytest.raises(InputError, match=r"synthetic-digits: has images \(1, 28, 28\) of 10 classes; .* \(3, 32, 32\) and 10"):
         exchange.check_images(NETWORK, digits)
     exchange.check_images(zoo.lenet5(), digits)

@@ -17,8 +17,9 @@ from experiments import (
     whole_run,
 )
 
-from refprune import checkpoint, config, data, equivalence, experiment, report, train
+from refprune import checkpoint, config, equivalence, experiment, report, train
 from refprune.backend import ORACLE
+from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiment import Progress
 from refprune.objective import BatchLoss
@@ -30,7 +31,7 @@ from refprune.surgery import prune
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +292,7 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path):
 
 def test_images_that_do_not_fit_the_network(tmp_path, monkeypatch):
     small = dataclasses.replace(TINY, train_images=TINY.train_images[:, :, 2:], test_images=TINY.test_images[:, :, 2:])
-    monkeypatch.setattr(data, "load", lambda name, directory=None: small)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: small)
     with pytest.raises(InputError, match=r"data\.name: tiny has images \(1, 26, 28\), the network needs \(1, 28, 28\)"):
         experiment.run(settings(), tmp_path / "r", progress=QUIET)
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from experiments import QUIET, STEPS, TINY, assert_same_runs, interrupted, lines, settings, stopped
 
-from refprune import checkpoint, data, experiment, report, settle, train
+from refprune import checkpoint, experiment, report, settle, train
 from refprune.backend import ORACLE
+from refprune.data import sets
 from refprune.objective import BatchLoss
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
 
 
 # Numbers that are none ----------------------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
     assert all(np.isfinite(p).all() for p in state.params.values())
     assert not (tmp_path / "r" / "summary.json").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
     assert experiment.resume(tmp_path / "r", progress=QUIET)["runs"]["pruned"]["steps"] == 4 * STEPS
 
 

@@ -27,14 +27,15 @@ from experiments import (
     without_seconds,
 )
 
-from refprune import checkpoint, cli, config, data, experiment, settle, train
+from refprune import checkpoint, cli, config, experiment, settle, train
+from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiment import Progress
 
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def test_other_data_are_refused_and_other_versions_said(whole, tmp_path, monkeyp
     experiment.resume(tmp_path / "r", progress=Progress())
     assert "resumed in another environment (code_sha256 0 → " in capsys.readouterr().out
     other = dataclasses.replace(TINY, test_labels=(TINY.test_labels + 1) % 10)
-    monkeypatch.setattr(data, "load", lambda name, directory=None: other)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: other)
     with pytest.raises(InputError, match=r"environment\.json: the run began with other data"):
         experiment.resume(tmp_path / "r", progress=QUIET)
 

@@ -1,4 +1,4 @@
-"""`refprune.fetch` against a local server that fails in every way a mirror can."""
+"""`refprune.data.fetch` against a local server that fails in every way a mirror can."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import data, fetch
+from refprune.data import fetch
+from refprune.data.sets import NAMES, data_directory
 from refprune.errors import DataError, InputError
 
 BODY = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
@@ -424,7 +425,7 @@ def test_available_tells_complete_from_absent(tmp_path: Path, monkeypatch: pytes
 
 def test_manifest_is_well_formed_and_covers_what_load_reads() -> None:
     sets = fetch.manifest()
-    assert set(data.NAMES) - {"synthetic-digits"} <= set(sets)
+    assert set(NAMES) - {"synthetic-digits"} <= set(sets)
     hashes = []
     for listed in sets.values():
         items = listed.files + ((listed.archive,) if listed.archive else ())
@@ -438,7 +439,7 @@ def test_manifest_is_well_formed_and_covers_what_load_reads() -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_manifest_agrees_with_the_real_files(name: str) -> None:
-    root = data.data_directory()
+    root = data_directory()
     if not (root / fetch.manifest()[name].folder).is_dir():
         pytest.skip(f"{name} is not in {root}; set REFPRUNE_DATA to a folder that holds it")
     assert [(status.path.name, status.status) for status in fetch.verify(name, root)] == [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refprune import config, data, experiment, folder
+from refprune import config, experiment
+from refprune.data import folder, sets
 from refprune.errors import DataError, InputError
 
 
@@ -63,10 +64,10 @@ def test_jpeg_and_palette_images_are_read(tree):
 
 
 def test_load_by_name_and_run(tree, tmp_path):
-    dataset = data.load(f"folder:{tree}@14")
+    dataset = sets.load(f"folder:{tree}@14")
     assert (dataset.classes, dataset.train_images.shape) == (2, (6, 3, 14, 14))
-    assert data.load(f"folder:{tree.name}@14", tree.parent).test_labels.tolist() == [0, 0, 1, 1]
-    assert data.load(f"folder:{tree}").train_images.shape == (6, 3, 224, 224)
+    assert sets.load(f"folder:{tree.name}@14", tree.parent).test_labels.tolist() == [0, 0, 1, 1]
+    assert sets.load(f"folder:{tree}").train_images.shape == (6, 3, 224, 224)
     settings = config.from_dict(
         {
             "network": {"name": "resnet-18", "width": 2, "size": 33, "classes": 2, "gates": True, "units": True},
@@ -113,7 +114,7 @@ def test_broken_trees_are_refused(tree, how, message):
 @pytest.mark.parametrize("name", ["folder:", "folder:@14", "folder:x@big"])
 def test_names_that_say_nothing_are_refused(name):
     with pytest.raises(InputError, match="expected folder:PATH or folder:PATH@SIZE"):
-        data.load(name)
+        sets.load(name)
 
 
 @pytest.mark.parametrize("size", [0, 4097])
@@ -124,9 +125,9 @@ def test_sizes_out_of_range_are_refused(tree, size):
 
 def test_where_a_relative_path_is_looked_for_is_said(tmp_path):
     with pytest.raises(DataError, match=r"is no folder.*\(pictures is below the folder of the data sets"):
-        data.load("folder:pictures@14", tmp_path)
+        sets.load("folder:pictures@14", tmp_path)
     with pytest.raises(DataError, match=r"is no folder; expected are train/CLASS/image and val/CLASS/image$"):
-        data.load(f"folder:{tmp_path / 'pictures'}@14")
+        sets.load(f"folder:{tmp_path / 'pictures'}@14")
 
 
 def test_grey_values_of_sixteen_bits_are_scaled(tree):

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from refprune import checkpoint, cli, criteria, data, digits, exchange, iterative, iterative_report, scaling, train
+from refprune import checkpoint, cli, criteria, exchange, iterative, iterative_report, train
 from refprune.backend import ORACLE
 from refprune.criteria import Subject
+from refprune.data import dataset, digits, sets, standardise
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.inference import Predictor
@@ -21,7 +22,7 @@ from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Max
 from refprune.spec.network import Network
 from refprune.streams import Streams
 
-TINY = data.Dataset("synthetic-digits", *digits.generate(43, 20, 0), digits.CLASSES)
+TINY = dataset.Dataset("synthetic-digits", *digits.generate(43, 20, 0), digits.CLASSES)
 QUIET = Progress(quiet=True)
 
 
@@ -45,7 +46,7 @@ PLAN = Plan("cka", samples=20, finetune=2, filter_rounds=1)
 
 @pytest.fixture(autouse=True)
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
 
 
 def run(folder, plan=PLAN, settings=SETTINGS):
@@ -68,7 +69,7 @@ def arrays(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        patch.setattr(sets, "load", lambda name, directory=None: TINY)
         return folder, run(folder)
 
 
@@ -199,7 +200,7 @@ def elaborate(tmp_path_factory):
     how = (trained, Plan("random", finetune=1, anneal=0.1, samples=0), settings)
     folder = tmp_path_factory.mktemp("elaborate") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name, directory=None: TINY)
+        patch.setattr(sets, "load", lambda name, directory=None: TINY)
         return how, folder, iterative.run(*how, folder, progress=QUIET)
 
 
@@ -410,12 +411,14 @@ def test_images_are_scaled_as_the_network_saw_them(tmp_path):
     iterative.run(trained, plan, SETTINGS, tmp_path / "run", progress=QUIET)
     again = exchange.load(tmp_path / "run" / "round-01")
     assert (again.data, again.training_images) == ("synthetic-digits", 11)
-    x = scaling.of(TINY, "channel", images=11, dtype="float32")(TINY.test_images)
+    x = standardise.standardisation(TINY, "channel", images=11, dtype="float32")(TINY.test_images)
     right = Predictor(again.network, ORACLE, again.params, again.statistics)(x).argmax(axis=1) == TINY.test_labels
     records = json.loads((tmp_path / "run" / "rounds.json").read_text())
     assert records[1]["test_accuracy"] == right.mean()
     images, _ = train.prepare(TINY, SETTINGS, scaled_by=11)
-    np.testing.assert_array_equal(images.x, scaling.of(TINY, "channel", images=11, dtype="float32")(TINY.train_images))
+    np.testing.assert_array_equal(
+        images.x, standardise.standardisation(TINY, "channel", images=11, dtype="float32")(TINY.train_images)
+    )
 
 
 def test_batch_norm_statistics_go_on(tmp_path):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from refprune import checkpoint, config, data, experiment
+from refprune import checkpoint, config, experiment
+from refprune.data import dataset
+from refprune.data import sets as image_sets
 from refprune.output.progress import Progress
 from refprune.training import presets
 
@@ -33,15 +35,15 @@ def narrow(name):
 def noise(monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8), np.arange(24) % 10
-    sets = data.Dataset("noise", images[:16], labels[:16], images[16:], labels[16:], 10)
-    monkeypatch.setattr(data, "load", lambda name, directory=None: sets)
+    sets = dataset.Dataset("noise", images[:16], labels[:16], images[16:], labels[16:], 10)
+    monkeypatch.setattr(image_sets, "load", lambda name, directory=None: sets)
 
 
 def test_each_is_expected():
     assert list(GATES) == NAMES
     names = {config.load(name).data.name for name in NAMES}
     assert names == {"cifar10", "folder:imagenet@224"}
-    assert "cifar10" in data.NAMES
+    assert "cifar10" in image_sets.NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

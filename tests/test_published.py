@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import criteria, data, exchange, scaling, train
+from refprune import criteria, exchange, train
 from refprune.backend import ORACLE, by_name
+from refprune.data import sets, standardise
 from refprune.inference import Predictor
 from refprune.spec import cost
 from refprune.spec.layers import BatchNorm, Section
@@ -23,7 +24,7 @@ NAMES = ["base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20))]
 
 pytestmark = pytest.mark.skipif(not (FOLDER / "reference.json").is_file(), reason="REFPRUNE_MODELS names no resnet56-cka")
 needs_cifar = pytest.mark.skipif(
-    not any((data.data_directory() / f"cifar-10-batches-{kind}").is_dir() for kind in ("py", "bin")),
+    not any((sets.data_directory() / f"cifar-10-batches-{kind}").is_dir() for kind in ("py", "bin")),
     reason="no CIFAR-10 in REFPRUNE_DATA",
 )
 
@@ -41,8 +42,10 @@ def trained(name, dtype="float32"):
 
 @functools.cache
 def images_of_the_test_set():
-    dataset = data.load("cifar10")
-    return scaling.of(dataset, "pixel_mean", images=0, dtype="float64")(dataset.test_images), dataset.test_labels
+    dataset = sets.load("cifar10")
+    return standardise.standardisation(dataset, "pixel_mean", images=0, dtype="float64")(
+        dataset.test_images
+    ), dataset.test_labels
 
 
 def synthetic_batch():

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from refprune import data, train
+from refprune import train
 from refprune.backend import ORACLE
 from refprune.config import load
+from refprune.data import sets
 from refprune.spec import zoo
 from validation import recovered
 
@@ -34,7 +35,7 @@ def watched(overrides):
 
 def thetas(settings):
     """θ after every step of the training that is watched, which no rule touches."""
-    images, _ = train.prepare(data.load(settings.data.name), settings)
+    images, _ = train.prepare(sets.load(settings.data.name), settings)
     network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
     state, path = train.init(settings, network), []
     for epoch in range(settings.training.epochs):

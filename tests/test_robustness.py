@@ -10,9 +10,11 @@ import torch
 from scipy import stats
 from tolerance import assert_close, assert_identical
 
-from refprune import cli, data, digits, pictures, robustness
+from refprune import cli, pictures, robustness
 from refprune.backend import ORACLE
 from refprune.conformance import torch_adapter
+from refprune.data import dataset, digits, sets
+from refprune.data.standardise import Scaling
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.network import forward, initial_statistics, initialise
@@ -20,7 +22,6 @@ from refprune.objective import BatchLoss
 from refprune.output import figures
 from refprune.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.rounding import UNIT, network_tolerance
-from refprune.scaling import Scaling
 from refprune.spec import json_form, network, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool
 from refprune.spec.network import Network
@@ -93,7 +94,7 @@ def test_fgsm_makes_the_loss_larger():
 
 # Corruptions ----------------------------------------------------------------------------------------------------------
 
-IMAGES = data.Dataset("x", *digits.generate(8, 4, 0), digits.CLASSES).train_images
+IMAGES = dataset.Dataset("x", *digits.generate(8, 4, 0), digits.CLASSES).train_images
 GREY = np.full((40, 3, 32, 32), 128, np.uint8)
 
 
@@ -241,13 +242,13 @@ def test_the_table():
 
 # Commands -------------------------------------------------------------------------------------------------------------
 
-TINY = data.Dataset("synthetic-digits", *digits.generate(30, 20, 0), digits.CLASSES)
+TINY = dataset.Dataset("synthetic-digits", *digits.generate(30, 20, 0), digits.CLASSES)
 SMALL = Network((1, 28, 28), (MaxPool((4, 4), (4, 4)), Conv(6, (1, 1)), Activation("relu"), GlobalAveragePool(), Dense(10)))
 
 
 @pytest.fixture
 def network_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
     np.savez(tmp_path / "a.npz", **initialise(SMALL, Streams(0), dtype="float32"))
     (tmp_path / "spec.json").write_text(json.dumps(json_form.to_json(SMALL)))
     return [tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--backend", "oracle"]
@@ -301,7 +302,7 @@ def test_score_command(tmp_path, monkeypatch, capsys):
     plain = dataclasses.replace(
         network, layers=tuple(dataclasses.replace(e, gate=False) if hasattr(e, "gate") else e for e in network.layers)
     )
-    monkeypatch.setattr(data, "load", lambda name, directory=None: TINY)
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
     np.savez(tmp_path / "a.npz", **initialise(plain, Streams(0), dtype="float32"))
     (tmp_path / "s.json").write_text(json.dumps(json_form.to_json(plain)))
     given = ["score", tmp_path / "a.npz", "--spec", tmp_path / "s.json", "--data", "x", "--backend", "oracle"]

@@ -23,7 +23,7 @@ from training import (
 
 from refprune import train
 from refprune.backend import ORACLE
-from refprune.data import Dataset
+from refprune.data.dataset import Dataset
 from refprune.errors import InputError
 from refprune.objective import BatchLoss
 from refprune.streams import Streams

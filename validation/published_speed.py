@@ -16,11 +16,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from refprune import data, exchange, scaling
+from refprune import exchange
 from refprune.arrays import Array
 from refprune.backend import by_name
 from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
+from refprune.data import sets, standardise
 from refprune.exchange import Trained
 from refprune.inference import Predictor
 
@@ -56,8 +57,8 @@ def by_turns(sides: dict[str, Predict], x: Array) -> dict[str, tuple[float, Arra
 
 def main(images: int) -> int:
     torch_side.prepare(all_threads())
-    backend, dataset, alike = by_name("numba", threads=all_threads()), data.load("cifar10"), True
-    x = scaling.of(dataset, "pixel_mean", images=0, dtype="float32")(dataset.test_images[:images])
+    backend, dataset, alike = by_name("numba", threads=all_threads()), sets.load("cifar10"), True
+    x = standardise.standardisation(dataset, "pixel_mean", images=0, dtype="float32")(dataset.test_images[:images])
     for name in NAMES:
         trained = exchange.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype="float32")
         sides: dict[str, Predict] = {"refprune": Predictor(trained.network, backend, trained.params, trained.statistics)}

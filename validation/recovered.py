@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from refprune import backend, data, train
+from refprune import backend, train
 from refprune.config import Config, load
+from refprune.data import sets
 from refprune.errors import InputError
 from refprune.spec import zoo
 
@@ -29,7 +30,7 @@ BACK = 0.5
 
 def watch(settings: Config, data_directory: str | None = None) -> Summary:
     """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
-    images, test = train.prepare(data.load(settings.data.name, data_directory), settings)
+    images, test = train.prepare(sets.load(settings.data.name, data_directory), settings)
     network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
     engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
     variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}

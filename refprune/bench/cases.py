@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, data, train
+from .. import config, train
 from ..arrays import Array
 from ..backend import ORACLE, Backend, by_name
+from ..data import dataset, sets
 from ..errors import DataError
 from ..formulas import cka, priors
 from ..inference import Predictor
@@ -113,8 +114,8 @@ class Case:
 
 
 @functools.lru_cache(maxsize=4)
-def _dataset(name: str, directory: str | None) -> data.Dataset:
-    return data.load(name, directory)
+def _dataset(name: str, directory: str | None) -> dataset.Dataset:
+    return sets.load(name, directory)
 
 
 def images(setting: Setting, shape: tuple[int, ...], count: int) -> tuple[Array, Array, str]:

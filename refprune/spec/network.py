@@ -53,7 +53,7 @@ class Network:
     """A chain of layers and sections with a loss; checked as a whole when it is made (SpecError).
 
     input_shape: (n,) or (C, H, W), without the batch axis. scaling: how pixels become inputs, a convention of
-    `refprune.scaling`.
+    `refprune.data.standardise`.
     """
 
     input_shape: Shape

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, InputError
+from ..errors import DataError, InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 #: The short side before the crop, over the crop's side.

@@ -24,8 +24,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import DataError, InputError
-from .output.files import sync
+from ..errors import DataError, InputError
+from ..output.files import sync
 
 Progress = Callable[[str, int, int], None]
 """Called with the file's name, the bytes on disk so far, and the bytes in all."""

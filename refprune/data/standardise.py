@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import Array
-from .data import Dataset
+from ..arrays import Array
+from .dataset import Dataset
 
 
 class Scaling(NamedTuple):
@@ -26,7 +26,7 @@ class Scaling(NamedTuple):
         return inputs
 
 
-def of(dataset: Dataset, kind: str, *, images: int, dtype: str) -> Scaling:
+def standardisation(dataset: Dataset, kind: str, *, images: int, dtype: str) -> Scaling:
     """The scaling `kind`, one of SCALINGS, for inputs of `dtype`.
 
     images: how many of the first training images "channel" looks at. A mean image is always that of all of them: a network that
