@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays
+from .arrays import Array, Saved
 from .errors import InputError
 from .formulas import cka, hyper_prior, priors
-from .oracle import crop_flip, layers, momentum
+from .oracle import crop_flip, fused, layers, momentum
 
-Forward = Callable[..., tuple[arrays.Array, arrays.Saved]]
+Forward = Callable[..., tuple[Array, Saved]]
 Vjp = Callable[..., tuple[Any, ...]]
-Fused = Callable[..., arrays.Array]
+Fused = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Backend:
     mean_squared_error_vjp: Vjp
     weight_decay: Forward
     weight_decay_vjp: Vjp
-    momentum_step: Callable[..., tuple[arrays.Array, arrays.Array]]
-    crop_flip: Callable[..., arrays.Array]
-    cross_product: Callable[..., arrays.Array]
+    momentum_step: Callable[..., tuple[Array, Array]]
+    crop_flip: Callable[..., Array]
+    cross_product: Callable[..., Array]
     prior_density: Callable[..., priors.Density]
     flattening_profile: Callable[..., hyper_prior.Profile]
     flattening_density: Callable[..., hyper_prior.HyperPrior]
@@ -97,7 +97,9 @@ ORACLE = Backend(
     prior_density=priors.prior_density,
     flattening_profile=hyper_prior.flattening_profile,
     flattening_density=hyper_prior.flattening_density,
-    **{name: getattr(layers, name) for name in (*FUNCTIONS, *FUSED)},
+    dense_fused=fused.dense_fused,
+    conv2d_fused=fused.conv2d_fused,
+    **{name: getattr(layers, name) for name in FUNCTIONS},
 )
 
 NAMES = ("oracle", "numba")

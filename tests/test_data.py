@@ -352,13 +352,13 @@ def test_data_directory_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     checkout, installed = tmp_path / "checkout", tmp_path / "site-packages"
     (checkout / "datasets").mkdir(parents=True)
     (checkout / "pyproject.toml").touch()
-    monkeypatch.setattr(sets, "__file__", str(checkout / "refprune" / "data.py"))
+    monkeypatch.setattr(sets, "__file__", str(checkout / "refprune" / "data" / "sets.py"))
     monkeypatch.setenv("REFPRUNE_DATA", str(tmp_path / "named"))
     assert sets.data_directory("given") == Path("given")
     assert sets.data_directory() == tmp_path / "named"
     monkeypatch.setenv("REFPRUNE_DATA", "")
     assert sets.data_directory() == checkout.resolve() / "datasets"
-    monkeypatch.setattr(sets, "__file__", str(installed / "refprune" / "data.py"))
+    monkeypatch.setattr(sets, "__file__", str(installed / "refprune" / "data" / "sets.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert sets.data_directory() == tmp_path / "cache" / "refprune"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -87,7 +87,7 @@ class _RangeRefused(_MirrorFailure):
 @lru_cache(maxsize=1)
 def manifest() -> dict[str, Entry]:
     """The sets that can be fetched, by name."""
-    raw: dict[str, dict[str, Any]] = json.loads(resources.files("refprune").joinpath("manifest.json").read_text("utf-8"))
+    raw: dict[str, dict[str, Any]] = json.loads(resources.files("refprune.data").joinpath("manifest.json").read_text("utf-8"))
     return {
         name: Entry(
             title=entry["title"],

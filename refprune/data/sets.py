@@ -33,7 +33,7 @@ def data_directory(directory: str | os.PathLike[str] | None = None) -> Path:
         return Path(directory)
     if named := os.environ.get("REFPRUNE_DATA"):
         return Path(named)
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "datasets").is_dir():
         return checkout / "datasets"
     return user_cache()

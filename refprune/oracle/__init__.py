@@ -1,1 +1,1 @@
-"""?"""
+"""The oracle: every function of a layer in NumPy, its vector-Jacobian product below it."""

@@ -10,7 +10,7 @@ from ..errors import InputError
 
 def experiments() -> list[str]:
     """Names of the experiments that `refprune run NAME` knows."""
-    folder = resources.files("refprune").joinpath("experiments")
+    folder = resources.files("refprune.training").joinpath("presets")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -20,4 +20,4 @@ def experiment_text(name: str) -> str:
         near = difflib.get_close_matches(name, experiments(), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InputError(f"experiment: {name!r} is neither a file nor a known name{hint}; known are {', '.join(experiments())}")
-    return resources.files("refprune").joinpath("experiments", f"{name}.toml").read_text(encoding="utf-8")
+    return resources.files("refprune.training").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
