@@ -304,7 +304,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _warmup(options: argparse.Namespace) -> int:
     from . import warmup
-    from .kernels import cache
+    from .kernels.machine import cache
 
     if options.clear:
         print(f"removed {cache.clear() / 1e6:.1f} MB from {cache.location()}")
@@ -325,7 +325,7 @@ def _warmup(options: argparse.Namespace) -> int:
             warmup.warm_up(settings, options.threads)
         compiled, loaded = (sum(r.msg.startswith(word) for r in heard) for word in ("compiled", "loaded"))
         print(f"{name}: {compiled} kernels compiled, {loaded} loaded, {time.monotonic() - started:.1f} s")
-    from .kernels import jit
+    from .kernels.machine import jit
 
     problem = jit.store().problem
     print(f"machine code: {cache.location()}" + (f" (not kept: {problem})" if problem else ""))

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from refprune.kernels import workspace
+from refprune.kernels.machine import workspace
 from refprune.oracle import layers
 
 PAGE = mmap.PAGESIZE

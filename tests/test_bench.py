@@ -11,7 +11,7 @@ import pytest
 from refprune import bench, cli
 from refprune.bench import agreement, cases, machine, memory, pictures, timing, torch_side
 from refprune.errors import InputError
-from refprune.kernels import peak
+from refprune.kernels.machine import peak
 from refprune.oracle.layers import conv2d
 
 QUICK = bench.Options(repeats=1, compile_seconds=(0.0, 0.0), memory=False)

@@ -19,7 +19,7 @@ import pytest
 
 from refprune import cli, config, train
 from refprune.backend import by_name
-from refprune.kernels import cache, compiled, launch
+from refprune.kernels.machine import cache, kernel, threads
 from refprune.spec import zoo
 
 HERE = Path(__file__).parent
@@ -283,7 +283,7 @@ def test_without_a_cache_kernels_are_compiled_in_silence(copy):
 # Threads and processes
 
 
-@compiled.kernel(lambda f: (compiled.reader(f, 1), compiled.writer(f, 2)))
+@kernel.kernel(lambda f: (kernel.reader(f, 1), kernel.writer(f, 2)))
 def _visits(part, parts, x, y):
     total = 0.0
     for _ in range(3):
@@ -294,7 +294,7 @@ def _visits(part, parts, x, y):
     y[part, 2] = parts
 
 
-@compiled.kernel(lambda f: (compiled.reader(f, 1), compiled.writer(f, 1)))
+@kernel.kernel(lambda f: (kernel.reader(f, 1), kernel.writer(f, 1)))
 def _fails(part, parts, x, y):
     if part == 1:
         raise MemoryError
@@ -321,7 +321,7 @@ def test_an_error_in_a_thread_is_raised():
 def test_a_launch_beside_another_runs_alone():
     x, y = np.ones(10), np.zeros((4, 3))
     launcher = next(
-        cell.cell_contents for cell in _visits[x.dtype].__closure__ if isinstance(cell.cell_contents, launch.Launcher)
+        cell.cell_contents for cell in _visits[x.dtype].__closure__ if isinstance(cell.cell_contents, threads.Launcher)
     )
     launches = []
 
@@ -330,7 +330,7 @@ def test_a_launch_beside_another_runs_alone():
         launches.append(y.any())
         _visits[x.dtype](4, x, y)
 
-    with launch._turn:
+    with threads._turn:
         thread = threading.Thread(target=beside)
         thread.start()
         thread.join()
@@ -342,16 +342,16 @@ def test_a_launch_takes_back_what_no_thread_has_begun(monkeypatch):
     """Threads that are never woken: the launch does not wait for them, and they find nothing when they come."""
     _visits[np.dtype(np.float64)](4, np.ones(1), np.zeros((4, 3)))
     time.sleep(0.1)  # all threads have gone to sleep
-    monkeypatch.setattr(launch._Helper, "wake", lambda helper: None)
+    monkeypatch.setattr(threads._Helper, "wake", lambda helper: None)
     x, y = np.ones(10), np.zeros((4, 3))
     before = sys.getrefcount(x)
     _visits[x.dtype](4, x, y)
     assert (y == [1, 30, 4]).all()
     assert sys.getrefcount(x) == before
-    assert all(helper.mailbox[launch.STATE] == launch.IDLE for helper in launch._helpers)
+    assert all(helper.mailbox[threads.STATE] == threads.IDLE for helper in threads._helpers)
     y[:] = 0
     monkeypatch.undo()
-    for helper in launch._helpers:
+    for helper in threads._helpers:
         helper.wake()
     time.sleep(0.1)
     assert not y.any()
@@ -416,16 +416,16 @@ def test_kernels_without_a_compiler():
     assert int(out.split(" passed")[0].split()[-1]) >= 20
 
 
-@pytest.mark.skipif(compiled.platform.machine() not in ("x86_64", "AMD64"), reason="names processors of one family")
+@pytest.mark.skipif(kernel.platform.machine() not in ("x86_64", "AMD64"), reason="names processors of one family")
 @pytest.mark.parametrize("target", [("generic", ""), ("haswell", "+avx2,+avx,+fma,+bmi,+bmi2,+sse4.2")])
 def test_narrower_processors(target):
     kernel_tests("dense_at_the_edges and float32", NUMBA_CPU_NAME=target[0], NUMBA_CPU_FEATURES=target[1])
 
 
-@compiled.kernel(lambda f: (compiled.reader(f, 2), compiled.writer(f, 1)))
+@kernel.kernel(lambda f: (kernel.reader(f, 2), kernel.writer(f, 1)))
 def _fmas(part, parts, x, y):
     for i in range(len(y)):
-        y[i] = compiled.fma(x[0, i], x[1, i], x[2, i])
+        y[i] = kernel.fma(x[0, i], x[1, i], x[2, i])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -438,14 +438,14 @@ def test_fma_in_python_is_rounded_once(dtype):
     x[:, :6] = [[1, -0.0, np.inf, 3, np.nan, 1], [2, 5, 0, 4, 1, 1], [-2, -0.0, 1, -np.inf, 1, -1]]
     x[0, 6], x[1, 6], x[2, 6] = 1 + 2.0**-12, 1 + 2.0**-12, 2.0**-60  # a tie for float32 but for the last term
     with np.errstate(all="ignore"):
-        got = np.array([compiled.fma_in_python(*column) for column in x.T])
+        got = np.array([kernel.fma_in_python(*column) for column in x.T])
         y = np.empty(4000, dtype)
         for i in range(7, 4000):
             exact = sum((Fraction(float(x[0, i])) * Fraction(float(x[1, i])), Fraction(float(x[2, i]))))
             near = [got[i], np.nextafter(got[i], dtype(np.inf)), np.nextafter(got[i], -dtype(np.inf))]
             errors = [abs(Fraction(float(v)) - exact) for v in near]
             assert errors[0] == min(errors)
-    if "+fma" in compiled.jit.target()[2]:
+    if "+fma" in kernel.jit.target()[2]:
         _fmas[np.dtype(dtype)](1, x, y)
         np.testing.assert_array_equal(y.view(f"i{y.itemsize}")[:4], got.view(f"i{y.itemsize}")[:4])
         np.testing.assert_array_equal(y, got)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refprune.backend import by_name
-from refprune.kernels import workspace
-from refprune.kernels.workspace import KEEP, SMALL, Workspace
+from refprune.kernels.machine import workspace
+from refprune.kernels.machine.workspace import KEEP, SMALL, Workspace
 from refprune.oracle import layers
 
 SIZE = 2 * SMALL

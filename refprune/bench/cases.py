@@ -275,7 +275,7 @@ def convolution(shape: tuple[int, int, int], task: str, setting: Setting) -> Wor
     refprune's VJP gives both gradients, or those of the weights alone: the time of "backward-data" is that of both less that of
     the weights', which is a side too. The processor's peak runs beside them as a further side.
     """
-    from ..kernels import peak
+    from ..kernels.machine import peak
 
     inputs, outputs, size = shape
     streams, n = setting.streams, CONVOLUTION_BATCH

@@ -32,7 +32,7 @@ def describe(setting: Setting) -> dict[str, Any]:
 
 def limits(setting: Setting) -> dict[str, float]:
     """The measured peak of fused multiply-adds, with one thread and with all, and of memory: GFLOP/s and GB/s."""
-    from ..kernels import peak
+    from ..kernels.machine import peak
 
     return {
         "peak_gflops_1_thread": peak.fma_gflops(1, setting.dtype),

@@ -23,8 +23,8 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     """
     import numba
 
-    from . import augment, conv, elementwise, matmul, optimiser, pool, priors, reduce
-    from .workspace import Workspace
+    from .cpu import batch_norm, conv, crop_flip, cross_entropy, elementwise, matmul, momentum, pool, priors
+    from .machine.workspace import Workspace
 
     config: Any = numba.config
     available = int(config.NUMBA_NUM_THREADS)
@@ -34,13 +34,13 @@ def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
         raise InputError(f"threads: {threads!r} is not possible here; allowed are the integers 1 to {available}")
     chosen = (
         *(matmul.dense, matmul.dense_vjp, matmul.dense_fused, conv.conv2d, conv.conv2d_vjp, conv.conv2d_fused),
-        *(reduce.batch_norm, reduce.batch_norm_vjp, reduce.batch_norm_eval, reduce.batch_norm_eval_vjp),
-        *(reduce.cross_entropy, reduce.cross_entropy_vjp),
+        *(batch_norm.batch_norm, batch_norm.batch_norm_vjp, batch_norm.batch_norm_eval, batch_norm.batch_norm_eval_vjp),
+        *(cross_entropy.cross_entropy, cross_entropy.cross_entropy_vjp),
         *(elementwise.leaky_relu, elementwise.leaky_relu_vjp, elementwise.gate, elementwise.gate_vjp),
         *(elementwise.add, elementwise.add_vjp, elementwise.subsample_pad, elementwise.subsample_pad_vjp),
         *(pool.max_pool, pool.max_pool_vjp, pool.average_pool, pool.average_pool_vjp),
         *(pool.global_average_pool, pool.global_average_pool_vjp),
-        *(optimiser.momentum_step, augment.crop_flip, matmul.cross_product),
+        *(momentum.momentum_step, crop_flip.crop_flip, matmul.cross_product),
         *(priors.prior_density, priors.flattening_profile, priors.flattening_density),
     )
     workspace = Workspace(threads)

@@ -14,13 +14,26 @@ import functools
 
 import numpy as np
 
-from ..arrays import Array, Saved
-from ..formulas.cka import numpy_product
-from ..oracle import fused, layers
-from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, flag, fma, index, inner, kernel, reader, ready, same_float, share, writer
-from .microkernel import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
-from .vectors import HOST
-from .workspace import Workspace
+from ...arrays import Array, Saved
+from ...formulas.cka import numpy_product
+from ...oracle import fused, layers
+from ..machine.kernel import (
+    ELEMENT_GRAIN,
+    PRODUCT_GRAIN,
+    flag,
+    fma,
+    index,
+    inner,
+    kernel,
+    reader,
+    ready,
+    same_float,
+    share,
+    writer,
+)
+from ..machine.tiles import DOT_COLUMNS, DOT_ROWS, ROWS, VECTORS, copy, dot, outer
+from ..machine.vectors import HOST
+from ..machine.workspace import Workspace
 
 DEPTH = 256  # steps of the inner index that are packed at once
 BLOCK = 768  # columns of B, and rows of A, that are packed at once

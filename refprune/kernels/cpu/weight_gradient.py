@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array
-from .compiled import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel, reader, share, writer
+from ...arrays import Array
+from ..machine.kernel import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel, reader, share, writer
+from ..machine.tiles import DOT_COLUMNS, DOT_ROWS, dot
+from ..machine.vectors import HOST
+from ..machine.workspace import Workspace
 from .correlate import PACK_COST, Window, mark_pieces, pack, piece_length, read_panel, read_rows, row_length, tap_offsets
 from .matmul import row_starts
-from .microkernel import DOT_COLUMNS, DOT_ROWS, dot
-from .vectors import HOST
-from .workspace import Workspace
 
 TASKS = 16  # shares of the images at most
 SUMS = 1 << 20  # numbers that all tasks' sums may take

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compiled import FEATURES, HAS_FMA, native
+from .kernel import FEATURES, HAS_FMA, native
 
 
 class Host(NamedTuple):

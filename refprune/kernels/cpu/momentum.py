@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..arrays import Array
-from ..oracle import momentum as momentum_oracle
-from .compiled import ELEMENT_GRAIN, FLOATS, kernel, reader, ready, share, writer
-from .workspace import Workspace
+from ...arrays import Array
+from ...oracle import momentum as momentum_oracle
+from ..machine.kernel import ELEMENT_GRAIN, FLOATS, kernel, reader, ready, share, writer
+from ..machine.workspace import Workspace
 
 
 @kernel(lambda f: (reader(f, 1), reader(f, 1), reader(f, 1), f, f, f, writer(f, 1), writer(f, 1)))

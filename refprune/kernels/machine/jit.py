@@ -27,7 +27,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 
-from .. import __version__
+from ... import __version__
 from .cache import Store
 
 log = logging.getLogger("refprune.kernels")

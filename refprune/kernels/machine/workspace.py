@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ...arrays import Array
 
 ALIGNMENT = 64  # bytes: a cache line
 SMALL = 1 << 14  # bytes up to which NumPy's own allocation costs less than the search here

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arrays import Array
-from ..oracle import crop_flip as crop_flip_oracle
-from .compiled import ELEMENT_GRAIN, FLOATS, index, kernel, reader, ready, share, writer
-from .workspace import Workspace
+from ...arrays import Array
+from ...oracle import crop_flip as crop_flip_oracle
+from ..machine.kernel import ELEMENT_GRAIN, FLOATS, index, kernel, reader, ready, share, writer
+from ..machine.workspace import Workspace
 
 
 @kernel(lambda f: (reader(f, 4), reader(index, 2), index, writer(f, 4)))

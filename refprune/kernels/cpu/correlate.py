@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Pair
-from .compiled import PRODUCT_GRAIN, fma, index, inner, kernel, reader, share, writer
-from .microkernel import ROWS, VECTORS, copy, finish, move2, move4, move8, move16, outer
-from .vectors import HOST
-from .workspace import Workspace
+from ...arrays import Array, Pair
+from ..machine.kernel import PRODUCT_GRAIN, fma, index, inner, kernel, reader, share, writer
+from ..machine.tiles import ROWS, VECTORS, copy, finish, move2, move4, move8, move16, outer
+from ..machine.vectors import HOST
+from ..machine.workspace import Workspace
 
 STRIPS = 8  # strips in a panel
 DEPTH = 320  # about so many k at once, so that what a strip reads stays in the first-level cache, a panel in the second

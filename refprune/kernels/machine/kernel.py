@@ -26,9 +26,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
 
-from ..arrays import Array
+from ...arrays import Array
 from . import jit
-from .launch import Launcher
+from .threads import Launcher
 
 PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

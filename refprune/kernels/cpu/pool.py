@@ -7,10 +7,10 @@ import functools
 import numpy as np
 from numba import types
 
-from ..arrays import Array, Padding, Pair, Saved
-from ..oracle import layers
-from .compiled import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, same_float, share, writer
-from .workspace import Workspace
+from ...arrays import Array, Padding, Pair, Saved
+from ...oracle import layers
+from ..machine.kernel import ELEMENT_GRAIN, flag, index, inner, kernel, reader, ready, same_float, share, writer
+from ..machine.workspace import Workspace
 
 MOST = 256  # pixels of a window that a branch of type uint8 can tell apart
 uint8 = types.uint8

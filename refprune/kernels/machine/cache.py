@@ -15,7 +15,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ..output.files import user_cache
+from ...output.files import user_cache
 
 KEEP = 4  # folders of different keys that stay, the one in use among them
 DIGEST, SUFFIX = hashlib.sha256().digest_size, ".code"

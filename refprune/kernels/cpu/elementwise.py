@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Pair, Saved
-from ..oracle import layers
-from .compiled import ELEMENT_GRAIN, FLOATS, index, int8, kernel, reader, ready, real64, same_float, share, writer
-from .workspace import Workspace
+from ...arrays import Array, Pair, Saved
+from ...oracle import layers
+from ..machine.kernel import ELEMENT_GRAIN, FLOATS, index, int8, kernel, reader, ready, real64, same_float, share, writer
+from ..machine.workspace import Workspace
 
 BLOCK = 512  # columns whose sums over the batch are carried at once
 

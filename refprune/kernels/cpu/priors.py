@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from ..arrays import Array
-from ..formulas import hyper_prior, priors
-from .compiled import ELEMENT_GRAIN, FLOATS, inner, kernel, native, reader, ready, real64, share, writer
-from .workspace import Workspace
+from ...arrays import Array
+from ...formulas import hyper_prior, priors
+from ..machine.kernel import ELEMENT_GRAIN, FLOATS, inner, kernel, native, reader, ready, real64, share, writer
+from ..machine.workspace import Workspace
 
 CHUNK = 512  # blocks of weights
 CERTAIN = 1e4  # log-odds of which the exponential is 0 in every dtype: for π = 0 and 1

@@ -29,7 +29,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from ..arrays import Array
+from ...arrays import Array
 from .vectors import HOST, Emitter, Operand, integer, vector_code
 
 ROWS, VECTORS = HOST.rows, HOST.vectors

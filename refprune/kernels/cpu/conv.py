@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Padding, Pair, Saved
-from ..oracle import fused, layers
-from .compiled import ELEMENT_GRAIN, index, kernel, reader, ready, same_float, share, writer
+from ...arrays import Array, Padding, Pair, Saved
+from ...oracle import fused, layers
+from ..machine.kernel import ELEMENT_GRAIN, index, kernel, reader, ready, same_float, share, writer
+from ..machine.workspace import Workspace
 from .correlate import Window, correlate
 from .matmul import NOTHING
-from .weights import channel_sums, weight_gradient
-from .workspace import Workspace
+from .weight_gradient import channel_sums, weight_gradient
 
 
 class _Phase(NamedTuple):
