@@ -151,13 +151,13 @@ def test_writers_at_once_leave_one_of_their_contents(folder):
 
 PLANTED = {
     "planted_inner.py": """
-from .compiled import inner
+from .machine.kernel import inner
 @inner
 def change(x):
     return 2 * x
 """,
     "planted.py": """
-from .compiled import inner, kernel, native, reader, writer
+from .machine.kernel import inner, kernel, native, reader, writer
 from .planted_inner import change
 @kernel(lambda f: (reader(f, 1), writer(f, 1)))
 def doubled(part, parts, x, y):
@@ -182,7 +182,7 @@ import json, logging, sys, numpy as np
 from refprune.kernels import planted
 heard = []
 def hear(self, record):
-    if "launch._watch" not in record.getMessage():  # which a helping thread makes when it gets round to it
+    if "threads._watch" not in record.getMessage():  # which a helping thread makes when it gets round to it
         heard.append(record.msg.split()[0])
 logger = logging.getLogger("refprune.kernels")
 logger.setLevel(logging.DEBUG)
@@ -221,7 +221,7 @@ def test_the_second_process_loads_what_the_first_compiled(copy):
 
 def test_spoilt_machine_code_is_made_anew(copy):
     answer(start(copy, "doubled", parts=2))
-    files = [file for file in (copy / "cache").rglob("*.code") if not file.name.startswith("launch._watch")]
+    files = [file for file in (copy / "cache").rglob("*.code") if not file.name.startswith("threads._watch")]
     assert len(files) == 2
     spoil = [
         lambda whole: whole[:1000] + bytes([whole[1000] ^ 16]) + whole[1001:],

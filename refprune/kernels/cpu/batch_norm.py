@@ -1,4 +1,4 @@
-"""Layers that sum over the batch: batch normalisation and cross-entropy. Same contracts as in `layers`.
+"""Batch normalisation. Contracts as in `refprune.oracle.layers`.
 
 Sums over the batch are carried in double precision. Each channel's sums are the work of one part, so that the number of
 threads has no influence on their order.

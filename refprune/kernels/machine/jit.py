@@ -37,9 +37,10 @@ HARMLESS = re.compile(r"THREAD|CUDA|CACHE|COLOR|PROFILER|WARN")
 
 
 def _sources() -> str:
-    """SHA-256 of the package's source files; empty where there are none."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    texts = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    """SHA-256 of the source files of `refprune.kernels`; empty where there are none."""
+    kernels = Path(__file__).parents[1]
+    files = sorted(kernels.rglob("*.py"))
+    texts = [(file.relative_to(kernels).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
     return hashlib.sha256(repr(texts).encode()).hexdigest() if texts else ""
 
 
@@ -80,7 +81,7 @@ _store = functools.cache(Store)
 def build(function: Callable[..., Any], signature: tuple[Any, ...]) -> Any:
     """The dispatcher of `function`, compiled for `signature` (types of the arguments) and for nothing else."""
     run: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    if function.__module__.startswith(f"{__package__}.") and SOURCES:
+    if function.__module__.startswith("refprune.kernels.") and SOURCES:
         run._cache = _Disk(function, signature)  # where Numba has its own after `enable_caching`
     with compiling:
         run.compile(signature)
