@@ -1,6 +1,6 @@
 """refprune: the reference implementation, in NumPy, of concurrent training and pruning of neural networks."""
 
-from .implementation import EVERY, PYTORCH, Implementation
+from .adapters.implementation import EVERY, PYTORCH, Implementation
 
 __all__ = ["EVERY", "PYTORCH", "Implementation"]
 

@@ -10,8 +10,8 @@ import torch
 from tolerance import assert_close, gamma
 
 from refprune import checkpoint, config, exchange, train
+from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE
-from refprune.conformance import torch_adapter
 from refprune.data import sets
 from refprune.errors import DataError, InputError
 from refprune.inference import Predictor
@@ -87,8 +87,8 @@ def test_what_the_spec_says():
 
 
 def module_of(network, params, statistics):
-    module = torch_adapter.build(network)
-    torch_adapter.load(module, params, statistics)
+    module = model.build(network)
+    model.load(module, params, statistics)
     return module.eval()
 
 
@@ -130,7 +130,7 @@ def test_the_same_output_as_in_pytorch():
     loss = BatchLoss(NETWORK, ORACLE, wide[0], x, np.array([1, 2]), wide[1], train=False)
     tolerance = network_tolerance(loss, np.ones(0), unit=UNIT["float64"]).output
     theirs = module_of(NETWORK, *wide).double()
-    torch_adapter.load(theirs, *wide)
+    model.load(theirs, *wide)
     want = theirs(torch.from_numpy(x)).detach().numpy()
     assert_close("logits", Predictor(NETWORK, ORACLE, *wide)(x), want, tolerance)
 

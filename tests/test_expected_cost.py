@@ -13,7 +13,7 @@ from test_surgery import safe
 from tolerance import assert_close, gamma
 from torch.utils.flop_counter import FlopCounterMode
 
-from refprune.conformance import torch_adapter
+from refprune.adapters.pytorch import model
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.network import initialise
@@ -126,8 +126,8 @@ def test_published_networks_with_and_without_bias(name):
 
 def torch_counts(network):
     """(parameters, FLOPs) by PyTorch's own counters, from the network as a PyTorch module."""
-    module = torch_adapter.build(network)
-    torch_adapter.load(module, initialise(network, Streams(0)))
+    module = model.build(network)
+    model.load(module, initialise(network, Streams(0)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval()(torch.zeros(1, *network.input_shape, dtype=next(module.parameters()).dtype))
     return sum(p.numel() for p in module.parameters()), counter.get_total_flops()

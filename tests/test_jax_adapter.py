@@ -8,9 +8,10 @@ pytest.importorskip("jax", reason="JAX is not installed (extra 'jax'): its adapt
 import jax.numpy as jnp
 from jax import lax
 
-from refprune.conformance import campaign, jax_layers
+from refprune.adapters.jax import layers
+from refprune.adapters.jax.implementation import JaxImplementation, Model
+from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
-from refprune.conformance.jax_adapter import JaxImplementation, Model
 from refprune.conformance.levels import LEVELS, METHODS
 from refprune.conformance.strategies import networks
 from refprune.spec.json_form import to_json
@@ -76,7 +77,7 @@ def test_one_structure_is_traced_once():
 def test_branches_of_ties():
     """The first of equal maxima, in windows that overlap and reach over the border."""
     x = jnp.array([[[[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]]])
-    found = jax_layers.max_pool_choice(x, kernel=(2, 2), stride=(1, 1), padding=((1, 0), (0, 1)))
+    found = layers.max_pool_choice(x, kernel=(2, 2), stride=(1, 1), padding=((1, 0), (0, 1)))
     np.testing.assert_array_equal(found[0, 0], [[2, 2, 2], [0, 0, 2]])
 
 
@@ -94,7 +95,7 @@ class Stopped(JaxImplementation):
     """A gate that is taken for a constant."""
 
     def gate(self, x, g, dy):
-        return self.vjp(lambda x, g: jax_layers.gate(x, lax.stop_gradient(g)), dy, x, g)
+        return self.vjp(lambda x, g: layers.gate(x, lax.stop_gradient(g)), dy, x, g)
 
 
 class Moving(JaxImplementation):

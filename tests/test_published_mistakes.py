@@ -2,10 +2,10 @@
 
 import pytest
 
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance import campaign
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
-from refprune.conformance.torch_adapter import TorchImplementation
 from validation import published_mistakes
 from validation.published_mistakes import PUBLISHED
 

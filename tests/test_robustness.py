@@ -11,8 +11,8 @@ from scipy import stats
 from tolerance import assert_close, assert_identical
 
 from refprune import cli, pictures, robustness
+from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE
-from refprune.conformance import torch_adapter
 from refprune.data import dataset, digits, sets
 from refprune.data.standardise import Scaling
 from refprune.errors import InputError
@@ -43,8 +43,8 @@ SCALING = Scaling(120.0 * STREAMS.uniform("shift", 0, (3, 8, 8)), np.full((3, 1,
 def test_the_input_gradient_against_pytorch():
     """Each example's own gradient of its summed loss, in eval mode."""
     x = SCALING(PIXELS)
-    module = torch_adapter.build(NETWORK).double()
-    torch_adapter.load(module, PARAMS, STATISTICS)
+    module = model.build(NETWORK).double()
+    model.load(module, PARAMS, STATISTICS)
     theirs = torch.tensor(x, requires_grad=True)
     torch.nn.functional.cross_entropy(module.eval()(theirs), torch.tensor(LABELS), reduction="sum").backward()
     summed = dataclasses.replace(NETWORK, loss=network.Loss(reduction="sum"))

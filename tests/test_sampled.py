@@ -10,6 +10,8 @@ from scipy.stats import binom
 
 import refprune
 from refprune import estimators
+from refprune.adapters.pytorch.implementation import TorchImplementation
+from refprune.adapters.pytorch.model import set_gates
 from refprune.backend import ORACLE
 from refprune.conformance import campaign, reporting, sampling, scripts, sequential
 from refprune.conformance.betting import Gamblers, interval, log_odds, lower_bound
@@ -19,7 +21,6 @@ from refprune.conformance.levels import METHODS, SAMPLED
 from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
 from refprune.conformance.planting import planted
-from refprune.conformance.torch_adapter import TorchImplementation, set_gates
 from refprune.conformance.worker import Worker
 from refprune.rounding import LAYER_FACTOR, UNIT
 
@@ -409,13 +410,13 @@ def test_manners_and_forms_are_judged_too():
 
 def test_the_example_runs_as_a_script(tmp_path, capsys):
     (finding,) = judged(Straight(), calls=12).findings
-    source = scripts.script(finding, "refprune.conformance.torch_adapter:TorchImplementation", "float32")
+    source = scripts.script(finding, "refprune.adapters.pytorch.implementation:TorchImplementation", "float32")
     exec(compile(source, "script.py", "exec"), {})
     assert "theta_sample got" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_worker_is_judged_in_the_same_way():
-    worker = Worker("refprune.conformance.torch_adapter:TorchImplementation", 20.0)
+    worker = Worker("refprune.adapters.pytorch.implementation:TorchImplementation", 20.0)
     try:
         (outcome,) = campaign.run(worker, campaign.chosen(["theta_sample"]), 6, 0)
     finally:

@@ -9,14 +9,15 @@ import torch
 from network_comparison import assert_tensors
 
 from refprune import config, rounding, train
+from refprune.adapters.pytorch import model
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
-from refprune.conformance import campaign, torch_adapter
+from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.conformance.levels.networks import batch_of
 from refprune.conformance.methods import in_precision, widened
 from refprune.conformance.strategies import networks
-from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.verdicts import judge
 from refprune.errors import InputError
 from refprune.network import initialise
@@ -76,7 +77,7 @@ def case(name):
 
 
 def module_of(loss):
-    return torch_adapter.load(torch_adapter.build(loss.network), loss.params, loss.statistics)
+    return model.load(model.build(loss.network), loss.params, loss.statistics)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -90,7 +91,7 @@ def test_output_and_gradients_are_refprunes(name, training):
     output = module(torch.tensor(loss.x))
     value = torch.nn.functional.cross_entropy(output, torch.tensor(loss.target))
     value.backward()
-    found = {"loss": value.detach().numpy(), "output": output.detach().numpy()} | torch_adapter.gradients(module)
+    found = {"loss": value.detach().numpy(), "output": output.detach().numpy()} | model.gradients(module)
     t = network_tolerance(loss, gates, unit=U)
     assert_tensors(found, mine, {"loss": t.loss, "output": t.output} | t.params, network=loss.network)
 
@@ -128,15 +129,15 @@ def test_two_sgd_steps_are_refprunes(name):
         torch.nn.functional.cross_entropy(module(torch.tensor(loss.x)), torch.tensor(loss.target)).backward()
         sgd.step()
     mine, tolerance = spread(steps)
-    assert_tensors(torch_adapter.arrays(module), mine, tolerance, network=network)
+    assert_tensors(model.arrays(module), mine, tolerance, network=network)
 
 
 def test_arrays_come_back_as_they_went_in():
     loss = case("resnet-8 option B")
     narrow = {n: p.astype(np.float32) for n, p in (loss.params | loss.statistics).items()}
     params = {n: narrow[n] for n in loss.params}
-    module = torch_adapter.load(torch_adapter.build(loss.network), params, {n: narrow[n] for n in loss.statistics})
-    back = torch_adapter.arrays(module)
+    module = model.load(model.build(loss.network), params, {n: narrow[n] for n in loss.statistics})
+    back = model.arrays(module)
     assert list(back) == [*loss.network.parameter_shapes, *loss.network.statistics_shapes]
     for name, array in back.items():
         assert array.dtype == np.float32
@@ -208,7 +209,7 @@ def test_a_mistake_that_is_coarser_than_bfloat16_is_found(monkeypatch):
 )
 def test_what_pytorch_has_no_layer_for_is_refused(layers, message):
     with pytest.raises(InputError, match=message):
-        torch_adapter.build(Network((2, 4, 4), (*layers, GlobalAveragePool())))
+        model.build(Network((2, 4, 4), (*layers, GlobalAveragePool())))
 
 
 def test_in_bfloat16_products_of_roundings_count(monkeypatch):

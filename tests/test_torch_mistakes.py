@@ -6,13 +6,13 @@ The whole run is `python -m validation.torch_mistakes`.
 import numpy as np
 import pytest
 
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
 from refprune.conformance.planting import planted
-from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.rounding import UNIT
 from refprune.spec import cost, zoo
 from validation.torch_mistakes import __main__ as command

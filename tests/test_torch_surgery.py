@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from refprune.conformance import campaign, torch_surgery
+from refprune.adapters.pytorch import surgery
+from refprune.adapters.pytorch.implementation import CONVENTIONS, TorchImplementation
+from refprune.adapters.pytorch.model import build
+from refprune.conformance import campaign
 from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS, pruning
 from refprune.conformance.strategies.networks import Case
-from refprune.conformance.torch_adapter import CONVENTIONS, TorchImplementation, build
 from refprune.conformance.verdicts import judge
 from refprune.rounding import UNIT
 from refprune.spec.json_form import to_json
@@ -84,7 +86,7 @@ def _columns_interleaved(right):
 def _rho_dropped(right):
     def wrong(part, closed):
         found = right(part, closed)
-        return found[0] if isinstance(part, torch_surgery.Residual) and part in closed else found
+        return found[0] if isinstance(part, surgery.Residual) and part in closed else found
 
     return wrong
 
@@ -109,7 +111,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "keep", "make"), [(n, k, m) for n, found in WRONG.items() for k, m in found])
 def test_what_is_cut_wrongly_is_seen(name, keep, make, monkeypatch):
-    monkeypatch.setattr(torch_surgery, name, make(getattr(torch_surgery, name)))
+    monkeypatch.setattr(surgery, name, make(getattr(surgery, name)))
     verdict = judged(asked(keep, False))
     assert verdict.kind == "deviates"
     assert not next(c for c in verdict.comparisons if c.name == "output").holds
@@ -126,7 +128,7 @@ def test_costs_at_a_vertex_are_those_of_the_compact_module():
             continue  # a plain layer cannot be emptied
         module = build(spec, gated=True).double().eval()
         parameters, macs = TorchImplementation().expected(spec, gates)
-        body, left = torch_surgery.compact(module, gates == 1.0)
+        body, left = surgery.compact(module, gates == 1.0)
         assert int(parameters) == sum(p.numel() for p in body.parameters())
         assert int(macs) == sum(p.numel() for p in left.values() if p.ndim == 2)
 

@@ -52,7 +52,7 @@ def test_the_stored_set_is_small_and_covers_everything(stored):
     assert sum(path.stat().st_size for path in STORED.iterdir()) < 1_250_000
     assert {v.method.name for v in stored if v.result == "valid"} == set(METHODS)
     values = {(name, value) for v in stored for name, found in v.flags.convention.items() for value in found}
-    assert values >= {(name, value) for name, found in refprune.implementation.EVERY.items() for value in found}
+    assert values >= {(name, value) for name, found in refprune.adapters.implementation.EVERY.items() for value in found}
     assert {v.flags.bug_class for v in stored} == set(vector_files.BUG_CLASSES)
     assert len({v.flags.mistake for v in stored if v.result == "invalid"}) > 100
     assert all(v.flags.kinks == 0 for v in stored)
@@ -356,7 +356,7 @@ def test_the_oracle_conforms_on_all_stored_vectors(stored):
 
 
 def test_vectors_of_other_conventions_are_not_asked(stored):
-    ordinary = type("Mine", (BackendImplementation,), {"conventions": refprune.implementation.PYTORCH})()
+    ordinary = type("Mine", (BackendImplementation,), {"conventions": refprune.adapters.implementation.PYTORCH})()
     (outcome,) = _judged(ordinary, stored, "max_pool").values()
     assert outcome.verdict == "conforms"
     assert outcome.examples == sum(v.method.name == "max_pool" and v.flags.convention == {"ties": ["first"]} for v in stored)

@@ -207,7 +207,7 @@ def test_declarations_that_are_not_known_are_refused(declared, message):
 
 def test_conventions_that_are_not_named_are_pytorchs():
     described = describe(type("Mine", (refprune.Implementation,), {"conventions": {"at_zero": [0.5]}})())
-    assert described.conventions == {**refprune.implementation.PYTORCH, "at_zero": (0.5,)}
+    assert described.conventions == {**refprune.adapters.implementation.PYTORCH, "at_zero": (0.5,)}
 
 
 def test_methods_given_to_an_instance_count():

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from test_zoo import counts, torch_counts, torch_vgg
 from torch import nn
 
+from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE, by_name
 from refprune.bench import agreement
-from refprune.conformance import torch_adapter
 from refprune.errors import InputError
 from refprune.network import forward, initialise
 from refprune.objective import BatchLoss
@@ -84,11 +84,11 @@ def test_resnet_50_forward_and_backward_against_pytorch(backend):
     loss = BatchLoss(network, by_name(backend), params, streams.normal("x", 0, (2, 3, 33, 33)), np.array([7, 421]))
 
     def pytorch(x, labels, scale=1.0):
-        module = torch_adapter.load(torch_adapter.build(network).double(), params).train()
+        module = model.load(model.build(network).double(), params).train()
         logits = module(torch.from_numpy(x))
         value = F.cross_entropy(logits, torch.from_numpy(labels))
         value.backward()
-        found = torch_adapter.gradients(module)
+        found = model.gradients(module)
         planted = {ALTERED: found[ALTERED] * scale}
         return found | planted | {"loss": value.detach().numpy(), "output": logits.detach().numpy()}
 

@@ -15,6 +15,7 @@ import sys
 
 import numpy as np
 
+from refprune.adapters.implementation import PYTORCH
 from refprune.backend import ORACLE
 from refprune.conformance import sampling
 from refprune.conformance.betting import SHARES, log_odds
@@ -22,7 +23,6 @@ from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
 from refprune.conformance.methods import Description
 from refprune.conformance.sequential import DRAWS, FALSE_ALARM, Series
-from refprune.implementation import PYTORCH
 from refprune.rounding import UNIT
 
 RUNS, CALLS = 400, 8

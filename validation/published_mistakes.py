@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from refprune.adapters.pytorch.functions import hsic
+from refprune.adapters.pytorch.implementation import TorchImplementation
+from refprune.adapters.pytorch.model import build
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS
-from refprune.conformance.torch_adapter import TorchImplementation, build
-from refprune.conformance.torch_functions import hsic
 from refprune.spec.json_form import from_json
 
 EXAMPLES = 200

@@ -13,11 +13,11 @@ import time
 import numpy as np
 import torch
 
+from refprune.adapters.pytorch import model
 from refprune.arrays import Array
 from refprune.backend import Backend, by_name
 from refprune.bench import agreement
 from refprune.bench.agreement import Agreement
-from refprune.conformance import torch_adapter
 from refprune.network import initialise
 from refprune.objective import BatchLoss
 from refprune.spec import zoo
@@ -41,10 +41,10 @@ def compare(backend: Backend) -> tuple[dict[str, Agreement], dict[str, float]]:
     seconds = {"refprune": time.monotonic() - started}
 
     started = time.monotonic()
-    module = torch_adapter.load(torch_adapter.build(network).double(), params).train()
+    module = model.load(model.build(network).double(), params).train()
     theirs = module(torch.from_numpy(x))
     torch.nn.functional.cross_entropy(theirs, torch.from_numpy(labels)).backward()
-    want, slopes = theirs.detach().numpy(), torch_adapter.gradients(module)
+    want, slopes = theirs.detach().numpy(), model.gradients(module)
     seconds["PyTorch"] = time.monotonic() - started
 
     def scaled(arrays: dict[str, Array]) -> dict[str, Array]:

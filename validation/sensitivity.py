@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance.calls import perform
 from refprune.conformance.levels import METHODS
 from refprune.conformance.methods import in_precision, widened
-from refprune.conformance.torch_adapter import TorchImplementation
 from refprune.conformance.verdicts import judge
 from refprune.network import initial_statistics, initialise
 from refprune.rounding import UNIT

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..adapters.pytorch import model
 from ..arrays import Array, Arrays
-from ..conformance import torch_adapter
 from ..formulas.priors import SpikeSlab
 from ..spec.layers import Conv
 from ..spec.network import Network
@@ -33,9 +33,9 @@ def layouts(network: Network) -> list[str]:
     return list(LAYOUTS) if convolutional else ["contiguous"]
 
 
-def loaded(network: Network, params: Arrays, statistics: Arrays, layout: str) -> torch_adapter.Module:
+def loaded(network: Network, params: Arrays, statistics: Arrays, layout: str) -> model.Module:
     """The network as a PyTorch module in one of LAYOUTS."""
-    module = torch_adapter.load(torch_adapter.build(network), params, statistics)
+    module = model.load(model.build(network), params, statistics)
     module.to(memory_format=LAYOUTS[layout])
     return module
 
@@ -74,11 +74,11 @@ class Training:
         self.sgd.step()
 
     def arrays(self) -> Arrays:
-        return torch_adapter.arrays(self.module)
+        return model.arrays(self.module)
 
     def velocity(self) -> Arrays:
         """The momenta under the parameters' names."""
-        return torch_adapter.of_parameters(self.module, lambda p: self.sgd.state[p]["momentum_buffer"])
+        return model.by_parameter(self.module, lambda p: self.sgd.state[p]["momentum_buffer"])
 
 
 def gradients(network: Network, params: Arrays, statistics: Arrays, x: Array, labels: Array) -> Arrays:
@@ -87,7 +87,7 @@ def gradients(network: Network, params: Arrays, statistics: Arrays, x: Array, la
     output = module(torch.from_numpy(x))
     loss = nn.functional.cross_entropy(output, torch.from_numpy(labels))
     loss.backward()
-    return torch_adapter.gradients(module) | {"loss": loss.detach().numpy(), "output": output.detach().numpy()}
+    return model.gradients(module) | {"loss": loss.detach().numpy(), "output": output.detach().numpy()}
 
 
 class Inference:

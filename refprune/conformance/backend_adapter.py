@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.implementation import EVERY, Implementation
 from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend, by_name
-from ..implementation import EVERY, Implementation
 from ..network import forward
 from ..spec.json_form import from_json
 from ..surgery import prune

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..implementation import EVERY
+from ..adapters.implementation import EVERY
 from ..spec.json_form import to_json
 from ..spec.layers import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, Section, UnitGate
 from ..spec.network import Loss, Network

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..adapters.implementation import Conventions
 from ..arrays import Arrays
 from ..backend import ORACLE, Backend
-from ..implementation import Conventions
 from ..noise import map_floats
 from .verdicts import Expectation
 

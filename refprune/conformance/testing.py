@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..adapters.implementation import Implementation
 from ..errors import InputError
-from ..implementation import Implementation
 from . import campaign, reporting
 from .calls import InProcess
 

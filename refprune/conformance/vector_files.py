@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import __version__, weightfiles
+from ..adapters.implementation import EVERY, PYTORCH, Conventions, Implementation
 from ..arrays import Arrays
 from ..errors import InputError
-from ..implementation import EVERY, PYTORCH, Conventions, Implementation
 from ..output.files import write_atomically
 from ..rounding import UNIT
 from .levels import LEVELS, METHODS

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..adapters.implementation import PYTORCH, Implementation
 from ..arrays import Arrays
 from ..backend import Backend, by_name
 from ..estimators import ESTIMATORS
-from ..implementation import PYTORCH, Implementation
 from ..rounding import UNIT
 from . import vector_files
 from .backend_adapter import BackendImplementation

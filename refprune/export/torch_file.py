@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..adapters.pytorch.model import ATTRIBUTES
 from ..arrays import Array, Pair
-from ..conformance.torch_adapter import ATTRIBUTES
 from ..errors import InputError
 from ..exchange import Trained
 from ..output.files import write_atomically

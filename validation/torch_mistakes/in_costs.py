@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refprune.conformance.torch_adapter import TorchImplementation
-from refprune.conformance.torch_costs import Part
+from refprune.adapters.pytorch.costs import Part
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.spec.layers import BatchNorm
 
 from .planting import Planted, changed, with_parts

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refprune.conformance.torch_adapter import TorchImplementation
-from refprune.conformance.torch_functions import gram, hsic
+from refprune.adapters.pytorch.functions import gram, hsic
+from refprune.adapters.pytorch.implementation import TorchImplementation
 
 from .planting import Planted, asked, changed, result, tensor, with_parts
 

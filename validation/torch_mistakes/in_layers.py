@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refprune.adapters.pytorch.functions import pad, per_channel
+from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance.mistakes_in_parts import shifted
-from refprune.conformance.torch_adapter import TorchImplementation
-from refprune.conformance.torch_functions import pad, per_channel
 
 from .planting import Planted, asked, autograd, changed, result, tensor, with_parts
 

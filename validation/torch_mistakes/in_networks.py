@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refprune.adapters.pytorch.functions import per_channel
+from refprune.adapters.pytorch.model import Gate, Module, Residual
 from refprune.conformance.mistakes_in_structure import gates_first
-from refprune.conformance.torch_adapter import Gate, Module, Residual
-from refprune.conformance.torch_functions import per_channel
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, MaxPool, Section, SubsamplePad
 
 from .in_layers import eps_outside, last_maximum, one_at_zero, summed_to

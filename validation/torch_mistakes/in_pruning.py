@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refprune.conformance.torch_adapter import TorchImplementation, build, load, set_gates
+from refprune.adapters.pytorch.implementation import TorchImplementation
+from refprune.adapters.pytorch.model import build, load, set_gates
 from refprune.spec.json_form import from_json
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Layer, Section, SubsamplePad, UnitGate
 from refprune.spec.network import Network

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refprune.conformance.torch_adapter import Module, TorchImplementation, gradient, set_gates
+from refprune.adapters.pytorch.implementation import TorchImplementation, gradient
+from refprune.adapters.pytorch.model import Module, set_gates
 from refprune.spec.json_form import from_json
 from refprune.spec.layers import Section
 

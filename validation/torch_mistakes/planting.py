@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refprune.adapters.pytorch.implementation import TorchImplementation
+from refprune.adapters.pytorch.model import Module
 from refprune.conformance.levels import METHODS
-from refprune.conformance.torch_adapter import Module, TorchImplementation
 
 Function = Callable[..., Any]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ...adapters.implementation import EVERY, Conventions
 from ...arrays import Array, Arrays, Pair, Shape
 from ...backend import ORACLE
-from ...implementation import EVERY, Conventions
 from ...objective import BatchLoss
 from ...spec.layers import (
     ACTIVATIONS,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arrays import Array
+from ...arrays import Array
 from ..implementation import Implementation
 
 Padding = tuple[tuple[int, int], tuple[int, int]]

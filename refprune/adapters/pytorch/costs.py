@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arrays import Array
-from ..spec.json_form import from_json
-from ..spec.layers import Conv, Dense, Layer, Section, UnitGate
-from ..spec.network import Network
-from .torch_functions import TorchFunctions
+from ...arrays import Array
+from ...spec.json_form import from_json
+from ...spec.layers import Conv, Dense, Layer, Section, UnitGate
+from ...spec.network import Network
+from .functions import TorchFunctions
 
 
 class Part(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Shape
-from ..errors import InputError
-from ..spec.layers import (
+from ...arrays import Shape
+from ...errors import InputError
+from ...spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, logit, xlogy
 
-from ..arrays import Array
+from ...arrays import Array
 from ..implementation import EVERY, Conventions, Implementation
-from . import jax_layers as layers
-from .jax_layers import Padding, Pair, Tensor, require
+from . import layers
+from .layers import Padding, Pair, Tensor, require
 
 # --------------------------------------------------------------------------------------------------------------------
 # Formulas

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..spec.json_form import from_json
-from ..spec.layers import (
+from ...arrays import Array, Arrays
+from ...spec.json_form import from_json
+from ...spec.layers import (
     Activation,
     AveragePool,
     BatchNorm,
@@ -33,10 +33,10 @@ from ..spec.layers import (
     SubsamplePad,
     UnitGate,
 )
-from ..spec.network import Network
-from . import jax_layers as layers
-from .jax_functions import JaxFunctions
-from .jax_layers import Tensor
+from ...spec.network import Network
+from . import layers
+from .functions import JaxFunctions
+from .layers import Tensor
 
 ACTIVATIONS = {
     "identity": lambda x: x,

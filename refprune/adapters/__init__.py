@@ -1,0 +1,1 @@
+"""What `refprune verify` judges: the protocol of an implementation, and the whole method in PyTorch and in JAX."""
