@@ -28,9 +28,9 @@ from .arrays import Array, Arrays
 from .backend import Backend
 from .errors import InputError
 from .formulas.cka import Similarity, cka
-from .inference import Predictor
 from .magnitude import filter_norms, smallest
-from .network import forward
+from .passes.predictor import Predictor
+from .passes.tape import forward
 from .spec.cost import macs
 from .spec.layers import Conv, Dense, Section, UnitGate
 from .spec.network import Network

@@ -17,7 +17,7 @@ from .arrays import Array, Arrays
 from .errors import InputError
 from .estimators import exact_theta_gradient, exact_weight_gradient
 from .formulas.scalar import finite, not_negative, positive, probability, same_shape
-from .objective import BatchLoss
+from .passes.batch_loss import BatchLoss
 
 # --------------------------------------------------------------------------------------------------------------------
 # The comparison system and its domain of attraction

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import rounding
 from .arrays import Array
 from .backend import ORACLE
-from .objective import BatchLoss
+from .passes.batch_loss import BatchLoss
+from .rounding import tolerance
 from .spec import cost
 from .surgery import Cut
 from .train import Images, State
@@ -35,5 +35,5 @@ def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) ->
     masked = BatchLoss(state.network, ORACLE, wide[0], x, labels, wide[1], train=False)
     compact = BatchLoss(cut.network, ORACLE, cut.arrays(wide[0]), x, labels, cut.arrays(wide[1]), train=False)
     difference = masked.evaluate(on, run_closed=True).tape.output - compact.evaluate(on[cut.gates]).tape.output
-    worst = np.max(np.abs(difference) / rounding.output_tolerance(masked, on, unit=rounding.UNIT["float64"]))
+    worst = np.max(np.abs(difference) / tolerance.output_tolerance(masked, on, unit=tolerance.UNIT["float64"]))
     return float(worst)

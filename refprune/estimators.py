@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import Array, Arrays
 from .errors import InputError
-from .objective import BatchLoss, Evaluation
+from .passes.batch_loss import BatchLoss, Evaluation
 
 MAX_ENUMERATED_GATES = 20
 

@@ -22,7 +22,7 @@ from . import checkpoint, weightfiles
 from .arrays import Array, Arrays
 from .data.dataset import Dataset
 from .errors import DataError, InputError
-from .network import check_arrays
+from .passes.tape import check_arrays
 from .spec import json_form, zoo
 from .spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section
 from .spec.network import Network

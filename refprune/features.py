@@ -11,7 +11,7 @@ from .arrays import Array, Arrays
 from .backend import Backend
 from .errors import InputError
 from .formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
-from .network import forward
+from .passes.tape import forward
 from .spec.layers import Activation, Section
 from .spec.network import Network
 

@@ -23,8 +23,8 @@ from .backend import Backend
 from .data.standardise import Scaling
 from .errors import InputError
 from .exchange import Trained
-from .inference import Predictor
-from .network import backward, forward
+from .passes.predictor import Predictor
+from .passes.tape import backward, forward
 from .streams import Streams
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -14,8 +14,9 @@ import numpy as np
 from .arrays import Array, Arrays
 from .backend import Backend
 from .config import Config
-from .network import forward
-from .objective import BatchLoss, average_statistics
+from .passes.batch_loss import BatchLoss
+from .passes.statistics import average_statistics
+from .passes.tape import forward
 from .pruning import spare_plain_layers
 from .spec.cost import cost_model
 from .spec.layers import Section

@@ -24,10 +24,11 @@ from .data.dataset import Dataset
 from .errors import InputError
 from .estimators import ESTIMATORS, sample
 from .formulas.hyper_prior import beta_from_log_gamma
-from .inference import Predictor
-from .network import initial_statistics, initialise
-from .objective import BatchLoss, update_statistics
 from .oracle.crop_flip import draw_crops
+from .passes.batch_loss import BatchLoss
+from .passes.parameters import initial_statistics, initialise
+from .passes.predictor import Predictor
+from .passes.statistics import update_statistics
 from .penalty import Penalty, Reference, reference
 from .spec.layers import UnitGate
 from .spec.network import Loss, Network

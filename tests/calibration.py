@@ -1,4 +1,4 @@
-"""Backends and random networks on which the factors of refprune.rounding were calibrated, and the calibration itself.
+"""Backends and random networks on which the factors of refprune.rounding.tolerance were calibrated, and the calibration itself.
 
 `python tests/calibration.py {oracle,sequential,torch,numba} {float32,float64} FIRST LAST` prints the largest error/tolerance
 of that backend on the random networks FIRST … LAST−1, by kind of tensor.
@@ -11,13 +11,13 @@ import sys
 import numpy as np
 import torch_backend
 
-from refprune import network as nw
-from refprune import rounding
 from refprune.arrays import Saved
 from refprune.backend import ORACLE, by_name
-from refprune.objective import BatchLoss
 from refprune.oracle import layers
-from refprune.rounding import UNIT, network_tolerance
+from refprune.passes import parameters
+from refprune.passes.batch_loss import BatchLoss
+from refprune.rounding import tolerance
+from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec.layers import (
     Activation,
     AveragePool,
@@ -197,11 +197,11 @@ def random_case(seed):
     size = int(r.integers(5, 11))
     shape = (int(r.integers(1, 4)), size, size) if images else (int(r.integers(1, 60)),)
     network = Network(shape, (*chain, Dense(classes)), loss)
-    initial = nw.initialise(network, Streams(seed), section_scale=float(r.choice((0.3, 1.0))))
+    initial = parameters.initialise(network, Streams(seed), section_scale=float(r.choice((0.3, 1.0))))
     params = {k: rounded(v if k.endswith("weight") else v + 0.2 * r.standard_normal(v.shape)) for k, v in initial.items()}
     statistics = {
         k: rounded(v + (0.3 * r.standard_normal(v.shape) if k.endswith("mean") else r.uniform(-0.5, 1.5, v.shape)))
-        for k, v in nw.initial_statistics(network).items()
+        for k, v in parameters.initial_statistics(network).items()
     }
     x = rounded(r.standard_normal((n, *network.input_shape)) + float(r.integers(4) == 0))
     target = r.integers(0, classes, n) if entropy else rounded(r.standard_normal((n, classes)))
@@ -211,7 +211,7 @@ def random_case(seed):
 
 def tensors(loss, gates, branches=None, run_closed=False):
     """Name → what is judged."""
-    return rounding._tensors(loss, gates, branches, run_closed)
+    return tolerance._tensors(loss, gates, branches, run_closed)
 
 
 def candidate(loss, backend, dtype="float32"):

@@ -3,7 +3,7 @@
 import numpy as np
 from tolerance import assert_close
 
-from refprune.rounding import network_tolerance
+from refprune.rounding.tolerance import network_tolerance
 
 
 def tensors(loss, gates, *, run_closed=True):

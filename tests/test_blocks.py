@@ -17,9 +17,9 @@ from refprune.backend import ORACLE
 from refprune.blocks import block_norms, blocks
 from refprune.conformance.strategies.networks import gated_cases
 from refprune.errors import InputError
-from refprune.network import initial_statistics
-from refprune.objective import BatchLoss
-from refprune.rounding import UNIT
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics
+from refprune.rounding.tolerance import UNIT
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
 

@@ -12,7 +12,7 @@ import pytest
 
 from refprune import checkpoint, train
 from refprune.errors import InputError
-from refprune.network import initial_statistics, initialise
+from refprune.passes.parameters import initial_statistics, initialise
 from refprune.penalty import reference
 from refprune.spec import json_form
 from refprune.spec.layers import Activation, BatchNorm, Dense, Section, UnitGate

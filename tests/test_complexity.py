@@ -9,8 +9,8 @@ import torch
 import torch_network
 
 from refprune.backend import ORACLE
-from refprune.network import initial_statistics, initialise
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
 from refprune.spec import cost, zoo
 from refprune.spec.layers import (
     Activation,

@@ -14,10 +14,11 @@ from refprune.criteria import CRITERIA, Subject
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.formulas import cka
-from refprune.inference import Predictor
-from refprune.network import forward, initial_statistics, initialise
-from refprune.objective import BatchLoss
-from refprune.rounding import UNIT, network_tolerance
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.predictor import Predictor
+from refprune.passes.tape import forward
+from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, Flatten, GlobalAveragePool, Section
 from refprune.spec.network import Network

@@ -33,7 +33,7 @@ from refprune.estimators import (
     exact_weight_gradient,
     sample,
 )
-from refprune.objective import BatchLoss, Evaluation
+from refprune.passes.batch_loss import BatchLoss, Evaluation
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
 from refprune.spec.network import GateGroup, Loss, Network
 

@@ -14,10 +14,10 @@ from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import DataError, InputError
-from refprune.inference import Predictor
-from refprune.network import initial_statistics, initialise
-from refprune.objective import BatchLoss
-from refprune.rounding import UNIT, network_tolerance
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.predictor import Predictor
+from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec import json_form, zoo
 from refprune.spec.layers import BatchNorm, Conv, Dense, Flatten, Section
 from refprune.spec.network import Network

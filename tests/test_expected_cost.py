@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from refprune.adapters.pytorch import model
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.network import initialise
+from refprune.passes.parameters import initialise
 from refprune.penalty import Penalty, Reference, reference
 from refprune.spec import cost as network_cost
 from refprune.spec import zoo

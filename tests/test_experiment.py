@@ -22,7 +22,7 @@ from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiment import Progress
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Dense, Flatten
 from refprune.spec.network import Network

@@ -9,7 +9,7 @@ from experiments import QUIET, STEPS, TINY, assert_same_runs, interrupted, lines
 from refprune import checkpoint, experiment, report, settle, train
 from refprune.backend import ORACLE
 from refprune.data import sets
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.export import onnx_file, torch_file
-from refprune.network import forward, initial_statistics, initialise
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.tape import forward
 from refprune.spec import json_form, zoo
 from refprune.spec.layers import (
     Activation,

@@ -10,7 +10,8 @@ from refprune import features
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.formulas import cka
-from refprune.network import forward, initial_statistics, initialise
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.tape import forward
 from refprune.spec import zoo
 from refprune.streams import Streams
 

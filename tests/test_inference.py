@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import inference
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, by_name
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.inference import Affine, Plain, Predictor, Sum, composed
-from refprune.network import forward, initial_statistics, initialise
-from refprune.objective import BatchLoss
-from refprune.rounding import UNIT, network_tolerance
+from refprune.passes import predictor as predictor_
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.predictor import Affine, Plain, Predictor, Sum, composed
+from refprune.passes.tape import forward
+from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec import zoo
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Network
@@ -98,7 +99,7 @@ def _broken_scaled(affine, factor):
 )
 def test_mistakes_in_the_rewrite_are_caught(monkeypatch, name, mistake):
     check(NORMED)
-    monkeypatch.setattr(inference, name, mistake)
+    monkeypatch.setattr(predictor_, name, mistake)
     with pytest.raises(AssertionError):
         check(NORMED)
 

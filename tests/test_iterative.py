@@ -12,11 +12,11 @@ from refprune.criteria import Subject
 from refprune.data import dataset, digits, sets, standardise
 from refprune.errors import InputError
 from refprune.exchange import Trained
-from refprune.inference import Predictor
 from refprune.iterative import Plan
-from refprune.network import initial_statistics, initialise
 from refprune.output import files
 from refprune.output.progress import Progress
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.predictor import Predictor
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.spec.network import Network

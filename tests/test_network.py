@@ -16,8 +16,10 @@ from tolerance import SIDES, assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.network import backward, forward, initial_statistics, initialise
-from refprune.objective import BatchLoss, average_statistics, update_statistics
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.statistics import average_statistics, update_statistics
+from refprune.passes.tape import backward, forward
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Loss, Network
 from refprune.streams import Streams

@@ -11,7 +11,7 @@ from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain
 from refprune import config, experiment, report, settle, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 from refprune.penalty import reference
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate

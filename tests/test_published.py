@@ -15,7 +15,7 @@ import pytest
 from refprune import criteria, exchange, train
 from refprune.backend import ORACLE, by_name
 from refprune.data import sets, standardise
-from refprune.inference import Predictor
+from refprune.passes.predictor import Predictor
 from refprune.spec import cost
 from refprune.spec.layers import BatchNorm, Section
 

@@ -17,11 +17,12 @@ from refprune.data import dataset, digits, sets
 from refprune.data.standardise import Scaling
 from refprune.errors import InputError
 from refprune.exchange import Trained
-from refprune.network import forward, initial_statistics, initialise
-from refprune.objective import BatchLoss
 from refprune.output import figures
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.passes.tape import forward
 from refprune.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
-from refprune.rounding import UNIT, network_tolerance
+from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec import json_form, network, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool
 from refprune.spec.network import Network

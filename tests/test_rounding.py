@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from calibration import BACKENDS, SAME, SEQUENTIAL, U, candidate, flat, random_case, ratios, rounded, sequential_sum, tensors
 
-from refprune import arrays, noise, rounding
-from refprune import network as nw
+from refprune import arrays
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.errors import InputError
-from refprune.noise import noisy
-from refprune.objective import BatchLoss
 from refprune.oracle import layers
-from refprune.rounding import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
+from refprune.passes import parameters
+from refprune.passes.batch_loss import BatchLoss
+from refprune.rounding import noise, tolerance
+from refprune.rounding.noise import noisy
+from refprune.rounding.tolerance import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
@@ -161,9 +162,11 @@ def small_network(depth=4, *, batch_norm=True, seed=3):
     stem = (Conv(6, (3, 3), padding=SAME), *norm, Activation("relu"), MaxPool((2, 2), (2, 2)))
     network = Network((3, 8, 8), (*stem, *sections, GlobalAveragePool(), Dense(10)))
     r = np.random.default_rng(seed)
-    params = {k: rounded(v) for k, v in nw.initialise(network, Streams(seed), section_scale=0.5).items()}
+    params = {k: rounded(v) for k, v in parameters.initialise(network, Streams(seed), section_scale=0.5).items()}
     x, labels = rounded(r.standard_normal((6, 3, 8, 8))), r.integers(0, 10, 6)
-    return BatchLoss(network, ORACLE, params, x, labels, nw.initial_statistics(network), True), np.ones(network.gate_count)
+    return BatchLoss(network, ORACLE, params, x, labels, parameters.initial_statistics(network), True), np.ones(
+        network.gate_count
+    )
 
 
 def test_noise_is_linear_in_the_unit(monkeypatch):
@@ -174,7 +177,7 @@ def test_noise_is_linear_in_the_unit(monkeypatch):
     loss, gates = small_network()
     reference = flat(network_tolerance(loss, gates, unit=U))
     double = flat(network_tolerance(loss, gates, unit=UNIT["float64"]))
-    monkeypatch.setattr(rounding, "INJECTED", 2.0**-26)
+    monkeypatch.setattr(tolerance, "INJECTED", 2.0**-26)
     for name, t in flat(network_tolerance(loss, gates, unit=U)).items():
         np.testing.assert_allclose(t, reference[name], rtol=1e-2)
         np.testing.assert_allclose(double[name], reference[name] * 2.0**-29, rtol=1e-6, atol=1e-46)
@@ -252,7 +255,7 @@ def test_freezing_matters():
     """One ReLU input at 0: without frozen branches its flips widen the spread many times, and would hide mistakes."""
     network = Network((4,), (Dense(6), Activation("relu"), Dense(3)))
     r = np.random.default_rng(0)
-    params = {k: rounded(v) for k, v in nw.initialise(network, Streams(1)).items()}
+    params = {k: rounded(v) for k, v in parameters.initialise(network, Streams(1)).items()}
     loss = BatchLoss(network, ORACLE, params, rounded(r.standard_normal((3, 4))), r.integers(0, 3, 3))
     outputs = {}
     loss.evaluate(np.ones(0), observe=outputs.__setitem__)
@@ -287,7 +290,7 @@ def test_tolerances_have_the_shapes_of_their_tensors_and_repeat():
 def test_the_outputs_tolerance_alone_is_the_same():
     """`output_tolerance` leaves out the backward passes and nothing else."""
     network = Network((3,), (Dense(5), Activation("relu"), UnitGate(), Dense(4), BatchNorm(), Activation("tanh"), Dense(2)))
-    params, statistics = nw.initialise(network, Streams(1)), nw.initial_statistics(network)
+    params, statistics = parameters.initialise(network, Streams(1)), parameters.initial_statistics(network)
     x = Streams(2).normal("x", 0, (4, 3))
     loss = BatchLoss(network, ORACLE, params, x, np.array([0, 1, 1, 0]), statistics, train=False)
     gates = np.array([1.0, 0.0, 1.0, 1.0, 0.0])

@@ -22,7 +22,7 @@ from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
 from refprune.conformance.planting import planted
 from refprune.conformance.worker import Worker
-from refprune.rounding import LAYER_FACTOR, UNIT
+from refprune.rounding.tolerance import LAYER_FACTOR, UNIT
 
 U = UNIT["float64"]
 

@@ -21,7 +21,7 @@ from training import (
 
 from refprune import settle, train
 from refprune.backend import ORACLE
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost
 from refprune.spec.layers import Dense, Section, UnitGate
 from refprune.spec.network import Network

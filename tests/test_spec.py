@@ -13,7 +13,7 @@ from torch import nn
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError, SpecError
-from refprune.network import forward
+from refprune.passes.tape import forward
 from refprune.spec.json_form import from_json, to_json
 from refprune.spec.layers import (
     Activation,

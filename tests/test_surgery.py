@@ -16,10 +16,10 @@ from tolerance import assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.network import forward
-from refprune.noise import noisy
-from refprune.objective import BatchLoss
-from refprune.rounding import INJECTED, NETWORK_FACTOR
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.tape import forward
+from refprune.rounding.noise import noisy
+from refprune.rounding.tolerance import INJECTED, NETWORK_FACTOR
 from refprune.spec.json_form import from_json, to_json
 from refprune.spec.layers import (
     Activation,

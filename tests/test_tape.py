@@ -13,8 +13,9 @@ from tolerance import assert_close, assert_identical
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.network import backward, forward
-from refprune.objective import BatchLoss, average_statistics, update_statistics
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.statistics import average_statistics, update_statistics
+from refprune.passes.tape import backward, forward
 from refprune.spec.layers import Activation, BatchNorm, Dense, Flatten, Section, UnitGate
 from refprune.spec.network import Network
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from network_comparison import assert_tensors
 
-from refprune import config, rounding, train
+from refprune import config, train
 from refprune.adapters.pytorch import model
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
@@ -20,10 +20,11 @@ from refprune.conformance.methods import in_precision, widened
 from refprune.conformance.strategies import networks
 from refprune.conformance.verdicts import judge
 from refprune.errors import InputError
-from refprune.network import initialise
-from refprune.noise import noisy
-from refprune.objective import BatchLoss
-from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initialise
+from refprune.rounding import tolerance
+from refprune.rounding.noise import noisy
+from refprune.rounding.tolerance import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
 from refprune.spec import zoo
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import (
@@ -226,5 +227,5 @@ def test_in_bfloat16_products_of_roundings_count(monkeypatch):
         return judge(METHODS["network"].expect(widened(arguments), u), answer, u).kind
 
     assert {verdict(seed) for seed in range(30)} == {"conforms"}
-    monkeypatch.setattr(rounding, "COARSE", 1.0)
+    monkeypatch.setattr(tolerance, "COARSE", 1.0)
     assert "deviates" in {verdict(seed) for seed in range(30)}

@@ -13,7 +13,7 @@ from refprune.conformance.calls import InProcess
 from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
 from refprune.conformance.planting import planted
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 from refprune.spec import cost, zoo
 from validation.torch_mistakes import __main__ as command
 from validation.torch_mistakes.catalogue import PLANTED, try_out

@@ -14,7 +14,7 @@ from refprune.conformance.calls import InProcess
 from refprune.conformance.levels import METHODS, pruning
 from refprune.conformance.strategies.networks import Case
 from refprune.conformance.verdicts import judge
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate
 from refprune.spec.network import Network

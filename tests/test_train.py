@@ -28,9 +28,9 @@ from refprune import config, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.formulas.hyper_prior import beta_from_log_gamma, log_gamma_from_beta
-from refprune.network import initialise
-from refprune.objective import BatchLoss
-from refprune.rounding import smallest_normal
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initialise
+from refprune.rounding.tolerance import smallest_normal
 from refprune.spec.layers import UnitGate
 from refprune.spec.network import Loss
 from refprune.streams import Streams

@@ -25,7 +25,7 @@ from refprune import train
 from refprune.backend import ORACLE
 from refprune.data.dataset import Dataset
 from refprune.errors import InputError
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 from refprune.streams import Streams
 
 

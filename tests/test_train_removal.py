@@ -24,7 +24,7 @@ from training import (
 
 from refprune import settle, train
 from refprune.backend import ORACLE
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
 from refprune.spec.layers import Conv, Dense, Flatten, Section, UnitGate
 from refprune.spec.network import Network
 

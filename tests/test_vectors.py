@@ -26,7 +26,7 @@ from refprune.conformance.verdicts import compare
 from refprune.errors import InputError
 from refprune.estimators import ESTIMATORS
 from refprune.oracle import layers
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 
 STORED = Path(__file__).parents[1] / "validation" / "vectors"
 SCHEMA = json.loads((STORED / "schema.json").read_text(encoding="utf-8"))

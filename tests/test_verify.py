@@ -25,7 +25,7 @@ from refprune.conformance.verdicts import Expectation, compare, judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
 from refprune.oracle import layers
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, Dense, UnitGate
 from refprune.spec.network import Network

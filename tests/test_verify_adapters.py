@@ -24,7 +24,7 @@ from refprune.conformance.traced import Traced, expectation
 from refprune.conformance.verdicts import judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE, by_name
 from refprune.bench import agreement
 from refprune.errors import InputError
-from refprune.network import forward, initialise
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initialise
+from refprune.passes.tape import forward
 from refprune.spec import zoo
 from refprune.spec.layers import Section
 from refprune.streams import Streams

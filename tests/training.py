@@ -10,8 +10,8 @@ import numpy as np
 
 from refprune import config, train
 from refprune.backend import ORACLE
-from refprune.noise import noisy
-from refprune.rounding import INJECTED, NETWORK_FACTOR, UNIT, smallest_normal
+from refprune.rounding.noise import noisy
+from refprune.rounding.tolerance import INJECTED, NETWORK_FACTOR, UNIT, smallest_normal
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams

@@ -23,7 +23,7 @@ from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
 from refprune.conformance.methods import Description
 from refprune.conformance.sequential import DRAWS, FALSE_ALARM, Series
-from refprune.rounding import UNIT
+from refprune.rounding.tolerance import UNIT
 
 RUNS, CALLS = 400, 8
 

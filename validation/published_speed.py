@@ -23,7 +23,7 @@ from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
 from refprune.data import sets, standardise
 from refprune.exchange import Trained
-from refprune.inference import Predictor
+from refprune.passes.predictor import Predictor
 
 NAMES = ("base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20)))
 BATCH = 250

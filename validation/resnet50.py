@@ -18,8 +18,8 @@ from refprune.arrays import Array
 from refprune.backend import Backend, by_name
 from refprune.bench import agreement
 from refprune.bench.agreement import Agreement
-from refprune.network import initialise
-from refprune.objective import BatchLoss
+from refprune.passes.batch_loss import BatchLoss
+from refprune.passes.parameters import initialise
 from refprune.spec import zoo
 from refprune.streams import Streams
 

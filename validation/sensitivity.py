@@ -21,8 +21,8 @@ from refprune.conformance.calls import perform
 from refprune.conformance.levels import METHODS
 from refprune.conformance.methods import in_precision, widened
 from refprune.conformance.verdicts import judge
-from refprune.network import initial_statistics, initialise
-from refprune.rounding import UNIT
+from refprune.passes.parameters import initial_statistics, initialise
+from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section
 from refprune.spec.network import Network

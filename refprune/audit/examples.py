@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..objective import BatchLoss, Evaluation
+from ..passes.batch_loss import BatchLoss, Evaluation
 from ..spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
 from ..spec.network import Loss, Network
 from .claims import Context

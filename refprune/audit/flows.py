@@ -18,7 +18,7 @@ from .. import dynamics
 from ..arrays import Array
 from ..backend import ORACLE, Backend
 from ..dynamics import Comparison, Field, Flow
-from ..objective import BatchLoss
+from ..passes.batch_loss import BatchLoss
 from ..spec.layers import Activation, Dense, Section
 from ..spec.network import Network
 from ..streams import Streams

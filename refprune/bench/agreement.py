@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..objective import BatchLoss
-from ..rounding import NETWORK_FACTOR, UNIT, network_tolerance
+from ..passes.batch_loss import BatchLoss
+from ..rounding.tolerance import NETWORK_FACTOR, UNIT, network_tolerance
 from ..spec.layers import Conv, Dense
 from ..spec.network import Network
 

@@ -21,8 +21,8 @@ from ..backend import ORACLE, Backend, by_name
 from ..data import dataset, sets
 from ..errors import DataError
 from ..formulas import cka, priors
-from ..inference import Predictor
-from ..objective import BatchLoss
+from ..passes.batch_loss import BatchLoss
+from ..passes.predictor import Predictor
 from ..spec import zoo
 from ..spec.cost import macs, training_macs
 from ..streams import Streams

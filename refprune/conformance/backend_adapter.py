@@ -9,7 +9,7 @@ import numpy as np
 from ..adapters.implementation import EVERY, Implementation
 from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend, by_name
-from ..network import forward
+from ..passes.tape import forward
 from ..spec.json_form import from_json
 from ..surgery import prune
 from .levels import LEVELS, METHODS

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import Arrays
 from ..errors import InputError
-from ..rounding import UNIT
+from ..rounding.tolerance import UNIT
 from . import sequential
 from .calls import Caller, Reply
 from .diagnosis import Evidence, named

@@ -11,7 +11,7 @@ import numpy as np
 from ..adapters.implementation import Conventions
 from ..arrays import Arrays
 from ..backend import ORACLE, Backend
-from ..noise import map_floats
+from ..rounding.noise import map_floats
 from .verdicts import Expectation
 
 if TYPE_CHECKING:

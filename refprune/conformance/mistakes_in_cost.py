@@ -158,7 +158,7 @@ COST = (
     Mistake("rows of layers at the likelier gates", "spec.cost:expected_per_layer", _at_the_mode, ("C6",)),
     Mistake("one FLOP a multiply-accumulate", "spec.cost:flops", result(lambda n: n // 2), ("C6",)),
     Mistake("training counted as inference", "spec.cost:training_macs", result(lambda n: n // 3), ("C6",)),
-    Mistake("backward passes not counted", "network:backward", field_of("macs", lambda n: 0), ("C6",)),
+    Mistake("backward passes not counted", "passes.tape:backward", field_of("macs", lambda n: 0), ("C6",)),
     Mistake("passes of `paired` not counted", "estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
     Mistake(
         "expected size at the likelier gates",

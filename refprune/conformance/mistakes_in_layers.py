@@ -100,7 +100,7 @@ LAYERS = (
     Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
     Mistake(
         "biased variance re-estimated",
-        "objective:average_statistics",
+        "passes.statistics:average_statistics",
         lambda f: lambda n, s, b: f(n, s, [{k: (m, v * (c - 1) / c, c) for k, (m, v, c) in x.items()} for x in b]),
         ("N4",),
     ),

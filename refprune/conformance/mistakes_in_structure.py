@@ -146,14 +146,14 @@ NETWORKS = (
         "oracle.layers:gate_vjp",
         lambda f: lambda saved, dy: (dy, np.zeros_like(f(saved, dy)[1])),
         ("N4", "O3", "G1"),
-        also=(("network:_Backward.section", instead(_open_section)),),
+        also=(("passes.tape:_Backward.section", instead(_open_section)),),
     ),
     Mistake(
         "gate's dx = dy, in closed sections too",
         "oracle.layers:gate_vjp",
         gradient(0, lambda g, saved, dy: dy),
         ("N4", "O3", "G1"),
-        also=(("network:_Backward.section", instead(_open_section)),),
+        also=(("passes.tape:_Backward.section", instead(_open_section)),),
     ),
     Mistake("layer gate before the last affine map", "spec.layers:Section.gate_index", instead(_last_affine), ("N1", "N3")),
     Mistake("layer gate before the last batch-norm", "spec.layers:Section.gate_index", instead(_before_norm), ("N1", "N3")),
@@ -161,15 +161,17 @@ NETWORKS = (
     Mistake("no ρ behind the addition", "spec.calls:operations_of", _without_post, ("N1",)),
     Mistake(
         "closed sections skipped: no gradient for their gates",
-        "network:_Backward.closed_path",
+        "passes.tape:_Backward.closed_path",
         instead(lambda self, path, dy: None),
         ("O2", "G1"),
     ),
     Mistake(
         "running statistics used in training", "spec.calls:operations_of", options(train=lambda train: False), ("G1", "N4")
     ),
-    Mistake("running statistics with 1 − momentum", "objective:update_statistics", instead(_one_minus_momentum), ("N4",)),
-    Mistake("running statistics not updated", "objective:update_statistics", instead(lambda n, s, batch: s), ("N4",)),
+    Mistake(
+        "running statistics with 1 − momentum", "passes.statistics:update_statistics", instead(_one_minus_momentum), ("N4",)
+    ),
+    Mistake("running statistics not updated", "passes.statistics:update_statistics", instead(lambda n, s, batch: s), ("N4",)),
 )
 
 TRAINING = (

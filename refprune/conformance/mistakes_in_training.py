@@ -136,5 +136,5 @@ OBJECTIVE = (
     Mistake("permutation reversed", "streams:Streams.permutation", result(lambda p: p[::-1]), ("O8",)),
     Mistake("the worse vertex is taken", "settle:decide", _decides_the_other_way, ("O9", "C4")),
     Mistake("undecided gates not listed", "settle:decide", result(lambda r: (r[0], [], r[2])), ("O9", "C4")),
-    Mistake("biased variance in the running average", "objective:update_statistics", _statistics_swapped, ("O9",)),
+    Mistake("biased variance in the running average", "passes.statistics:update_statistics", _statistics_swapped, ("O9",)),
 )

@@ -200,7 +200,7 @@ OTHERS: tuple[Mistake, ...] = (
     Mistake("no momentum", "oracle.momentum:momentum_step", options(momentum=lambda m: 0.0), ("O6",)),
     Mistake(
         "closed sections move their running statistics",
-        "network:Tape.is_closed",
+        "passes.tape:Tape.is_closed",
         instead(lambda self, step: False),
         ("N4", "O9"),
     ),

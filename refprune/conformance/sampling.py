@@ -25,8 +25,8 @@ import numpy as np
 from .. import estimators
 from ..arrays import Array
 from ..backend import Backend
-from ..objective import BatchLoss, Evaluation
-from ..rounding import LAYER_FACTOR
+from ..passes.batch_loss import BatchLoss, Evaluation
+from ..rounding.tolerance import LAYER_FACTOR
 from .traced import Traced, expectation
 
 

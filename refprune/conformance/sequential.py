@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, Arrays
-from ..rounding import UNIT
+from ..rounding.tolerance import UNIT
 from .betting import Gamblers, interval, log_odds
 from .calls import Caller, Reply
 from .diagnosis import Evidence, named

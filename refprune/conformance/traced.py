@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend
-from ..rounding import LAYER_FACTOR, noise_tolerance, smallest_normal
+from ..rounding.tolerance import LAYER_FACTOR, noise_tolerance, smallest_normal
 from .verdicts import Expectation
 
 #: All choices of so many ambiguous branches are tried; more make a case undecided.

@@ -21,7 +21,7 @@ from ..adapters.implementation import EVERY, PYTORCH, Conventions, Implementatio
 from ..arrays import Arrays
 from ..errors import InputError
 from ..output.files import write_atomically
-from ..rounding import UNIT
+from ..rounding.tolerance import UNIT
 from .levels import LEVELS, METHODS
 from .methods import Arguments, Description, Method, in_precision, widened
 from .verdicts import Expectation, representable

@@ -21,7 +21,7 @@ from ..adapters.implementation import PYTORCH, Implementation
 from ..arrays import Arrays
 from ..backend import Backend, by_name
 from ..estimators import ESTIMATORS
-from ..rounding import UNIT
+from ..rounding.tolerance import UNIT
 from . import vector_files
 from .backend_adapter import BackendImplementation
 from .calls import Caller, InProcess

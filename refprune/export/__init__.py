@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint, exchange, rounding
+from .. import checkpoint, exchange
 from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
 from ..exchange import NPZ_FORMAT, Trained
-from ..inference import Predictor
-from ..objective import BatchLoss
 from ..output.files import write_atomically
+from ..passes.batch_loss import BatchLoss
+from ..passes.predictor import Predictor
+from ..rounding.tolerance import UNIT, output_tolerance
 from ..spec import json_form
 from ..spec.network import Loss
 from ..streams import Streams
@@ -64,7 +65,7 @@ def compare(trained: Trained, outputs: Any, *, images: int = 2, seed: int = 0) -
     network = dataclasses.replace(trained.network, loss=Loss())
     loss = BatchLoss(network, ORACLE, params, x.astype(np.float64), labels, statistics, train=False)
     want: Array = loss.evaluate(np.zeros(0)).tape.output
-    tolerance = rounding.output_tolerance(loss, np.zeros(0), unit=rounding.UNIT["float32"])
+    tolerance = output_tolerance(loss, np.zeros(0), unit=UNIT["float32"])
     error = np.abs(np.asarray(outputs(x), dtype=np.float64) - want) / tolerance
     return Check(float(np.max(np.where(np.isnan(error), np.inf, error))), images)
 

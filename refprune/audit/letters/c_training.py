@@ -14,8 +14,8 @@ from ... import config, experiment, settle, train
 from ...arrays import Array
 from ...backend import Backend
 from ...formulas import hyper_prior
-from ...objective import BatchLoss
 from ...output.progress import Progress
+from ...passes.batch_loss import BatchLoss
 from ...penalty import Penalty, reference
 from ...spec import cost
 from ...spec.layers import Activation, Dense, Flatten, Section
@@ -59,8 +59,8 @@ C6 = Claim(
         "spec.cost:flops",
         "spec.cost:training_macs",
         "experiment:size_left",
-        "network:forward",
-        "network:backward",
+        "passes.tape:forward",
+        "passes.tape:backward",
     ),
 )
 

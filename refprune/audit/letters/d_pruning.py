@@ -12,7 +12,7 @@ import numpy as np
 from ... import blocks, pruning
 from ...arrays import Array
 from ...config import from_dict
-from ...objective import BatchLoss
+from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
 from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst

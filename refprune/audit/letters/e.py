@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from ...arrays import Array
-from ...objective import BatchLoss
-from ...rounding import LAYER_FACTOR, UNIT, inner_product_bound, layer_tolerance, network_tolerance
+from ...passes.batch_loss import BatchLoss
+from ...rounding.tolerance import LAYER_FACTOR, UNIT, inner_product_bound, layer_tolerance, network_tolerance
 from ..claims import OURS, Claim, Context, Finding, close, exact, worst
 from ..examples import convolutional_network, dense_network, loss_of
 
@@ -18,28 +18,33 @@ E1 = Claim(
     "Certainly wrong: no direct sum of products, in any order, is further off than γ_m |x|ᵀ|y|.",
     "|fl(x^T y) − x^T y| ≤ γ_m {|x|}^T |y| + n · tiny, γ_m = \\frac{m u}{1−m u}",
     OURS,
-    ("rounding:inner_product_bound", "rounding:smallest_normal"),
+    ("rounding.tolerance:inner_product_bound", "rounding.tolerance:smallest_normal"),
 )
 E2 = Claim(
     "E2",
     "Tolerance by noise: the size of a sum's rounding error, and its way through a network.",
     "u √(\\frac{n s^2}{3} + \\frac{n ‖x∘y‖^2}{6})",
     OURS,
-    ("noise:_summed", "noise:noisy", "rounding:network_tolerance", "rounding:layer_tolerance"),
+    (
+        "rounding.noise:_summed",
+        "rounding.noise:noisy",
+        "rounding.tolerance:network_tolerance",
+        "rounding.tolerance:layer_tolerance",
+    ),
 )
 E3 = Claim(
     "E3",
     "Branches are frozen: a ReLU near its kink does not widen the tolerance, and the candidate's branches can be taken.",
     "branch ≠ branch', |z| ≤ noise ⇒ kink",
     OURS,
-    ("rounding:network_tolerance", "network:forward"),
+    ("rounding.tolerance:network_tolerance", "passes.tape:forward"),
 )
 E4 = Claim(
     "E4",
     "The factors: correct float32 implementations raise no alarm, small mistakes do.",
     "error ≤ factor · size",
     OURS,
-    ("rounding:layer_tolerance", "rounding:network_tolerance"),
+    ("rounding.tolerance:layer_tolerance", "rounding.tolerance:network_tolerance"),
 )
 
 U32 = UNIT["float32"]
@@ -192,7 +197,8 @@ def _(context: Context) -> Finding:
 
 @E4.witness("12 networks in float32: none beyond its tolerance")
 def _(context: Context) -> Finding:
-    """The rate is measured (see `refprune.rounding`): none in 10,700, so below 3e-4 a network at 95 %, 0.004 for these 12."""
+    """The rate is measured (see `refprune.rounding.tolerance`): none in 10,700, so below 3e-4 a network at 95 %, 0.004 for
+    these 12."""
     detail = "largest error/tolerance; by chance above 1 with probability below 0.004 (none seen in 10,700)"
     return Finding(max(_compared(context, case) for case in range(12)), 1.0, detail=detail)
 

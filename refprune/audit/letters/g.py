@@ -26,7 +26,7 @@ G1 = Claim(
         *(f"layers:{name}" for name in ("average_pool_vjp", "global_average_pool_vjp", "add_vjp", "gate_vjp")),
         *(f"layers:{name}" for name in ("subsample_pad_vjp", "cross_entropy_vjp", "mean_squared_error_vjp")),
         "oracle.layers:weight_decay_vjp",
-        "network:backward",
+        "passes.tape:backward",
     ),
 )
 G2 = Claim(
@@ -50,7 +50,7 @@ G3 = Claim(
     "Kinks have a branch signature, by which a comparison tells a kink from a mistake.",
     "branch(x) ≠ branch(y) ⇒ kink",
     OURS,
-    ("oracle.layers:leaky_relu", "oracle.layers:max_pool", "network:Tape.branches"),
+    ("oracle.layers:leaky_relu", "oracle.layers:max_pool", "passes.tape:Tape.branches"),
 )
 
 STEP = 1e-200  # so small that the product of two perturbations underflows (erratum to G2)

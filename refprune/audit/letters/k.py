@@ -12,7 +12,7 @@ import numpy as np
 from ... import criteria
 from ...arrays import Array
 from ...formulas.cka import Estimator, MiniBatches, cka, hsic
-from ...network import forward
+from ...passes.tape import forward
 from ...spec import cost, zoo
 from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound

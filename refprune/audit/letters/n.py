@@ -8,8 +8,9 @@ import numpy as np
 
 from ...arrays import Array
 from ...errors import InputError
-from ...network import forward
-from ...objective import BatchLoss, average_statistics
+from ...passes.batch_loss import BatchLoss
+from ...passes.statistics import average_statistics
+from ...passes.tape import forward
 from ...spec import cost, zoo
 from ...spec.layers import Activation, Conv, Dense, Section
 from ...spec.network import Network
@@ -22,28 +23,28 @@ N1 = Claim(
     "A section adds a gated path to its shortcut; units are gated behind the activation.",
     "h^l = ρ(s^l(h^{l−1}) + ξ^l path^l(h^{l−1}))",
     LP,
-    ("network:forward", "oracle.layers:add", "oracle.layers:gate", "oracle.layers:subsample_pad"),
+    ("passes.tape:forward", "oracle.layers:add", "oracle.layers:gate", "oracle.layers:subsample_pad"),
 )
 N2 = Claim(
     "N2",
     "The single-matrix section: for ξ ∈ {0, 1} and a(0) = 0 the gate may stand on either side of the activation.",
     "h^l = s^l(h^{l−1}) + a(ξ^l W^l h^{l−1}), a(ξz) = ξ a(z)",
     LP,
-    ("network:forward", "spec.layers:Section.gate_index"),
+    ("passes.tape:forward", "spec.layers:Section.gate_index"),
 )
 N3 = Claim(
     "N3",
     "A section with ξ = 0 is inert: no gradient of c reaches its path, and the smaller network computes the same.",
     "ξ^l = 0 ⇒ ∂c/∂W^l = 0, h^l = ρ(s^l(h^{l−1}))",
     LP,
-    ("surgery:prune", "surgery:_is_nonnegative", "network:backward"),
+    ("surgery:prune", "surgery:_is_nonnegative", "passes.tape:backward"),
 )
 N4 = Claim(
     "N4",
     "A unit with u = 0 goes with its row and its columns; masked and compact network agree forward and backward.",
     "u_j = 0 : A_{k+1} (u ⊙ a) = A_{k+1}^{(−j)} (u ⊙ a)^{(−j)}",
     OURS,
-    ("surgery:prune", "surgery:Cut.arrays", "objective:average_statistics", "oracle.layers:batch_norm"),
+    ("surgery:prune", "surgery:Cut.arrays", "passes.statistics:average_statistics", "oracle.layers:batch_norm"),
 )
 N5 = Claim(
     "N5",

@@ -12,7 +12,7 @@ import numpy as np
 from ... import config, estimators, train
 from ...arrays import Array
 from ...formulas import hyper_prior
-from ...objective import BatchLoss
+from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Section
 from ...spec.network import Network
 from .. import figures

@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import config, pruning, settle, train
 from ...arrays import Array
-from ...objective import BatchLoss
+from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
 from ...streams import Streams
@@ -44,7 +44,7 @@ O9 = Claim(
     "No silent rounding: an undecided gate takes the vertex with the smaller J, and is listed.",
     "θ_g ∈ (τ, 1−τ) : ξ_g = argmin_{ξ∈\\{0,1\\}} J",
     OURS,
-    ("settle:decide", "objective:update_statistics"),
+    ("settle:decide", "passes.statistics:update_statistics"),
 )
 
 ROUNDINGS = 256  # sums of 2⁸ losses

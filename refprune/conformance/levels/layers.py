@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...rounding import layer_tolerance
+from ...rounding.tolerance import layer_tolerance
 from ..methods import Arguments, Description, Method
 from ..strategies import layers as strategies
 from ..strategies.structures import few

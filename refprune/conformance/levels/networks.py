@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ...arrays import Array, Arrays
 from ...backend import Backend
-from ...objective import BatchLoss, update_statistics
+from ...passes.batch_loss import BatchLoss
+from ...passes.statistics import update_statistics
 from ...spec.json_form import from_json, to_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies

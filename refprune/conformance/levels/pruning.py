@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ... import dynamics, pruning
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
-from ...network import forward
-from ...objective import BatchLoss
+from ...passes.batch_loss import BatchLoss
+from ...passes.tape import forward
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network

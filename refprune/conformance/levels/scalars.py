@@ -16,7 +16,7 @@ from scipy.special import gammaln
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import hyper_prior, priors, scalar
-from ...rounding import LAYER_FACTOR, smallest_normal
+from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Method
 from ..verdicts import Expectation
 from .training import moved_theta

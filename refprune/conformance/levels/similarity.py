@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import cka
-from ...rounding import LAYER_FACTOR, smallest_normal
+from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
 from ..methods import Arguments, Description, Method
 from ..strategies.structures import few
 from ..verdicts import Expectation

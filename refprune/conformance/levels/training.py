@@ -13,8 +13,9 @@ from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...config import Config
 from ...estimators import ESTIMATORS
-from ...network import Gradients
-from ...objective import BatchLoss, Evaluation, update_statistics
+from ...passes.batch_loss import BatchLoss, Evaluation
+from ...passes.statistics import update_statistics
+from ...passes.tape import Gradients
 from ...spec.json_form import from_json
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ...adapters.implementation import EVERY, Conventions
 from ...arrays import Array, Arrays, Pair, Shape
 from ...backend import ORACLE
-from ...objective import BatchLoss
+from ...passes.batch_loss import BatchLoss
 from ...spec.layers import (
     ACTIVATIONS,
     Activation,

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array
-from .backend import Backend, Fused
-from .network import check_arrays, check_input, checked_gates
-from .spec.calls import Operation, Operations, SectionOperations
-from .spec.network import Network
+from ..arrays import Array
+from ..backend import Backend, Fused
+from ..spec.calls import Operation, Operations, SectionOperations
+from ..spec.network import Network
+from .tape import check_arrays, check_input, checked_gates
 
 AFFINE = ("dense", "conv2d")
 

@@ -1,6 +1,6 @@
 """Rounding: how close is close enough (SPEC E1-E4).
 
-E1 bounds one inner product for certain; E2's tolerance is measured: a *noisy* backend (`refprune.noise`) adds to every
+E1 bounds one inner product for certain; E2's tolerance is measured: a *noisy* backend (`refprune.rounding.noise`) adds to every
 result Gaussian noise of the size of its rounding error, the oracle runs a few times with it, branches frozen, and the spread
 of each tensor times a factor is its tolerance. Rounding noise is linear in u to first order, so noise is injected at
 u = `INJECTED`, far above float64's own rounding and far below what bends a network, and the spread is scaled to the unit
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Arrays
-from .backend import ORACLE, Backend
-from .errors import InputError
+from ..arrays import Array, Arrays
+from ..backend import ORACLE, Backend
+from ..errors import InputError
+from ..passes.batch_loss import BatchLoss, Evaluation
 from .noise import MODELS, TERMS, Call, combined, map_floats, noisy
-from .objective import BatchLoss, Evaluation
 
 #: Unit roundoff u of each precision.
 UNIT: dict[str, float] = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Arrays, Saved
-from .backend import Backend
-from .errors import InputError
-from .network import Gradients, Observer, Tape, backward, forward
-from .spec.network import Network
+from ..arrays import Array, Saved
+from ..backend import Backend
+from ..errors import InputError
+from ..spec.network import Network
+from .tape import Gradients, Observer, Tape, backward, forward
 
 
 class Evaluation(NamedTuple):
@@ -99,37 +99,3 @@ class BatchLoss:
         vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
         (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
         return backward(evaluation.tape, dy, input_gradient=input_gradient, consume=consume, observe=observe)
-
-
-def update_statistics(network: Network, statistics: Arrays, batch: Mapping[str, tuple[Array, Array, int]]) -> Arrays:
-    """Running statistics after one batch: `batch` is `Tape.batch_statistics`; norms that are not in it keep theirs (N4)."""
-    updated = dict(statistics)
-    for layer in network.norms:
-        if layer.name in batch:
-            mean, variance, count = batch[layer.name]
-            if layer.running_variance == "unbiased":
-                variance = variance * (count / (count - 1))
-            share = layer.momentum if layer.momentum_of == "batch" else 1.0 - layer.momentum
-            for key, value in (("mean", mean), ("variance", variance)):
-                old = statistics[f"{layer.name}.{key}"]
-                updated[f"{layer.name}.{key}"] = ((1.0 - share) * old + share * value).astype(old.dtype, copy=False)
-    return updated
-
-
-def average_statistics(
-    network: Network, statistics: Arrays, batches: Sequence[Mapping[str, tuple[Array, Array, int]]]
-) -> Arrays:
-    """Running statistics re-estimated as plain averages over batches, for evaluation once θ is final (N4).
-
-    A norm is averaged over the batches that hold it; one that none holds (its section was always closed) keeps its own.
-    """
-    averaged = dict(statistics)
-    for layer in network.norms:
-        held = [batch[layer.name] for batch in batches if layer.name in batch]
-        if held:
-            unbiased = layer.running_variance == "unbiased"
-            variances = [v * (n / (n - 1) if unbiased else 1.0) for _, v, n in held]
-            for key, values in (("mean", [m for m, _, _ in held]), ("variance", variances)):
-                old = statistics[f"{layer.name}.{key}"]
-                averaged[f"{layer.name}.{key}"] = np.mean(values, axis=0, dtype=np.float64).astype(old.dtype)
-    return averaged

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Saved, per_channel
-from .backend import FUNCTIONS, Backend
+from ..arrays import Array, Saved, per_channel
+from ..backend import FUNCTIONS, Backend
 
 Part = tuple[Any, Array]
 Parts = Sequence[Part]
