@@ -18,8 +18,8 @@ import numpy as np
 from . import __version__
 from .arrays import Array
 from .errors import InputError, SpecError
+from .gates.penalty import Reference
 from .output.files import write_atomically
-from .penalty import Reference
 from .spec import json_form, network
 from .train import State
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from .backend import NAMES
 from .errors import InputError
-from .estimators import ESTIMATORS
+from .gates.estimators import ESTIMATORS
 from .spec import zoo
 from .training import presets
 

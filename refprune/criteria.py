@@ -28,14 +28,14 @@ from .arrays import Array, Arrays
 from .backend import Backend
 from .errors import InputError
 from .formulas.cka import Similarity, cka
-from .magnitude import filter_norms, smallest
+from .gates.magnitude import filter_norms, smallest
+from .gates.surgery import Cut, prune
 from .passes.predictor import Predictor
 from .passes.tape import forward
 from .spec.cost import macs
 from .spec.layers import Conv, Dense, Section, UnitGate
 from .spec.network import Network
 from .streams import Streams
-from .surgery import Cut, prune
 
 #: Sections that stay in every stage (K6).
 STAY = 2

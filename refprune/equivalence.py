@@ -6,10 +6,10 @@ import numpy as np
 
 from .arrays import Array
 from .backend import ORACLE
+from .gates.surgery import Cut
 from .passes.batch_loss import BatchLoss
 from .rounding import tolerance
 from .spec import cost
-from .surgery import Cut
 from .train import Images, State
 
 #: The two networks are compared on so many images, and fewer where that would take too many MACs.

@@ -18,22 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, config, equivalence, magnitude, settle, train
+from . import backend, checkpoint, config, equivalence, settle, train
 from . import environment as environments
 from .arrays import Array
 from .backend import Backend
 from .config import Config
 from .data import sets
 from .errors import InputError
-from .estimators import MAX_ENUMERATED_GATES
+from .gates import magnitude
+from .gates.estimators import MAX_ENUMERATED_GATES
+from .gates.penalty import reference
+from .gates.surgery import Cut, prune
 from .output.files import check_unused, claim, locked, write_atomically
 from .output.progress import Progress
-from .penalty import reference
 from .spec import cost as network_cost
 from .spec import json_form, zoo
 from .spec.layers import Section
 from .spec.network import Network
-from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Score, State
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.

@@ -14,13 +14,12 @@ import numpy as np
 from .arrays import Array, Arrays
 from .backend import Backend
 from .config import Config
+from .gates.surgery import Cut, prune, spare_plain_layers
 from .passes.batch_loss import BatchLoss
 from .passes.statistics import average_statistics
 from .passes.tape import forward
-from .pruning import spare_plain_layers
 from .spec.cost import cost_model
 from .spec.layers import Section
-from .surgery import Cut, prune
 from .train import Images, NonFiniteLoss, Pruned, State, cut_state, epoch_batches, penalty_of, remove
 
 

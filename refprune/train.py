@@ -14,26 +14,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import pruning
 from .arrays import Array, Arrays
 from .backend import Backend
-from .blocks import blocks
 from .config import Config
 from .data import standardise as scalings
 from .data.dataset import Dataset
 from .errors import InputError
-from .estimators import ESTIMATORS, sample
 from .formulas.hyper_prior import beta_from_log_gamma
+from .gates import rules
+from .gates.closing_weights import blocks
+from .gates.estimators import ESTIMATORS, sample
+from .gates.penalty import Penalty, Reference, reference
+from .gates.surgery import Cut, prune
 from .oracle.crop_flip import draw_crops
 from .passes.batch_loss import BatchLoss
 from .passes.parameters import initial_statistics, initialise
 from .passes.predictor import Predictor
 from .passes.statistics import update_statistics
-from .penalty import Penalty, Reference, reference
 from .spec.layers import UnitGate
 from .spec.network import Loss, Network
 from .streams import Streams
-from .surgery import Cut, prune
 
 #: No shares can be counted of this; ν > 0 refuses it.
 NO_REFERENCE = Reference(0, 0)
@@ -239,7 +239,7 @@ def step(state: State, x: Array, labels: Array, config: Config, backend: Backend
     macs = base.tape.macs + gradients.macs
     slope, seen = state.slope, state.seen
     if learns_theta and gates.rule != "threshold":
-        slope, seen = pruning.observe(state.network, gradients.params, slope, seen)
+        slope, seen = rules.observe(state.network, gradients.params, slope, seen)
 
     theta = state.theta
     if learns_theta:
@@ -296,7 +296,7 @@ def _momentum_step(
             gradients[name],
             learning_rate=learning_rate,
             momentum=config.optimiser.momentum,
-            decay=decay if pruning.decays(config, name) else 0.0,
+            decay=decay if rules.decays(config, name) else 0.0,
         )
     return params, velocity
 
@@ -343,7 +343,7 @@ def keep(state: State, config: Config, *, samples: int) -> Array:
         return np.ones(state.theta.shape, dtype=bool)
     beta, decay = penalties(config, samples)
     evidence = state.slope, state.seen
-    return pruning.rule_keep(state.network, state.params, state.theta, *evidence, config, beta=beta, decay=decay)
+    return rules.rule_keep(state.network, state.params, state.theta, *evidence, config, beta=beta, decay=decay)
 
 
 def remove(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:

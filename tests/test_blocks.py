@@ -14,9 +14,9 @@ from test_tests import fails
 from tolerance import assert_close, assert_identical, gamma
 
 from refprune.backend import ORACLE
-from refprune.blocks import block_norms, blocks
 from refprune.conformance.strategies.networks import gated_cases
 from refprune.errors import InputError
+from refprune.gates.closing_weights import block_norms, blocks
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initial_statistics
 from refprune.rounding.tolerance import UNIT

@@ -12,8 +12,8 @@ import pytest
 
 from refprune import checkpoint, train
 from refprune.errors import InputError
+from refprune.gates.penalty import reference
 from refprune.passes.parameters import initial_statistics, initialise
-from refprune.penalty import reference
 from refprune.spec import json_form
 from refprune.spec.layers import Activation, BatchNorm, Dense, Section, UnitGate
 from refprune.spec.network import Network

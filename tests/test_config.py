@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refprune import config
 from refprune.config import Config, Data, Gates, Objective, Optimiser, Training
 from refprune.errors import InputError
-from refprune.estimators import ESTIMATORS
+from refprune.gates.estimators import ESTIMATORS
 from refprune.spec import zoo
 from refprune.training import presets
 

@@ -12,8 +12,8 @@ from test_tests import fails
 from tolerance import assert_close, gamma
 
 from refprune.audit.flows import Sections, euler, linear_solution, outcome, random_comparison, random_point
-from refprune.dynamics import Comparison, in_domain, network_field, projected_flow
 from refprune.errors import InputError
+from refprune.gates.dynamics import Comparison, in_domain, network_field, projected_flow
 from refprune.rounding.tolerance import UNIT
 
 U = UNIT["float64"]

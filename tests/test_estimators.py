@@ -24,7 +24,7 @@ from refprune.arrays import Saved
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.estimators import (
+from refprune.gates.estimators import (
     ESTIMATORS,
     Estimate,
     enumerate_gates,

@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from refprune.adapters.pytorch import model
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
+from refprune.gates.penalty import Penalty, Reference, reference
+from refprune.gates.surgery import prune
 from refprune.passes.parameters import initialise
-from refprune.penalty import Penalty, Reference, reference
 from refprune.spec import cost as network_cost
 from refprune.spec import zoo
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
-from refprune.surgery import prune
 
 U = 2.0**-53
 SAME = ((1, 1), (1, 1))

@@ -22,11 +22,11 @@ from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiment import Progress
+from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Dense, Flatten
 from refprune.spec.network import Network
-from refprune.surgery import prune
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import Trained
 from refprune.export import onnx_file, torch_file
+from refprune.gates.surgery import prune
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.passes.tape import forward
 from refprune.spec import json_form, zoo
@@ -37,7 +38,6 @@ from refprune.spec.layers import (
 )
 from refprune.spec.network import Network
 from refprune.streams import Streams
-from refprune.surgery import prune
 from refprune.train import ungated
 
 WRITERS = {"onnx": onnx_file, "torch": torch_file}

@@ -9,7 +9,7 @@ from tolerance import assert_identical
 
 from refprune import config, experiment, train
 from refprune.errors import InputError
-from refprune.magnitude import filter_norms, keep_largest
+from refprune.gates.magnitude import filter_norms, keep_largest
 from refprune.passes.parameters import initialise
 from refprune.spec import cost
 from refprune.spec.layers import Dense, UnitGate

@@ -11,12 +11,12 @@ from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain
 from refprune import config, experiment, report, settle, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
+from refprune.gates.penalty import reference
+from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
-from refprune.penalty import reference
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
-from refprune.surgery import prune
 
 KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "penalty": 0.01}
 

@@ -9,9 +9,10 @@ from test_tests import fails
 from tolerance import assert_identical
 from training import TANH, convolutional, images, mlp, plain, run, settings, start
 
-from refprune import pruning, train
+from refprune import train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
+from refprune.gates.rules import block_norms
 from refprune.spec.layers import Activation, Dense, Section
 from refprune.spec.network import Network
 
@@ -162,7 +163,7 @@ def test_the_evidence_is_the_largest_gradient(network):
         gates = (train._gate_uniforms(state, rules.seed, 1)[0] < state.theta).astype(np.float64)
         loss = train.BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
         gradients = loss.gradients(loss.evaluate(gates)).params
-        now = pruning.block_norms(network, gradients)
+        now = block_norms(network, gradients)
         assert (now[gates == 0.0] == 0.0).all()
         largest, counted = np.maximum(largest, now), counted + (now > 0.0)
         state, _ = train.step(state, x, labels, rules, ORACLE, samples=SAMPLES)

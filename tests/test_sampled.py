@@ -9,7 +9,6 @@ import torch
 from scipy.stats import binom
 
 import refprune
-from refprune import estimators
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.adapters.pytorch.model import set_gates
 from refprune.backend import ORACLE
@@ -22,6 +21,7 @@ from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
 from refprune.conformance.planting import planted
 from refprune.conformance.worker import Worker
+from refprune.gates import estimators
 from refprune.rounding.tolerance import LAYER_FACTOR, UNIT
 
 U = UNIT["float64"]

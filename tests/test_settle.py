@@ -21,11 +21,11 @@ from training import (
 
 from refprune import settle, train
 from refprune.backend import ORACLE
+from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost
 from refprune.spec.layers import Dense, Section, UnitGate
 from refprune.spec.network import Network
-from refprune.surgery import prune
 
 AUGMENTED = {"augmentation": "crop_flip", "padding": 1}
 

@@ -16,6 +16,7 @@ from tolerance import assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
+from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.tape import forward
 from refprune.rounding.noise import noisy
@@ -35,7 +36,6 @@ from refprune.spec.layers import (
     UnitGate,
 )
 from refprune.spec.network import Loss, Network
-from refprune.surgery import prune
 
 U = 2.0**-53
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 0.01

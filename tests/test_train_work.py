@@ -17,7 +17,7 @@ from training import (
 
 from refprune import train
 from refprune.backend import FUNCTIONS, ORACLE
-from refprune.estimators import ESTIMATORS
+from refprune.gates.estimators import ESTIMATORS
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec.layers import Dense, Section
 from refprune.spec.network import Network

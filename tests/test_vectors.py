@@ -24,7 +24,7 @@ from refprune.conformance.planting import planted
 from refprune.conformance.torch_witness import Witness
 from refprune.conformance.verdicts import compare
 from refprune.errors import InputError
-from refprune.estimators import ESTIMATORS
+from refprune.gates.estimators import ESTIMATORS
 from refprune.oracle import layers
 from refprune.rounding.tolerance import UNIT
 

@@ -12,9 +12,9 @@ from torch import nn
 from refprune import config, train
 from refprune.backend import by_name
 from refprune.errors import InputError
+from refprune.gates.surgery import prune
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Section
-from refprune.surgery import prune
 
 #: Depth → MACs with option A (K6 for 56), parameters.
 RESNETS = {

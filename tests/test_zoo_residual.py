@@ -11,13 +11,13 @@ from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE, by_name
 from refprune.bench import agreement
 from refprune.errors import InputError
+from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initialise
 from refprune.passes.tape import forward
 from refprune.spec import zoo
 from refprune.spec.layers import Section
 from refprune.streams import Streams
-from refprune.surgery import prune
 from refprune.train import ungated
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array
+from ..gates.surgery import prune
 from ..spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
 from ..spec.network import Network
-from ..surgery import prune
 from .claims import Context
 from .examples import SAME, loss_of, probabilities, vertices_of
 

@@ -14,10 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
-from .. import dynamics
 from ..arrays import Array
 from ..backend import ORACLE, Backend
-from ..dynamics import Comparison, Field, Flow
+from ..gates import dynamics
+from ..gates.dynamics import Comparison, Field, Flow
 from ..passes.batch_loss import BatchLoss
 from ..spec.layers import Activation, Dense, Section
 from ..spec.network import Network

@@ -19,7 +19,7 @@ import numpy as np
 from ..adapters.implementation import EVERY, PYTORCH, Implementation
 from ..arrays import Array, Arrays
 from ..errors import InputError
-from ..estimators import ESTIMATORS
+from ..gates.estimators import ESTIMATORS
 from .methods import Arguments, Description, Method
 
 

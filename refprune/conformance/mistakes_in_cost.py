@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..penalty import Penalty, Reference, reference
+from ..gates.penalty import Penalty, Reference, reference
 from ..spec import cost
 from ..spec.cost import CostModel, Term
 from ..spec.network import Network
@@ -139,18 +139,22 @@ COST = (
         instead(lambda layer, gate: layer.name),
         ("C1",),
     ),
-    Mistake("α and 1 − α swapped", "penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
-    Mistake("share of the pruned network in itself", "penalty:share", instead(lambda network, whole, alpha: 1.0), ("C2",)),
-    Mistake("reference without biases and norms", "penalty:reference", instead(_of_weights), ("C2",)),
-    Mistake("ρ and 1 − ρ swapped", "penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
-    Mistake("gates of the other kind closed", "penalty:Penalty._views", _closed_elsewhere, ("C3",)),
-    Mistake("summands of the balance unweighted", "penalty:Penalty._views", _unweighted, ("C3",)),
+    Mistake("α and 1 − α swapped", "gates.penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
+    Mistake(
+        "share of the pruned network in itself", "gates.penalty:share", instead(lambda network, whole, alpha: 1.0), ("C2",)
+    ),
+    Mistake("reference without biases and norms", "gates.penalty:reference", instead(_of_weights), ("C2",)),
+    Mistake("ρ and 1 − ρ swapped", "gates.penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
+    Mistake("gates of the other kind closed", "gates.penalty:Penalty._views", _closed_elsewhere, ("C3",)),
+    Mistake("summands of the balance unweighted", "gates.penalty:Penalty._views", _unweighted, ("C3",)),
     Mistake("gates that nothing presses on left open", "train:pressed", instead(lambda network, config: network), ("C3",)),
     Mistake("reference moved along with the pruning", "train:penalty_of", result(_rebased), ("C5",)),
     Mistake("ν not divided by N", "train:penalty_of", _nu_per_sample, ("C4",)),
     Mistake("vertices compared by the loss alone", "settle:decide", _without_size, ("C4",)),
-    Mistake("Σ β θ taken for ν R", "penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")),
-    Mistake("slope at half of θ", "penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
+    Mistake(
+        "Σ β θ taken for ν R", "gates.penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")
+    ),
+    Mistake("slope at half of θ", "gates.penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
     Mistake("start forgotten at a removal", "train:cut_state", _start_forgotten, ("C5",)),
     Mistake(
         "1/N dropped in log γ", "formulas.hyper_prior:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")
@@ -159,7 +163,7 @@ COST = (
     Mistake("one FLOP a multiply-accumulate", "spec.cost:flops", result(lambda n: n // 2), ("C6",)),
     Mistake("training counted as inference", "spec.cost:training_macs", result(lambda n: n // 3), ("C6",)),
     Mistake("backward passes not counted", "passes.tape:backward", field_of("macs", lambda n: 0), ("C6",)),
-    Mistake("passes of `paired` not counted", "estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
+    Mistake("passes of `paired` not counted", "gates.estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
     Mistake(
         "expected size at the likelier gates",
         "experiment:size_left",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..dynamics import Flow
+from ..gates.dynamics import Flow
 from .planting import Function, Mistake, instead, options, result
 
 
@@ -85,40 +85,44 @@ def _either(f: Function) -> Function:
 
 
 DYNAMICS: tuple[Mistake, ...] = (
-    Mistake("flow without projection", "dynamics:projected_flow", instead(_unprojected), ("D2",)),
-    Mistake("an end is never left", "dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
+    Mistake("flow without projection", "gates.dynamics:projected_flow", instead(_unprojected), ("D2",)),
+    Mistake("an end is never left", "gates.dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
     Mistake(
         "saddle at half of λ",
-        "dynamics:Comparison.saddle",
+        "gates.dynamics:Comparison.saddle",
         _property(lambda c: (c.beta / c.kappa, 0.5 * c.decay * c.beta / c.kappa**2)),
         ("D3", "D5"),
     ),
     Mistake(
         "eigenvalues of λ = 0",
-        "dynamics:Comparison.eigenvalues",
+        "gates.dynamics:Comparison.eigenvalues",
         _property(lambda c: (c.kappa * c.ratio**0.5, -c.kappa * c.ratio**0.5)),
         ("D3",),
     ),
-    Mistake("κ too small", "dynamics:in_domain", options(kappa=lambda kappa: 0.7 * kappa), ("D4", "D5", "D6")),
-    Mistake("r left out", "dynamics:in_domain", options(ratio=lambda ratio: 1.0), ("D4", "D6")),
-    Mistake("sign of θ − θ*", "dynamics:in_domain", instead(_other_way), ("D4", "D5", "D6")),
-    Mistake("time bound too short", "dynamics:Comparison.time_bound", result(lambda t: 0.3 * t), ("D4",)),
-    Mistake("block without its bias", "blocks:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")),
-    Mistake("a unit's row for its column", "blocks:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
-    Mistake("norm not drawn the root of", "blocks:block_norms", result(np.square), ("D1", "D7")),
-    Mistake("w_c five times too large", "dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
-    Mistake("comparison with twice the decay", "dynamics:Comparison.velocity", _decayed_twice, ("D2", "D3")),
-    Mistake("field without its pull", "dynamics:network_field", _dropped("beta"), ("D2",)),
-    Mistake("field without decay", "dynamics:network_field", _dropped("decay"), ("D2",)),
-    Mistake("smallest slope taken for κ", "pruning:observe", _smallest, ("D6",)),
+    Mistake("κ too small", "gates.dynamics:in_domain", options(kappa=lambda kappa: 0.7 * kappa), ("D4", "D5", "D6")),
+    Mistake("r left out", "gates.dynamics:in_domain", options(ratio=lambda ratio: 1.0), ("D4", "D6")),
+    Mistake("sign of θ − θ*", "gates.dynamics:in_domain", instead(_other_way), ("D4", "D5", "D6")),
+    Mistake("time bound too short", "gates.dynamics:Comparison.time_bound", result(lambda t: 0.3 * t), ("D4",)),
+    Mistake(
+        "block without its bias", "gates.closing_weights:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")
+    ),
+    Mistake("a unit's row for its column", "gates.closing_weights:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
+    Mistake("norm not drawn the root of", "gates.closing_weights:block_norms", result(np.square), ("D1", "D7")),
+    Mistake("w_c five times too large", "gates.dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
+    Mistake("comparison with twice the decay", "gates.dynamics:Comparison.velocity", _decayed_twice, ("D2", "D3")),
+    Mistake("field without its pull", "gates.dynamics:network_field", _dropped("beta"), ("D2",)),
+    Mistake("field without decay", "gates.dynamics:network_field", _dropped("decay"), ("D2",)),
+    Mistake("smallest slope taken for κ", "gates.rules:observe", _smallest, ("D6",)),
     Mistake(
         "steps with a closed gate counted",
-        "pruning:observe",
+        "gates.rules:observe",
         lambda f: lambda n, g, s, seen: (f(n, g, s, seen)[0], seen + 1),
         ("D6",),
     ),
-    Mistake("either rule is enough", "pruning:rule_keep", _either, ("D6",)),
-    Mistake("a plain layer may lose all its units", "pruning:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)),
-    Mistake("κ without its factor", "pruning:attracted", _with_gates(kappa_factor=1.0), ("D6",)),
-    Mistake("rule without its warm-up", "pruning:attracted", _with_gates(kappa_warmup=1), ("D6",)),
+    Mistake("either rule is enough", "gates.rules:rule_keep", _either, ("D6",)),
+    Mistake(
+        "a plain layer may lose all its units", "gates.surgery:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)
+    ),
+    Mistake("κ without its factor", "gates.rules:attracted", _with_gates(kappa_factor=1.0), ("D6",)),
+    Mistake("rule without its warm-up", "gates.rules:attracted", _with_gates(kappa_warmup=1), ("D6",)),
 )

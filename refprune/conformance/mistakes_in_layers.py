@@ -96,8 +96,10 @@ LAYERS = (
     ),
     Mistake("gate always behind the path", "spec.layers:Section.gate_index", instead(lambda self: len(self.path)), ("N2",)),
     Mistake("gate missing in the backward pass", "oracle.layers:gate_vjp", gradient(0, _gradient_leaks), ("N4", "O3", "G1")),
-    Mistake("pruned columns taken from the end", "surgery:Cut.arrays", _first_columns, ("N4",)),
-    Mistake("empty sections closed in silence", "surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)),
+    Mistake("pruned columns taken from the end", "gates.surgery:Cut.arrays", _first_columns, ("N4",)),
+    Mistake(
+        "empty sections closed in silence", "gates.surgery:prune", field_of("closed_for_emptiness", lambda names: ()), ("N4",)
+    ),
     Mistake(
         "biased variance re-estimated",
         "passes.statistics:average_statistics",
@@ -106,9 +108,11 @@ LAYERS = (
     ),
     Mistake("batch-norm divides by n − 1", "oracle.layers:batch_norm", output(_unbiased_batch_norm), ("N1", "G1")),
     Mistake("batch-norm leaves its mean in", "oracle.layers:batch_norm", output(lambda y, x, g, b: y + 0.1), ("N1", "G1")),
-    Mistake("what is removed is fixed to 1", "surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
-    Mistake("no ρ behind a removed section", "surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)),
-    Mistake("option B of a removed section made option A", "surgery:prune", _padded, ("N3", "N5")),
+    Mistake("what is removed is fixed to 1", "gates.surgery:prune", _fixed_open, ("N3", "N4", "N5", "K6")),
+    Mistake(
+        "no ρ behind a removed section", "gates.surgery:_is_nonnegative", instead(lambda layers, before=False: True), ("N3",)
+    ),
+    Mistake("option B of a removed section made option A", "gates.surgery:prune", _padded, ("N3", "N5")),
     Mistake("MACs counted twice", "spec.cost:macs", result(lambda n: 2 * n), ("N6", "K6", "C2")),
     Mistake(
         "biases not counted",

@@ -94,10 +94,10 @@ FORMULAS = (
         ("F1", "F3"),
         also=(("formulas.hyper_prior:penalty", _other_normaliser(-1.0)),),
     ),
-    Mistake("domain around a saddle at half of λ", "dynamics:in_domain", _domain(0.5, _right_slope), ("D4",)),
+    Mistake("domain around a saddle at half of λ", "gates.dynamics:in_domain", _domain(0.5, _right_slope), ("D4",)),
     Mistake(
         "domain with the eigenvalues of λ = 0",
-        "dynamics:in_domain",
+        "gates.dynamics:in_domain",
         _domain(1.0, lambda decay, ratio, kappa: decay + np.sqrt(ratio) * kappa),
         ("D4",),
     ),

@@ -89,10 +89,10 @@ PRIORS = (
     Mistake("log-odds of a block as if d = 1", "formulas.priors:SpikeSlab.log_odds", _dimension_forgotten, ("P1", "P2")),
     Mistake("log-constants of a block off by d − 1", "formulas.priors:SpikeSlab.log_constants", _off_by_dimension, ("P1",)),
     Mistake("responsibility of the spike", "formulas.priors:SpikeSlab.responsibility", result(lambda r: 1 - r), ("P2",)),
-    Mistake("gates on with probability 1−θ", "estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
+    Mistake("gates on with probability 1−θ", "gates.estimators:sample", lambda f: lambda t, v: f(1 - t, v), ("P3", "O1")),
     Mistake(
         "gate vectors equally likely",
-        "estimators:enumerate_gates",
+        "gates.estimators:enumerate_gates",
         lambda f: lambda t: ((g, 0.5**t.size) for g, _ in f(t)),
         ("P3", "O1", "O2", "O3", "O4"),
     ),

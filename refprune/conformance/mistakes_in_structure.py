@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import estimators
 from ..arrays import Array
+from ..gates import estimators
 from ..spec.layers import BatchNorm, Conv, Dense, Layer, Section, UnitGate
 from .planting import Function, Mistake, gradient, instead, options, output, result
 
@@ -175,19 +175,19 @@ NETWORKS = (
 )
 
 TRAINING = (
-    Mistake("E[∂c/∂ξ] taken for ∂C/∂θ", "estimators:exact_theta_gradient", instead(_mean_slope), ("O2",)),
+    Mistake("E[∂c/∂ξ] taken for ∂C/∂θ", "gates.estimators:exact_theta_gradient", instead(_mean_slope), ("O2",)),
     Mistake(
         "value and gradients at the mean gates",
-        "estimators:exact_expectation",
+        "gates.estimators:exact_expectation",
         instead(lambda loss, theta: float(loss.evaluate(theta).loss)),
         ("O1", "O2", "O3"),
         also=(
-            ("estimators:exact_theta_gradient", instead(_slope_at_the_mean)),
-            ("estimators:exact_weight_gradient", instead(lambda loss, t: loss.gradients(loss.evaluate(t)).params)),
+            ("gates.estimators:exact_theta_gradient", instead(_slope_at_the_mean)),
+            ("gates.estimators:exact_weight_gradient", instead(lambda loss, t: loss.gradients(loss.evaluate(t)).params)),
         ),
     ),
-    Mistake("reinforce with its own sample in the baseline", "estimators:reinforce", _own_baseline, ("O5",)),
-    Mistake("θ's gradient summed over the batch", "estimators:taylor", _summed, ("O5",)),
+    Mistake("reinforce with its own sample in the baseline", "gates.estimators:reinforce", _own_baseline, ("O5",)),
+    Mistake("θ's gradient summed over the batch", "gates.estimators:taylor", _summed, ("O5",)),
     Mistake("what has no gradient neither decays nor moves", "oracle.momentum:momentum_step", _untouched, ("O1", "O6")),
     Mistake("biases and batch-norms do not decay", "oracle.momentum:momentum_step", _matrices_alone, ("O1", "O6")),
     Mistake(
@@ -214,14 +214,14 @@ TRAINING = (
 )
 
 PRUNING = (
-    Mistake("gates that go given for those that stay", "pruning:above", result(np.logical_not), ("D6",)),
+    Mistake("gates that go given for those that stay", "gates.rules:above", result(np.logical_not), ("D6",)),
     Mistake(
         "an emptied section's constant kept",
-        "surgery:prune",
+        "gates.surgery:prune",
         lambda f: lambda *a, **k: f(*a, **{**k, "empty": "keep_constant"}),
         ("N4",),
     ),
-    Mistake("batch-norms of pruned units cut at their end", "surgery:Cut.arrays", _norms_cut_at_the_end, ("N4",)),
+    Mistake("batch-norms of pruned units cut at their end", "gates.surgery:Cut.arrays", _norms_cut_at_the_end, ("N4",)),
 )
 
 STRUCTURE: tuple[Mistake, ...] = (*NETWORKS, *TRAINING, *PRUNING)

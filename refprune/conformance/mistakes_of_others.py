@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import estimators
 from ..formulas import cka, hyper_prior
+from ..gates import estimators
 from ..oracle import layers
 from .mistakes_in_cost import terms_put
 from .planting import Mistake, gradient, instead, options, output, result
@@ -89,24 +89,24 @@ STRAIGHT = instead(estimators.taylor)
 ESTIMATORS: tuple[Mistake, ...] = (
     Mistake(
         "straight-through taken for an unbiased estimator",
-        "estimators:reinforce",
+        "gates.estimators:reinforce",
         STRAIGHT,
         ("O5",),
         also=tuple((f"estimators:{name}", STRAIGHT) for name in ("arm", "disarm", "paired")),
     ),
     Mistake(
         "one uniform number for all gates",
-        "estimators:sample",
+        "gates.estimators:sample",
         lambda f: lambda t, v: f(t, np.broadcast_to(v[..., :1], v.shape)),
         ("O1", "O5"),
     ),
     Mistake(
         "baseline added, not subtracted",
-        "estimators:reinforce",
+        "gates.estimators:reinforce",
         _baseline(lambda c: (c - c.sum()) / (len(c) - 1)),
         ("O5",),
     ),
-    Mistake("no baseline", "estimators:reinforce", _baseline(lambda c: 0.0), ("O5",)),
+    Mistake("no baseline", "gates.estimators:reinforce", _baseline(lambda c: 0.0), ("O5",)),
 )
 
 OTHERS: tuple[Mistake, ...] = (

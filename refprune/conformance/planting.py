@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .. import estimators
 from ..arrays import Saved
 from ..backend import ORACLE, Backend
+from ..gates import estimators
 from ..spec.cost import cost_model
 
 Function = Callable[..., Any]

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import estimators
 from ..arrays import Array
 from ..backend import Backend
+from ..gates import estimators
 from ..passes.batch_loss import BatchLoss, Evaluation
 from ..rounding.tolerance import LAYER_FACTOR
 from .traced import Traced, expectation

@@ -20,7 +20,7 @@ import numpy as np
 from ..adapters.implementation import PYTORCH, Implementation
 from ..arrays import Arrays
 from ..backend import Backend, by_name
-from ..estimators import ESTIMATORS
+from ..gates.estimators import ESTIMATORS
 from ..rounding.tolerance import UNIT
 from . import vector_files
 from .backend_adapter import BackendImplementation

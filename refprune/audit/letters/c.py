@@ -12,7 +12,7 @@ import numpy as np
 from ... import train
 from ...config import Config, Objective
 from ...errors import SpecError
-from ...penalty import Penalty, Reference, reference, share
+from ...gates.penalty import Penalty, Reference, reference, share
 from ...spec import cost, zoo
 from ...spec.layers import Conv, Dense, GlobalAveragePool, Layer, Section, UnitGate
 from ...spec.network import Network
@@ -41,10 +41,10 @@ C2 = Claim(
     "R(θ) = α \\frac{E[MACs]}{MACs_0} + (1−α) \\frac{E[params]}{params_0}",
     CA,
     (
-        "penalty:reference",
-        "penalty:share",
-        "penalty:Penalty._weights",
-        "penalty:Penalty.value",
+        "gates.penalty:reference",
+        "gates.penalty:share",
+        "gates.penalty:Penalty._weights",
+        "gates.penalty:Penalty.value",
         "spec.cost:macs",
         "spec.cost:parameters",
     ),
@@ -54,7 +54,7 @@ C3 = Claim(
     "The balance goes from units alone over the true expected complexity to layers alone.",
     "R_ρ = (1−|2ρ−1|) R(θ_l, θ_u) + max(0, 2ρ−1) R(θ_l, 1) + max(0, 1−2ρ) R(1, θ_u)",
     CA,
-    ("penalty:Penalty._views", "penalty:Penalty.value", "penalty:Penalty.gradient", "train:pressed"),
+    ("gates.penalty:Penalty._views", "gates.penalty:Penalty.value", "gates.penalty:Penalty.gradient", "train:pressed"),
 )
 
 #: Of products and sums of positive numbers over at most 40 terms, each rounded once.

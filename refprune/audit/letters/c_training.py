@@ -14,9 +14,9 @@ from ... import config, experiment, settle, train
 from ...arrays import Array
 from ...backend import Backend
 from ...formulas import hyper_prior
+from ...gates.penalty import Penalty, reference
 from ...output.progress import Progress
 from ...passes.batch_loss import BatchLoss
-from ...penalty import Penalty, reference
 from ...spec import cost
 from ...spec.layers import Activation, Dense, Flatten, Section
 from ...spec.network import Network
@@ -40,14 +40,14 @@ C4 = Claim(
     "The objective with the size in it: three parameters beside λ, multi-affine still, so that some vertex minimises it.",
     "J = C(W, θ) + \\frac{1}{2} λ ‖W‖^2 + ν R_ρ(θ)",
     CA,
-    ("train:penalty_of", "train:step", "penalty:Penalty.value", "settle:decide"),
+    ("train:penalty_of", "train:step", "gates.penalty:Penalty.value", "settle:decide"),
 )
 C5 = Claim(
     "C5",
     "Every gate has a pull of its own, the slope of the size; it moves with θ and as the network shrinks.",
     "β_g(θ) = ν ∂R_ρ/∂θ_g, γ_g = exp(−N β_g)",
     CA,
-    ("penalty:Penalty.gradient", "train:penalty_of", "train:cut_state", "formulas.hyper_prior:log_gamma_from_beta"),
+    ("gates.penalty:Penalty.gradient", "train:penalty_of", "train:cut_state", "formulas.hyper_prior:log_gamma_from_beta"),
 )
 C6 = Claim(
     "C6",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import dynamics
 from ...arrays import Array
+from ...gates import dynamics
 from .. import figures
 from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..flows import (
@@ -30,35 +30,50 @@ D1 = Claim(
     "What a gate and its weights do to the loss is bounded by ‖W‖ and by θ: κ is a Lipschitz bound of c in W, gate on.",
     "|c(ξ=1) − c(ξ=0)| ≤ κ w, ‖E ∂c/∂W‖ ≤ θ κ, w = ‖W‖",
     OURS,
-    ("blocks:blocks", "blocks:_block", "blocks:block_norms", "dynamics:network_field"),
+    (
+        "gates.closing_weights:blocks",
+        "gates.closing_weights:_block",
+        "gates.closing_weights:block_norms",
+        "gates.dynamics:network_field",
+    ),
 )
 D2 = Claim(
     "D2",
     "A system of two variables bounds every trajectory of the projected ODE from above.",
     "w' ≤ −λ w + κ θ, θ' ≤ r (κ w − β), 0 ≤ θ ≤ 1",
     OURS,
-    ("dynamics:projected_flow", "dynamics:_outwards", "dynamics:Comparison.velocity", "dynamics:network_field"),
+    (
+        "gates.dynamics:projected_flow",
+        "gates.dynamics:_outwards",
+        "gates.dynamics:Comparison.velocity",
+        "gates.dynamics:network_field",
+    ),
 )
 D3 = Claim(
     "D3",
     "If λβ < κ² there is a saddle inside, and (κ/λ, 1) is the other attractor; if λβ > κ² everything ends at (0, 0).",
     "(w^*, θ^*) = (β/κ, λβ/κ^2), μ_± = \\frac{1}{2}(−λ ± √(λ^2 + 4 r κ^2))",
     OURS,
-    ("dynamics:Comparison.saddle", "dynamics:Comparison.eigenvalues", "dynamics:Comparison.velocity"),
+    ("gates.dynamics:Comparison.saddle", "gates.dynamics:Comparison.eigenvalues", "gates.dynamics:Comparison.velocity"),
 )
 D4 = Claim(
     "D4",
     "The domain of attraction of θ = 0 is a half-plane: exact for the comparison system, sufficient for the network.",
     "H = \\{ r κ (w − w^*) + (λ + μ_+)(θ − θ^*) < 0 \\}",
     OURS,
-    ("dynamics:in_domain", "dynamics:Comparison.contains", "dynamics:Comparison.radius", "dynamics:Comparison.time_bound"),
+    (
+        "gates.dynamics:in_domain",
+        "gates.dynamics:Comparison.contains",
+        "gates.dynamics:Comparison.radius",
+        "gates.dynamics:Comparison.time_bound",
+    ),
 )
 D5 = Claim(
     "D5",
     "A box lies in the domain, with the saddle as its corner.",
     "w < β/κ, θ < λβ/κ^2 ⇒ (w, θ) ∈ H",
     OURS,
-    ("dynamics:in_domain", "dynamics:Comparison.saddle"),
+    ("gates.dynamics:in_domain", "gates.dynamics:Comparison.saddle"),
 )
 
 

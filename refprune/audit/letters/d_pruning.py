@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import blocks, pruning
 from ...arrays import Array
 from ...config import from_dict
+from ...gates import closing_weights, rules
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
@@ -23,14 +23,14 @@ D6 = Claim(
     "The rule `attraction` removes gates in H; with a running maximum for κ it is safe as far as that estimate is.",
     "(w, θ) ∈ H",
     OURS,
-    ("pruning:rule_keep", "pruning:attracted", "pruning:observe", "dynamics:in_domain"),
+    ("gates.rules:rule_keep", "gates.rules:attracted", "gates.rules:observe", "gates.dynamics:in_domain"),
 )
 D7 = Claim(
     "D7",
     "The same for a unit, with its outgoing column as W: where it is 0, the gate does not matter.",
     "W_{:,j} = 0 ⇒ c(u_j = 1) = c(u_j = 0)",
     OURS,
-    ("blocks:blocks", "blocks:_block", "blocks:block_norms"),
+    ("gates.closing_weights:blocks", "gates.closing_weights:_block", "gates.closing_weights:block_norms"),
 )
 
 
@@ -49,7 +49,7 @@ def gates_that_matter(context: Context, kind: str) -> Finding:
     """Gates whose value changes the output although their block is 0; the norms of the blocks counted by zeroing too."""
     loss, gates = _mixed(context)
     wrong = count = 0
-    for group, block in zip(loss.network.gates, blocks.blocks(loss.network), strict=True):
+    for group, block in zip(loss.network.gates, closing_weights.blocks(loss.network), strict=True):
         for j in range(block.gates if group.kind == kind else 0):
             params, squares = dict(loss.params), 0.0
             for name in block.names:
@@ -61,7 +61,7 @@ def gates_that_matter(context: Context, kind: str) -> Finding:
             off[group.start + j] = 0.0
             closed = dataclasses.replace(loss, params=params)
             one, other = (closed.evaluate(value).tape.output for value in (gates, off))
-            norm = blocks.block_norms(loss.network, loss.params)[group.start + j]
+            norm = closing_weights.block_norms(loss.network, loss.params)[group.start + j]
             wrong += not np.array_equal(one, other) or abs(norm - math.sqrt(squares)) > 64 * EPS * norm
             wrong += not np.any(loss.evaluate(off).tape.output != loss.evaluate(gates).tape.output)
             count += 1
@@ -77,8 +77,8 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     """The bound of a deviation is what 16 nodes do better than 12, and the rounding of the sum."""
     loss, gates = _mixed(context)
-    norms, findings = blocks.block_norms(loss.network, loss.params), []
-    for group, block in zip(loss.network.gates, blocks.blocks(loss.network), strict=True):
+    norms, findings = closing_weights.block_norms(loss.network, loss.params), []
+    for group, block in zip(loss.network.gates, closing_weights.blocks(loss.network), strict=True):
         for j in range(block.gates if group.kind == "unit" else 0):
             g = group.start + j
             integrals, largest = [], 0.0
@@ -134,7 +134,7 @@ def _(context: Context) -> Finding:
         scale, slope, theta = rng.uniform(0.0, 0.3), rng.uniform(0.1, 1.0), rng.uniform(0.0, 0.3, gates.size)
         params = {name: scale * array for name, array in loss.params.items()}
         seen, evidence = rng.integers(1, 6, gates.size), np.full(gates.size, slope)
-        keep = pruning.rule_keep(network, params, theta, evidence, seen, settings, beta=0.4, decay=0.3)
+        keep = rules.rule_keep(network, params, theta, evidence, seen, settings, beta=0.4, decay=0.3)
         kappa, ratio, norms = 1.5 * slope, 0.02 * (1.0 - 0.8) / 0.01, _norms_written_out(params)
         mu = 0.5 * (-0.3 + math.sqrt(0.3**2 + 4.0 * ratio * kappa**2))
         for g in range(gates.size - 3):  # the last three are a plain layer's, of which one always stays
@@ -154,7 +154,7 @@ def _(context: Context) -> Finding:
         sampled = (rng.uniform(size=gates.size) < 0.7).astype(np.float64)
         sampled[[0, 5, 9, 11]] = 1.0  # so that no gate is cut off: sections, a unit of what ends them and of the last layer
         found = loss.gradients(loss.evaluate(sampled)).params
-        slope, seen = pruning.observe(loss.network, found, slope, seen)
+        slope, seen = rules.observe(loss.network, found, slope, seen)
         for g, norm in enumerate(_norms_written_out(found)):
             largest[g], times[g] = max(largest[g], norm), times[g] + (sampled[g] == 1.0)
     counted = exact(

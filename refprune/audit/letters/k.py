@@ -12,9 +12,9 @@ import numpy as np
 from ... import criteria
 from ...arrays import Array
 from ...formulas.cka import Estimator, MiniBatches, cka, hsic
+from ...gates.surgery import prune
 from ...passes.tape import forward
 from ...spec import cost, zoo
-from ...surgery import prune
 from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
 from ..examples import convolutional_network, loss_of
 
@@ -59,7 +59,14 @@ K6 = Claim(
     "Of a stage's blocks all but the first may go, down to two; the one with the least 1 − CKA goes; it is as if γ = β = 0.",
     "l^* = argmin_l (1 − CKA(R, R_l)), γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
     CKA,
-    ("criteria:candidates", "criteria:_cka", "criteria:ranked", "surgery:prune", "spec.cost:macs", "spec.zoo:resnet_cifar"),
+    (
+        "criteria:candidates",
+        "criteria:_cka",
+        "criteria:ranked",
+        "gates.surgery:prune",
+        "spec.cost:macs",
+        "spec.zoo:resnet_cifar",
+    ),
 )
 K7 = Claim(
     "K7",

@@ -8,13 +8,13 @@ import numpy as np
 
 from ...arrays import Array
 from ...errors import InputError
+from ...gates.surgery import prune
 from ...passes.batch_loss import BatchLoss
 from ...passes.statistics import average_statistics
 from ...passes.tape import forward
 from ...spec import cost, zoo
 from ...spec.layers import Activation, Conv, Dense, Section
 from ...spec.network import Network
-from ...surgery import prune
 from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
 from ..examples import convolutional_network, dense_network, loss_of, params_of
 
@@ -37,21 +37,21 @@ N3 = Claim(
     "A section with ξ = 0 is inert: no gradient of c reaches its path, and the smaller network computes the same.",
     "ξ^l = 0 ⇒ ∂c/∂W^l = 0, h^l = ρ(s^l(h^{l−1}))",
     LP,
-    ("surgery:prune", "surgery:_is_nonnegative", "passes.tape:backward"),
+    ("gates.surgery:prune", "gates.surgery:_is_nonnegative", "passes.tape:backward"),
 )
 N4 = Claim(
     "N4",
     "A unit with u = 0 goes with its row and its columns; masked and compact network agree forward and backward.",
     "u_j = 0 : A_{k+1} (u ⊙ a) = A_{k+1}^{(−j)} (u ⊙ a)^{(−j)}",
     OURS,
-    ("surgery:prune", "surgery:Cut.arrays", "passes.statistics:average_statistics", "oracle.layers:batch_norm"),
+    ("gates.surgery:prune", "gates.surgery:Cut.arrays", "passes.statistics:average_statistics", "oracle.layers:batch_norm"),
 )
 N5 = Claim(
     "N5",
     "Shortcuts that change the shape keep the network connected when their path is pruned.",
     "ξ^l = 0 : h^l = ρ(s^l(h^{l−1})), s^l of option A or B",
     OURS,
-    ("surgery:prune", "oracle.layers:subsample_pad"),
+    ("gates.surgery:prune", "oracle.layers:subsample_pad"),
 )
 N6 = Claim(
     "N6",

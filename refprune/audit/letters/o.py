@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, estimators, train
+from ... import config, train
 from ...arrays import Array
 from ...formulas import hyper_prior
+from ...gates import estimators
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Section
 from ...spec.network import Network
@@ -35,7 +36,7 @@ O1 = Claim(
     "J(W, θ) = C(W, θ) + \\frac{1}{2} λ ‖W‖^2 + ∑_g β_g θ_g, β_g = −\\frac{log γ_g}{N}",
     LP,
     (
-        "estimators:exact_expectation",
+        "gates.estimators:exact_expectation",
         "formulas.hyper_prior:beta_from_log_gamma",
         "formulas.hyper_prior:log_gamma_from_beta",
         "train:penalties",
@@ -47,28 +48,34 @@ O2 = Claim(
     "C is multi-affine in θ; its derivative is the difference of two conditional expectations.",
     "∂C/∂θ_g = E[c | ξ_g = 1] − E[c | ξ_g = 0]",
     LP,
-    ("estimators:exact_theta_gradient", "estimators:exact_expectation", "estimators:exact"),
+    ("gates.estimators:exact_theta_gradient", "gates.estimators:exact_expectation", "gates.estimators:exact"),
 )
 O3 = Claim(
     "O3",
     "The gradient of a section's weights is θ times that with its gate open.",
     "∂C/∂W^l = θ^l E[∂c/∂W^l | ξ^l = 1]",
     LP,
-    ("estimators:exact_weight_gradient",),
+    ("gates.estimators:exact_weight_gradient",),
 )
 O4 = Claim(
     "O4",
     "Deterministic solutions: J is harmonic in θ, some vertex minimises it, an interior minimum is never better.",
     "min_{θ∈{[0,1]}^G} J = min_{θ∈\\{0,1\\}^G} J, ∑_g ∂^2 J/∂θ_g^2 = 0",
     LP,
-    ("estimators:exact_expectation", "estimators:exact_theta_gradient"),
+    ("gates.estimators:exact_expectation", "gates.estimators:exact_theta_gradient"),
 )
 O5 = Claim(
     "O5",
     "Estimators: paired, reinforce, arm and disarm are unbiased, taylor is exact for affine c only.",
     "E[ĝ] = ∂C/∂θ",
     OURS,
-    ("estimators:paired", "estimators:reinforce", "estimators:arm", "estimators:disarm", "estimators:taylor"),
+    (
+        "gates.estimators:paired",
+        "gates.estimators:reinforce",
+        "gates.estimators:arm",
+        "gates.estimators:disarm",
+        "gates.estimators:taylor",
+    ),
 )
 
 ROUNDINGS = 256  # in eps: sums of 2⁸ losses, each times 8 factors, are off by 265 u = 133 eps of the largest loss; twice

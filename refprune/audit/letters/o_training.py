@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, pruning, settle, train
+from ... import config, settle, train
 from ...arrays import Array
+from ...gates.rules import rule_keep
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
@@ -30,7 +31,7 @@ O7 = Claim(
     "A pruned gate is gone for good, with weights, optimiser state and computation; training goes on in the smaller network.",
     "θ_g ≤ τ ⇒ G ← G ∖ \\{g\\}, (W, v, θ, c) ← (W, v, θ, c)|_{ξ_g = 0}, g ∉ G ever after",
     LP,
-    ("train:remove", "train:cut_state", "pruning:above", "pruning:spare_plain_layers"),
+    ("train:remove", "train:cut_state", "gates.rules:above", "gates.surgery:spare_plain_layers"),
 )
 O8 = Claim(
     "O8",
@@ -127,7 +128,7 @@ def _(context: Context) -> Finding:
 def _above(network: Network, theta: Array, threshold: float) -> Array:
     """The rule `threshold`, which asks for θ alone."""
     rules, nothing = _rules(gates=dataclasses.replace(_rules().gates, threshold=threshold)), np.zeros(theta.size)
-    keep: Array = pruning.rule_keep(network, {}, theta, nothing, nothing, rules, beta=0.0, decay=0.0)
+    keep: Array = rule_keep(network, {}, theta, nothing, nothing, rules, beta=0.0, decay=0.0)
     return keep
 
 

@@ -42,7 +42,7 @@ P3 = Claim(
     "The posterior family has one independent Bernoulli gate per θ.",
     "q(W, Ξ) = δ(W) ∏_g Bern(ξ_g | θ_g)",
     LP,
-    ("estimators:sample", "estimators:enumerate_gates"),
+    ("gates.estimators:sample", "gates.estimators:enumerate_gates"),
 )
 P4 = Claim(
     "P4",
@@ -238,7 +238,7 @@ def _(context: Context) -> Finding:
 
 @P3.witness("enumeration: the probabilities of all gate vectors sum to 1 with means θ and covariances 0")
 def _(context: Context) -> Finding:
-    from ... import estimators
+    from ...gates import estimators
 
     theta = np.concatenate([context.uniform("P3", 6), [0.0, 1.0]])
     gates, p = (np.array(c) for c in zip(*estimators.enumerate_gates(theta), strict=True))
@@ -250,7 +250,7 @@ def _(context: Context) -> Finding:
 
 @P3.witness("Monte Carlo: samples have these means and covariances; θ = 0 and 1 never and always")
 def _(context: Context) -> Finding:
-    from ... import estimators
+    from ...gates import estimators
 
     theta = np.array([0.0, 0.03, 0.5, 0.8, 1.0])
     gates = estimators.sample(theta, context.uniform("P3 v", 40_000, 5))

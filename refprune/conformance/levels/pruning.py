@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 from hypothesis import strategies as st
 
-from ... import dynamics, pruning
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
+from ...gates import dynamics, rules, surgery
+from ...gates.surgery import prune
 from ...passes.batch_loss import BatchLoss
 from ...passes.tape import forward
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network
-from ...surgery import prune
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few
@@ -78,7 +78,7 @@ def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arg
     """
     case = draw(cases)
     network = case.network
-    keep = pruning.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
+    keep = surgery.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
     keep = _spare_ungated_sections(network, keep)
     if draw(st.integers(0, 3)) == 0:
         keep = _emptied_sections(network, keep)
@@ -152,7 +152,7 @@ METHODS: tuple[Method, ...] = (
         "pruning",
         ("keep",),
         lambda described: _decisions(),
-        lambda a, backend: {"keep": pruning.above(a["theta"], a["threshold"])},
+        lambda a, backend: {"keep": rules.above(a["theta"], a["threshold"])},
         lambda a, unit: Expectation({"keep": a["theta"] > a["threshold"]}, {"keep": np.zeros(a["theta"].shape)}),
     ),
     Method("attracted", "pruning", ("attracted",), lambda described: _states(), _attracted, _attracted_expectation),

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 from hypothesis import strategies as st
 
-from ... import estimators
 from ...arrays import Array, Arrays
 from ...backend import Backend
+from ...gates import estimators
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few

@@ -12,7 +12,7 @@ from ... import train
 from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...config import Config
-from ...estimators import ESTIMATORS
+from ...gates.estimators import ESTIMATORS
 from ...passes.batch_loss import BatchLoss, Evaluation
 from ...passes.statistics import update_statistics
 from ...passes.tape import Gradients

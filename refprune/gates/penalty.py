@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array
-from .errors import InputError
-from .spec import cost
-from .spec.network import Network
+from ..arrays import Array
+from ..errors import InputError
+from ..spec import cost
+from ..spec.network import Network
 
 
 class Reference(NamedTuple):

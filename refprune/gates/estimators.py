@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Arrays
-from .errors import InputError
-from .passes.batch_loss import BatchLoss, Evaluation
+from ..arrays import Array, Arrays
+from ..errors import InputError
+from ..passes.batch_loss import BatchLoss, Evaluation
 
 MAX_ENUMERATED_GATES = 20
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arrays import Array, Arrays
-from .errors import InputError
+from ..arrays import Array, Arrays
+from ..errors import InputError
+from ..formulas.scalar import finite, not_negative, positive, probability, same_shape
+from ..passes.batch_loss import BatchLoss
 from .estimators import exact_theta_gradient, exact_weight_gradient
-from .formulas.scalar import finite, not_negative, positive, probability, same_shape
-from .passes.batch_loss import BatchLoss
 
 # --------------------------------------------------------------------------------------------------------------------
 # The comparison system and its domain of attraction

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import Array
-from .errors import InputError
-from .spec.layers import BatchNorm, Conv, Dense, Layer, Section
-from .spec.network import GateGroup, Network
+from ..arrays import Array
+from ..errors import InputError
+from ..spec.layers import BatchNorm, Conv, Dense, Layer, Section
+from ..spec.network import GateGroup, Network
 
 
 class Block(NamedTuple):

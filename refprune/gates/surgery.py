@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array, Arrays
-from .errors import InputError
-from .spec.layers import Activation, Conv, Dense, Layer, Section, UnitGate
-from .spec.network import Network
+from ..arrays import Array, Arrays
+from ..errors import InputError
+from ..spec.layers import Activation, Conv, Dense, Layer, Section, UnitGate
+from ..spec.network import Network
 
 Index = dict[str, Array]
 
@@ -173,3 +173,13 @@ def _resize(layer: Layer, sizes: Mapping[str, int]) -> Layer:
     if layer.name in sizes and isinstance(layer, Conv):
         return dataclasses.replace(layer, channels=sizes[layer.name])
     return layer
+
+
+def spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
+    """`keep` (G,), but a plain layer never loses all its units: the one with the largest θ stays."""
+    keep = keep.copy()
+    for group in network.gates:
+        plain_layer = isinstance(network.layers[group.position], UnitGate)
+        if plain_layer and not keep[group.slice].any():
+            keep[group.start + int(theta[group.slice].argmax())] = True
+    return keep

@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from .arrays import Array
-from .spec.network import Network
+from ..arrays import Array
+from ..spec.network import Network
 
 
 def filter_norms(network: Network, params: Mapping[str, Array]) -> Array:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .arrays import Array
-from .blocks import block_norms, blocks
-from .config import Config
+from ..arrays import Array
+from ..config import Config
+from ..spec.network import Network
+from .closing_weights import block_norms, blocks
 from .dynamics import in_domain
-from .spec.layers import UnitGate
-from .spec.network import Network
+from .surgery import spare_plain_layers
 
 
 def rule_keep(
@@ -90,13 +90,3 @@ def _decaying(network: Network, config: Config) -> Array:
     """1 for a gate all of whose block decays, else 0: (G,)."""
     groups = [np.full(b.gates, all(decays(config, name) for name in b.names), dtype=np.float64) for b in blocks(network)]
     return np.concatenate([np.zeros(0), *groups])
-
-
-def spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
-    """`keep` (G,), but a plain layer never loses all its units: the one with the largest θ stays."""
-    keep = keep.copy()
-    for group in network.gates:
-        plain_layer = isinstance(network.layers[group.position], UnitGate)
-        if plain_layer and not keep[group.slice].any():
-            keep[group.start + int(theta[group.slice].argmax())] = True
-    return keep
