@@ -151,9 +151,10 @@ def _as_folder(name: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import config, experiment, report, warmup
+    from . import experiment, report, warmup
     from .output import figures, tables
     from .output.progress import Progress
+    from .training import config
 
     progress = Progress()
     told: list[bool] = []

@@ -137,9 +137,10 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from . import config, exchange, iterative, iterative_report, pictures
+    from . import exchange, iterative, iterative_report, pictures
     from .output import figures, tables
     from .output.progress import Progress
+    from .training import config
 
     if options.compare:
         return _compare(options)

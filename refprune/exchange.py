@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import checkpoint, weightfiles
+from . import weightfiles
 from .arrays import Array, Arrays
 from .data.dataset import Dataset
 from .errors import DataError, InputError
@@ -26,6 +26,7 @@ from .passes.tape import check_arrays
 from .spec import json_form, zoo
 from .spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section
 from .spec.network import Network
+from .training import checkpoint
 
 #: A layer's arrays: those of `Layer.parameter_keys`, and for batch-norm its running statistics.
 STATISTICS = ("mean", "variance")
@@ -216,7 +217,7 @@ def _as(arrays: Mapping[str, Array], dtype: str) -> Arrays:
 
 def _data_of(directory: Path) -> tuple[str | None, int | None]:
     """`data` and `training_images` by the nearest config.toml, in the folder or the one above."""
-    from . import config
+    from .training import config
 
     for folder in (directory, directory.parent):
         if (folder / "config.toml").is_file():

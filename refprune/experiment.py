@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, config, equivalence, settle, train
+from . import backend
 from . import environment as environments
 from .arrays import Array
 from .backend import Backend
-from .config import Config
 from .data import sets
 from .errors import InputError
 from .gates import magnitude
@@ -35,7 +34,14 @@ from .spec import cost as network_cost
 from .spec import json_form, zoo
 from .spec.layers import Section
 from .spec.network import Network
-from .train import Images, NonFiniteLoss, Score, State
+from .training import checkpoint, config, decide, equivalence
+from .training.config import Config
+from .training.evaluate import Score, evaluate
+from .training.images import Images, epoch_batches, prepare_images
+from .training.pressure import penalties, penalty_of, pressed
+from .training.removal import Pruned, gates_kept, remove_gates
+from .training.state import State, initial_state, non_finite_parameter, ungated
+from .training.step import NonFiniteLoss, train_step
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
 SCRATCH_SEED = 1_000_000
@@ -66,7 +72,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
     dataset = sets.load(settings.data.name, data_directory)
     network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
-    network = train.pressed(network, settings)
+    network = pressed(network, settings)
     networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
     (gated,) = networks.values()
     if settings.gates.estimator == "exact" and gated.gate_count > MAX_ENUMERATED_GATES:
@@ -76,13 +82,13 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     (outputs,) = network.output_shape
     if dataset.classes > outputs:
         raise InputError(f"data.name: {dataset.name} has {dataset.classes} classes, the network {outputs} outputs")
-    images, test = train.prepare(dataset, settings, network.scaling)
+    images, test = prepare_images(dataset, settings, network.scaling)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads
     engine = backend.by_name(settings.training.backend, threads=threads or None)
     if settings.unpruned and network.gate_count:
-        networks["unpruned"] = train.ungated(network)
+        networks["unpruned"] = ungated(network)
     return Setup(settings, dataset.name, environments.describe(dataset), networks, network, images, test, engine)
 
 
@@ -235,7 +241,7 @@ class TrainingRun:
         remains = sorted(p.name for p in self.directory.glob("checkpoint-*.npz"))
         if remains:
             raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")
-        state = train.init(self.settings, self.network)
+        state = initial_state(self.settings, self.network)
         log = {"identity": identity, "metrics_bytes": 0, "seconds": 0.0, "first_step_seconds": None}
         log |= {"removals": [], "decisions": [], "gates_on": 0, "rounded": 0.0}
         self._truncate_metrics(0)
@@ -247,7 +253,7 @@ class TrainingRun:
         epoch = state.step // self.steps_per_epoch
         if epoch < self.epochs:
             return True
-        off, on = settle.decided(state, self.settings)
+        off, on = decide.decided(state, self.settings)
         wants_more = self.settings.gates.undecided == "continue" and not (off | on).all()
         return wants_more and epoch < self.settings.gates.max_epochs
 
@@ -260,17 +266,17 @@ class TrainingRun:
             if gates.magnitude > 0.0 and epoch == gates.magnitude_epoch:
                 state = self._remove(state, magnitude.keep_largest(state.network, state.params, gates.magnitude))
             if gates.decide_epoch and epoch == gates.decide_epoch:
-                settled = settle.settle_gates(state, self.setup.images, self.settings, self.setup.engine)
+                settled = decide.settle_gates(state, self.setup.images, self.settings, self.setup.engine)
                 self._record_settled(state, settled)
                 state = settled.state
-        for x, labels in train.epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
+        for x, labels in epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
-            state, metrics = train.step(
+            state, metrics = train_step(
                 state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
             )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
             if state.step % self.settings.gates.removal_every == 0:
-                keep = train.keep(state, self.settings, samples=len(self.setup.images.labels))
+                keep = gates_kept(state, self.settings, samples=len(self.setup.images.labels))
                 if not keep.all():
                     state = self._remove(state, keep)
             if state.step % training.log_every == 0:
@@ -302,15 +308,15 @@ class TrainingRun:
     def _evaluate(self, state: State, images: Images) -> Score:
         """The score, which must be finite: only then is a state worth a checkpoint."""
         named = self.settings.gates.evaluation
-        score = train.evaluate(state, images, self.setup.engine, gates=named, seed=self.settings.seed)
-        spoiled = train.non_finite_parameter(state.params)
+        score = evaluate(state, images, self.setup.engine, gates=named, seed=self.settings.seed)
+        spoiled = non_finite_parameter(state.params)
         if spoiled is not None or not np.isfinite(score.loss):
             where = "all parameters are finite" if spoiled is None else f"the first parameter that is not finite is {spoiled}"
             raise NonFiniteLoss(f"step {state.step}: the loss is {score.loss}; {where}; the last good checkpoint stays")
         return score
 
     def _remove(self, state: State, keep: Array) -> State:
-        smaller, cut, pruned = train.remove(state, keep, self.settings)
+        smaller, cut, pruned = remove_gates(state, keep, self.settings)
         fixed = np.ones(keep.shape, dtype=bool)
         fixed[cut.gates] = False
         self.log["gates_on"] += len(pruned.last)
@@ -318,7 +324,7 @@ class TrainingRun:
         return smaller
 
     def _settle(self, state: State) -> State:
-        end = settle.settle(state, self.setup.images, self.settings, self.setup.engine)
+        end = decide.settle(state, self.setup.images, self.settings, self.setup.engine)
         self._record_settled(state, end)
         score = self._evaluate(end.state, self.setup.test)
         fixed = self.gates - self.network.gate_count
@@ -332,8 +338,8 @@ class TrainingRun:
     def _objective(self, final: State, on: int) -> Summary:
         """C and J on the training images in eval mode, with `on` gates at 1 and all others at 0 (O1, O9, C4)."""
         images, decay = self.setup.images, self.settings.objective.decay
-        _, strength = train.penalties(self.settings, len(images.labels))
-        pull = train.penalty_of(final, self.settings, len(images.labels))
+        _, strength = penalties(self.settings, len(images.labels))
+        pull = penalty_of(final, self.settings, len(images.labels))
         pull = dataclasses.replace(pull, reference=reference(self.setup.whole))
         loss = self._evaluate(final, images).loss
         decayed = [w for name, w in final.params.items() if decay == "all" or name.endswith(".weight")]
@@ -341,13 +347,13 @@ class TrainingRun:
         objective = loss + 0.5 * strength * norm + pull.of_decided(final.network, on)
         return {"train_loss": loss, "gates_on": on, "objective": objective}
 
-    def _record_settled(self, state: State, settled: settle.Settlement) -> None:
+    def _record_settled(self, state: State, settled: decide.Settlement) -> None:
         self._record_removal(state, settled.cut, settled.pruned, settled.keep)
         self.log["decisions"] += [decision._asdict() for decision in settled.decisions]
         self.log["rounded"] = max(self.log["rounded"], settled.rounded)
         self.log["gates_on"] += prune(state.network, settled.keep, empty=self.settings.gates.empty).network.gate_count
 
-    def _record_removal(self, state: State, cut: Cut, pruned: train.Pruned, on: Array) -> None:
+    def _record_removal(self, state: State, cut: Cut, pruned: Pruned, on: Array) -> None:
         if not pruned.removed:
             return
         ratio = equivalence.masked_against_compact(state, cut, on.astype(np.float64), self.setup.images)

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, checkpoint, config, criteria, exchange, train
+from . import backend, criteria, exchange
 from . import environment as environments
 from .arrays import Array
-from .config import Config
 from .criteria import CRITERIA, Subject
 from .data import sets
 from .errors import InputError
@@ -32,7 +31,13 @@ from .output.progress import Progress
 from .spec import cost
 from .spec.network import Network
 from .streams import Streams
-from .train import Images, State
+from .training import checkpoint, config
+from .training.config import Config
+from .training.evaluate import evaluate
+from .training.images import Images, epoch_batches, prepare_images
+from .training.removal import cut_state
+from .training.state import State
+from .training.step import REMEDY, NonFiniteLoss, train_step
 
 Record = dict[str, Any]
 #: Share of a section's filters that one round of filter pruning takes (K6).
@@ -202,7 +207,7 @@ class _Job:
         dataset = sets.load(settings.data.name, folder)
         exchange.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
-        images, test = train.prepare(dataset, settings, network.scaling, scaled_by=scaled_by)
+        images, test = prepare_images(dataset, settings, network.scaling, scaled_by=scaled_by)
         if plan.samples > len(images.labels):
             raise InputError(f"--samples: {plan.samples} exceeds the {len(images.labels)} training images")
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
@@ -298,8 +303,8 @@ class _Job:
         else:
             cut = criteria.thinned(before.network, before.params, FILTER_SHARE)
             record |= {"removed": f"{FILTER_SHARE:.0%} of the filters", "scores": {}, "margin": None}
-        state = _fresh(train.cut_state(before, cut))
-        score = train.evaluate(state, self.test, self.engine, batch_size=BATCH)
+        state = _fresh(cut_state(before, cut))
+        score = evaluate(state, self.test, self.engine, batch_size=BATCH)
         record |= {"accuracy_before_finetuning": score.accuracy, "seconds": time.monotonic() - started}
         self.progress.line(
             f"round {number:2d}  removed {record['removed']}; test {100 * score.accuracy:6.2f} % before fine-tuning, "
@@ -324,8 +329,8 @@ class _Job:
         samples, losses = len(self.images.labels), []
         self.progress.start(f"round {number}", samples // self.settings.training.batch_size, 0)
         try:
-            for x, labels in train.epoch_batches(self.images, settings, position, augment=self.engine):
-                state, metrics = train.step(state, x, labels, settings, self.engine, samples=samples)
+            for x, labels in epoch_batches(self.images, settings, position, augment=self.engine):
+                state, metrics = train_step(state, x, labels, settings, self.engine, samples=samples)
                 losses.append(metrics.loss)
                 self.progress.advance()
         finally:
@@ -335,9 +340,9 @@ class _Job:
     # What is kept ---------------------------------------------------------------------------------------------------
 
     def _measured(self, state: State) -> Record:
-        score = train.evaluate(state, self.test, self.engine, batch_size=BATCH)
+        score = evaluate(state, self.test, self.engine, batch_size=BATCH)
         if not np.isfinite(score.loss):
-            raise train.NonFiniteLoss(f"the test loss is {score.loss}; {train.REMEDY}")
+            raise NonFiniteLoss(f"the test loss is {score.loss}; {REMEDY}")
         return {
             "test_accuracy": score.accuracy,
             "test_loss": score.loss,

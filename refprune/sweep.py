@@ -41,10 +41,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import config, experiment
-from .config import Config
+from . import experiment
 from .errors import InputError
 from .output.files import write_atomically
+from .training import config
+from .training.config import Config
 
 KEYS = ("name", "experiment", "seeds", "set", "grid", "variants")
 VARIANT_KEYS = ("name", "seeds", "group")

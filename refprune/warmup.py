@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from . import backend, config, train
-from .config import Config
+from . import backend
 from .errors import InputError
 from .spec import zoo
 from .streams import Streams
+from .training import config
+from .training.config import Config
+from .training.evaluate import evaluate
+from .training.images import Images
+from .training.state import initial_state
+from .training.step import train_step
 
 EVALUATED = 1000  # images that an evaluation takes at once
 
@@ -57,10 +62,10 @@ def warm_up(settings: Config, threads: int | None = None) -> None:
     gates = dataclasses.replace(settings.gates, estimator=estimator, warmup_epochs=0.0)
     settings = dataclasses.replace(settings, gates=gates)
     network = zoo.build(settings.network["name"], {key: v for key, v in settings.network.items() if key != "name"})
-    state = train.init(settings, network)
+    state = initial_state(settings, network)
     size, classes = settings.training.batch_size, network.output_shape[0]
     images = Streams(settings.seed).normal("warmup", 0, (max(size, EVALUATED), *network.input_shape))
     x = images.astype(settings.training.dtype)
     labels = np.arange(len(x)) % classes
-    state, _ = train.step(state, x[:size], labels[:size], settings, engine, samples=size)
-    train.evaluate(state, train.Images(x[:EVALUATED], labels[:EVALUATED]), engine, batch_size=EVALUATED)
+    state, _ = train_step(state, x[:size], labels[:size], settings, engine, samples=size)
+    evaluate(state, Images(x[:EVALUATED], labels[:EVALUATED]), engine, batch_size=EVALUATED)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from refprune import checkpoint, config, experiment
+from refprune import experiment
 from refprune.data import dataset, digits, sets
 from refprune.experiment import Progress
+from refprune.training import checkpoint, config
 
 STEPS = 6  # steps in an epoch
 TINY = dataset.Dataset("tiny", *digits.generate(8 * STEPS + 3, 20, 0), digits.CLASSES)

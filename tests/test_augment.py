@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refprune import config, train
 from refprune.backend import ORACLE, by_name
 from refprune.oracle.crop_flip import crop_flip, draw_crops
 from refprune.streams import Streams
+from refprune.training import config
+from refprune.training.images import Images, epoch_batches
 
 ENGINES = [ORACLE, by_name("numba", threads=1)]
 
@@ -70,8 +71,8 @@ def test_all_crops_are_drawn_about_equally_often():
 
 
 def batches(rules, epoch=0, first=0, augment=ORACLE):
-    images = train.Images(np.random.default_rng(0).normal(size=(20, 1, 4, 3)), np.arange(20))
-    return images.x, list(train.epoch_batches(images, rules, epoch, first, augment=augment))
+    images = Images(np.random.default_rng(0).normal(size=(20, 1, 4, 3)), np.arange(20))
+    return images.x, list(epoch_batches(images, rules, epoch, first, augment=augment))
 
 
 def rules(**data):

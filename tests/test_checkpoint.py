@@ -10,7 +10,6 @@ import shutil
 import numpy as np
 import pytest
 
-from refprune import checkpoint, train
 from refprune.errors import InputError
 from refprune.gates.penalty import reference
 from refprune.passes.parameters import initial_statistics, initialise
@@ -18,6 +17,10 @@ from refprune.spec import json_form
 from refprune.spec.layers import Activation, BatchNorm, Dense, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import checkpoint
+from refprune.training.removal import cut_state
+from refprune.training.state import State
+from refprune.training.step import prune
 
 GROUPS = ("params", "velocity", "statistics")
 
@@ -38,7 +41,7 @@ def state(seed=0, dtype="float64", step=7, made=None):
     number = np.arange(3, 3 + made.gate_count)
     evidence = streams.uniform("slope", 0, theta.shape), 2**40 + number
     counters = {"step": step, "macs": 2**63 + 1, "finished": step > 100, "start": reference(made)}
-    return train.State(made, params, velocity, statistics, theta, number, *evidence, **counters)
+    return State(made, params, velocity, statistics, theta, number, *evidence, **counters)
 
 
 RUN = {"config": "abc", "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "none": None, "naïve ≡": [True, "\N{PARTY POPPER}"]}
@@ -91,8 +94,8 @@ def test_a_pruned_network_comes_back(tmp_path):
     """The network that is left after removals is in the checkpoint, not the one of the configuration."""
     whole = state()
     keep = np.array([True, False, True, False, True, True, False])
-    cut = train.prune(whole.network, keep)
-    small = train.cut_state(whole, cut)
+    cut = prune(whole.network, keep)
+    small = cut_state(whole, cut)
     checkpoint.save(tmp_path, small, RUN)
     assert_same(checkpoint.load(tmp_path).state, small)
 

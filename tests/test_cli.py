@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, config, equivalence, experiment, report, settle, train
+from refprune import cli, experiment, report
 from refprune.data import dataset, digits, sets
 from refprune.errors import InputError
 from refprune.output import figures, progress, tables
 from refprune.spec import zoo
-from refprune.training import presets
+from refprune.training import config, decide, equivalence, presets
+from refprune.training.step import NonFiniteLoss
 
 TINY = dataset.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
 SET = [
@@ -302,15 +303,15 @@ def test_a_loss_that_is_no_number_is_one_sentence(command, tiny_data):
 
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
-    original = settle.settle
+    original = decide.settle
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(settle, "settle", interrupt)
+    monkeypatch.setattr(decide, "settle", interrupt)
     code, _, err = command("run", *SET, "--out", "r")
     assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR, a sweep with the same command\n")
-    monkeypatch.setattr(settle, "settle", original)
+    monkeypatch.setattr(decide, "settle", original)
     code, out, err = command("run", "--resume", "r")
     assert (code, err) == (0, "")
     assert "report: r/report.html" in out
@@ -439,7 +440,7 @@ def test_crosses_stand_on_the_curve_where_the_gate_was_removed():
 
 def test_input_errors_are_value_errors():
     assert issubclass(InputError, ValueError)
-    assert issubclass(train.NonFiniteLoss, InputError)
+    assert issubclass(NonFiniteLoss, InputError)
 
 
 def test_a_name_cannot_leave_the_folder_of_runs(command, tiny_data):

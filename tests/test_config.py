@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refprune import config
-from refprune.config import Config, Data, Gates, Objective, Optimiser, Training
 from refprune.errors import InputError
 from refprune.gates.estimators import ESTIMATORS
 from refprune.spec import zoo
-from refprune.training import presets
+from refprune.training import config, presets
+from refprune.training.config import Config, Data, Gates, Objective, Optimiser, Training
 
 
 def refused(values, *words):

@@ -9,7 +9,7 @@ import safetensors.numpy
 import torch
 from tolerance import assert_close, gamma
 
-from refprune import checkpoint, config, exchange, train
+from refprune import exchange
 from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE
 from refprune.data import sets
@@ -22,6 +22,8 @@ from refprune.spec import json_form, zoo
 from refprune.spec.layers import BatchNorm, Conv, Dense, Flatten, Section
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import checkpoint, config
+from refprune.training.state import initial_state, ungated
 
 BLOCKS = (3, 2, 1)
 NETWORK = zoo.resnet_cifar_keras(BLOCKS, width=2)
@@ -185,7 +187,7 @@ def test_a_json_spec(tmp_path):
 def test_a_checkpoint_folder(tmp_path):
     rules = config.from_dict({"data": {"name": "synthetic-digits"}})
     network = zoo.residual_mlp(sections=2, width=3)
-    state = dataclasses.replace(train.init(rules, train.ungated(network)), finished=True)
+    state = dataclasses.replace(initial_state(rules, ungated(network)), finished=True)
     (tmp_path / "config.toml").write_text(config.to_toml(rules))
     (tmp_path / "unpruned").mkdir()
     checkpoint.save(tmp_path / "unpruned", state, {})

@@ -17,7 +17,7 @@ from experiments import (
     whole_run,
 )
 
-from refprune import checkpoint, config, equivalence, experiment, report, train
+from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
@@ -27,6 +27,11 @@ from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Dense, Flatten
 from refprune.spec.network import Network
+from refprune.training import checkpoint, config, equivalence
+from refprune.training.evaluate import evaluate
+from refprune.training.images import prepare_images
+from refprune.training.removal import remove_gates
+from refprune.training.state import initial_state
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +80,7 @@ def test_the_summary(whole):
         for key, count in (("parameters", cost.parameters), ("macs_per_image", cost.macs)):
             assert run[key] == count(end.network)
             assert run[f"{key}_at_start"] == count(network)
-        score = train.evaluate(end, train.prepare(TINY, settings())[1], ORACLE)
+        score = evaluate(end, prepare_images(TINY, settings())[1], ORACLE)
         assert (run["test_loss"], run["test_accuracy"]) == score
         assert 0.0 < run["first_step_seconds"] <= run["seconds"]
     pruned, unpruned = summary["runs"].values()
@@ -153,10 +158,10 @@ def test_every_removal_was_compared_with_the_masked_network(whole):
 def test_that_comparison_finds_a_network_that_is_not_the_masked_one():
     """A test of the test: the removed gate left on, and one weight 1e-9 off."""
     rules = settings(training={"dtype": "float64"})
-    images, _ = train.prepare(TINY, rules)
-    state = train.init(rules, zoo.residual_mlp(3, 6))
+    images, _ = prepare_images(TINY, rules)
+    state = initial_state(rules, zoo.residual_mlp(3, 6))
     keep = np.array([True, False, True])
-    _, cut, _ = train.remove(state, keep, rules)
+    _, cut, _ = remove_gates(state, keep, rules)
     assert equivalence.masked_against_compact(state, cut, keep * 1.0, images) <= 1.0
     assert equivalence.masked_against_compact(state, cut, np.ones(3), images) > 1e6
 
@@ -179,7 +184,7 @@ def test_without_the_comparison_only_the_pruned_run_is_there(tmp_path):
 def test_the_objective_is_counted_again(whole):
     """J of both networks from their checkpoints, by the oracle: loss on the training images, β a gate that is on, ½λ‖W‖²."""
     folder, summary = whole
-    images, _ = train.prepare(TINY, settings())
+    images, _ = prepare_images(TINY, settings())
     for name, on in (("pruned", summary["runs"]["pruned"]["sections"]), ("unpruned", 3)):
         state = checkpoint.load(folder / name).state
         loss = BatchLoss(state.network, ORACLE, state.params, images.x, images.labels, state.statistics, train=False)
@@ -211,8 +216,8 @@ def test_from_scratch_trains_what_is_left_from_other_weights(tmp_path):
         assert scratch[key] == pruned[key]
     before, after = (checkpoint.load(tmp_path / "r" / name).state for name in ("pruned", "from-scratch"))
     assert before.network == after.network
-    other = train.init(dataclasses.replace(rules, seed=rules.seed + experiment.SCRATCH_SEED), before.network)
-    mine = train.init(rules, before.network)
+    other = initial_state(dataclasses.replace(rules, seed=rules.seed + experiment.SCRATCH_SEED), before.network)
+    mine = initial_state(rules, before.network)
     assert all((other.params[name] != mine.params[name]).any() for name in mine.params if name.endswith("weight"))
     shutil.rmtree(tmp_path / "r" / "from-scratch")  # stopped between the two runs
     (tmp_path / "r" / "summary.json").unlink()
@@ -240,7 +245,7 @@ def test_the_unpruned_network_starts_from_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings(training={"epochs": 1}), tmp_path / "r", progress=Stop(quiet=True))
     found = checkpoint.load(tmp_path / "r" / "unpruned").state
-    first = train.init(settings(), zoo.residual_mlp(3, 6))
+    first = initial_state(settings(), zoo.residual_mlp(3, 6))
     assert (found.step, found.network.gate_count, found.theta.size) == (0, 0, 0)
     assert list(found.params) == list(first.params)
     for name, p in first.params.items():

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from experiments import QUIET, STEPS, TINY, assert_same_runs, interrupted, lines, settings, stopped
 
-from refprune import checkpoint, experiment, report, settle, train
+from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.passes.batch_loss import BatchLoss
+from refprune.training import checkpoint, decide
+from refprune.training import step as training_step
+from refprune.training.evaluate import evaluate
+from refprune.training.images import epoch_batches, prepare_images
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +26,7 @@ def tiny_data(monkeypatch):
 
 def diverge(monkeypatch, at):
     """From step `at` on every step is far too long."""
-    step = train.step
+    step = training_step.train_step
 
     def too_long(state, x, labels, rules, engine, *, samples):
         if state.step >= at:
@@ -30,12 +34,12 @@ def diverge(monkeypatch, at):
         with np.errstate(all="ignore"):
             return step(state, x, labels, rules, engine, samples=samples)
 
-    monkeypatch.setattr(train, "step", too_long)
+    monkeypatch.setattr(training_step, "step", too_long)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     diverge(monkeypatch, at=STEPS + 2)
-    with pytest.raises(train.NonFiniteLoss, match=r"step \d+: the loss is .*; the first layer .* is \w+"):
+    with pytest.raises(training_step.NonFiniteLoss, match=r"step \d+: the loss is .*; the first layer .* is \w+"):
         experiment.run(settings(), tmp_path / "r", progress=QUIET)
     state = checkpoint.load(tmp_path / "r" / "pruned").state
     assert state.step == STEPS
@@ -51,7 +55,7 @@ def test_a_test_loss_that_is_no_number_stops_too(tmp_path, monkeypatch):
     diverge(monkeypatch, at=2 * STEPS - 1)
     with (
         np.errstate(all="ignore"),
-        pytest.raises(train.NonFiniteLoss, match=r"step 12: the loss is (nan|inf); all parameters are finite"),
+        pytest.raises(training_step.NonFiniteLoss, match=r"step 12: the loss is (nan|inf); all parameters are finite"),
     ):
         experiment.run(settings(), tmp_path / "r", progress=QUIET)
     assert checkpoint.load(tmp_path / "r" / "pruned").state.step == STEPS
@@ -59,11 +63,11 @@ def test_a_test_loss_that_is_no_number_stops_too(tmp_path, monkeypatch):
 
 def test_a_checkpoint_within_an_epoch_is_good_too(tmp_path, monkeypatch):
     diverge(monkeypatch, at=STEPS + 2)
-    with pytest.raises(train.NonFiniteLoss):
+    with pytest.raises(training_step.NonFiniteLoss):
         experiment.run(settings(training={"checkpoint_every": 1}), tmp_path / "r", progress=QUIET)
     state = checkpoint.load(tmp_path / "r" / "pruned").state
     with np.errstate(all="ignore"):
-        assert np.isfinite(train.evaluate(state, train.prepare(TINY, settings())[1], ORACLE).loss)
+        assert np.isfinite(evaluate(state, prepare_images(TINY, settings())[1], ORACLE).loss)
 
 
 # Gates that are undecided at the end --------------------------------------------------------------------------------------
@@ -112,18 +116,18 @@ def test_gates_are_decided_early_and_what_is_left_is_trained_on(tmp_path):
     rules = settings(**EARLY)
     run = experiment.run(rules, tmp_path / "r", progress=QUIET)["runs"]["pruned"]
     stopped(tmp_path / "half", rules, 2 * STEPS + 1)
-    before, images = checkpoint.load(tmp_path / "half" / "pruned").state, train.prepare(TINY, rules)[0]
+    before, images = checkpoint.load(tmp_path / "half" / "pruned").state, prepare_images(TINY, rules)[0]
     assert before.step == 2 * STEPS
     assert before.network.gate_count == 3
-    settled = settle.settle_gates(before, images, rules, ORACLE)
+    settled = decide.settle_gates(before, images, rules, ORACLE)
     assert 0 < settled.keep.sum() < 3
     assert run["decisions"] == [d._asdict() for d in settled.decisions] != []
     state = settled.state
     for epoch in (2, 3):
-        for x, labels in train.epoch_batches(images, rules, epoch):
-            state, _ = train.step(state, x, labels, rules, ORACLE, samples=len(images.labels))
+        for x, labels in epoch_batches(images, rules, epoch):
+            state, _ = training_step.train_step(state, x, labels, rules, ORACLE, samples=len(images.labels))
     assert any((state.params[name] != settled.state.params[name]).any() for name in state.params)
-    end, expected = checkpoint.load(tmp_path / "r" / "pruned").state, settle.settle(state, images, rules, ORACLE).state
+    end, expected = checkpoint.load(tmp_path / "r" / "pruned").state, decide.settle(state, images, rules, ORACLE).state
     assert (end.network, end.step, end.macs, end.finished) == (expected.network, 4 * STEPS, expected.macs, True)
     for name, p in expected.params.items():
         assert end.params[name].tobytes() == p.tobytes()

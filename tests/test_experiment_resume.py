@@ -27,10 +27,12 @@ from experiments import (
     without_seconds,
 )
 
-from refprune import checkpoint, cli, config, experiment, settle, train
+from refprune import cli, experiment
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiment import Progress
+from refprune.training import checkpoint, config, decide
+from refprune.training import step as training_step
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +112,8 @@ def test_an_interruption_between_an_epochs_last_step_and_its_score(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(train, "evaluate"), (settle, "decide"), (settle, "settle"), (settle, "remove"), (train, "remove")]
+    ("module", "name"),
+    [(training_step, "evaluate"), (decide, "decide"), (decide, "settle"), (decide, "remove"), (training_step, "remove")],
 )
 @pytest.mark.parametrize("call", [1, 3])
 def test_an_interruption_outside_the_steps(whole, tmp_path, monkeypatch, module, name, call):

@@ -14,7 +14,7 @@ from test_torch_adapter import odd_network
 from test_zoo_residual import torch_imagenet
 from torch import nn
 
-from refprune import checkpoint, cli, exchange, export
+from refprune import cli, exchange, export
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
@@ -38,7 +38,8 @@ from refprune.spec.layers import (
 )
 from refprune.spec.network import Network
 from refprune.streams import Streams
-from refprune.train import ungated
+from refprune.training import checkpoint
+from refprune.training.state import ungated
 
 WRITERS = {"onnx": onnx_file, "torch": torch_file}
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refprune import config, experiment
+from refprune import experiment
 from refprune.data import folder, sets
 from refprune.errors import DataError, InputError
+from refprune.training import config
 
 
 def write(path, pixels):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from refprune import checkpoint, cli, criteria, exchange, iterative, iterative_report, train
+from refprune import cli, criteria, exchange, iterative, iterative_report
 from refprune.backend import ORACLE
 from refprune.criteria import Subject
 from refprune.data import dataset, digits, sets, standardise
@@ -21,6 +21,12 @@ from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import checkpoint
+from refprune.training import step as training_step
+from refprune.training.evaluate import Score, evaluate
+from refprune.training.images import epoch_batches, prepare_images
+from refprune.training.removal import cut_state
+from refprune.training.state import ungated
 
 TINY = dataset.Dataset("synthetic-digits", *digits.generate(43, 20, 0), digits.CLASSES)
 QUIET = Progress(quiet=True)
@@ -81,7 +87,7 @@ def test_what_a_run_does(whole):
     assert start["macs_per_image"] == cost.macs(NETWORK)
     assert summary["stopped"].startswith("no candidate is left")
     assert summary["result"] == "round-03"
-    images, test = train.prepare(TINY, SETTINGS)
+    images, test = prepare_images(TINY, SETTINGS)
     chosen = np.sort(Streams(3).permutation("prune/samples", 0, 43)[:20])
     for number, record in enumerate(rounds[:2]):
         before = checkpoint.load(folder / f"round-{number:02d}").state
@@ -92,8 +98,8 @@ def test_what_a_run_does(whole):
         after = checkpoint.load(folder / f"round-{number + 1:02d}").state
         assert after.network == cut.network
         unfinished = dataclasses.replace(before, network=cut.network, params=cut.arrays(before.params))
-        assert record["accuracy_before_finetuning"] == train.evaluate(unfinished, test, ORACLE).accuracy
-        assert record["test_accuracy"] == train.evaluate(after, test, ORACLE).accuracy
+        assert record["accuracy_before_finetuning"] == evaluate(unfinished, test, ORACLE).accuracy
+        assert record["test_accuracy"] == evaluate(after, test, ORACLE).accuracy
         assert record["macs_per_image"] == cost.macs(after.network)
         assert record["parameters"] == cost.parameters(after.network)
         assert len(record["finetune"]) == 2
@@ -106,12 +112,12 @@ def test_fine_tuning_is_training(whole):
     folder, _ = whole
     before = checkpoint.load(folder / "round-01").state
     record = checkpoint.load(folder / "round-02").run
-    state = train.cut_state(before, criteria.without(before.network, [record["removed"]]))
+    state = cut_state(before, criteria.without(before.network, [record["removed"]]))
     state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
-    images, _ = train.prepare(TINY, SETTINGS)
+    images, _ = prepare_images(TINY, SETTINGS)
     for epoch in (2, 3):
-        for x, labels in train.epoch_batches(images, SETTINGS, epoch, augment=ORACLE):
-            state, _ = train.step(state, x, labels, SETTINGS, ORACLE, samples=43)
+        for x, labels in epoch_batches(images, SETTINGS, epoch, augment=ORACLE):
+            state, _ = training_step.train_step(state, x, labels, SETTINGS, ORACLE, samples=43)
     for name, array in arrays(folder / "round-02").items():
         group, _, key = name.partition("/")
         np.testing.assert_array_equal(array, getattr(state, group)[key])
@@ -128,12 +134,12 @@ def test_the_rate_falls_with_the_macs(tmp_path):
     assert want[0] == 0.05
     assert want[-1] == pytest.approx(0.05 * 0.01)
     before, after = (checkpoint.load(tmp_path / "run" / f"round-{n:02d}").state for n in (1, 2))
-    state = train.cut_state(before, criteria.without(before.network, [records[2]["removed"]]))
+    state = cut_state(before, criteria.without(before.network, [records[2]["removed"]]))
     state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
     settings = dataclasses.replace(SETTINGS, optimiser=dataclasses.replace(SETTINGS.optimiser, learning_rate=want[1]))
-    images, _ = train.prepare(TINY, settings)
-    for x, labels in train.epoch_batches(images, settings, 1, augment=ORACLE):
-        state, _ = train.step(state, x, labels, settings, ORACLE, samples=43)
+    images, _ = prepare_images(TINY, settings)
+    for x, labels in epoch_batches(images, settings, 1, augment=ORACLE):
+        state, _ = training_step.train_step(state, x, labels, settings, ORACLE, samples=43)
     for name, array in state.params.items():
         np.testing.assert_array_equal(after.params[name], array)
 
@@ -225,14 +231,14 @@ def test_every_round_draws_its_own_numbers(elaborate):
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
     """The other one makes the folder while this one loads its data."""
-    real = train.prepare
+    real = prepare_images
 
     def slow(*arguments, **options):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "environment.json").touch()
         return real(*arguments, **options)
 
-    monkeypatch.setattr(train, "prepare", slow)
+    monkeypatch.setattr(training_step, "prepare", slow)
     with pytest.raises(InputError, match="another run has just begun there"):
         run(tmp_path / "run")
 
@@ -262,7 +268,7 @@ def test_stops_at_the_target(tmp_path):
 def test_stops_below_the_least_accuracy(tmp_path, monkeypatch):
     """The network before that is the result."""
     accuracies = iter([0.9, 0.85, 0.84, 0.8, 0.79])
-    monkeypatch.setattr(train, "evaluate", lambda *a, **k: train.Score(1.0, next(accuracies)))
+    monkeypatch.setattr(training_step, "evaluate", lambda *a, **k: Score(1.0, next(accuracies)))
     summary = run(tmp_path / "run", dataclasses.replace(PLAN, least_accuracy=0.82, finetune=0))
     assert [r["test_accuracy"] for r in summary["rounds"]] == [0.9, 0.84, 0.79]
     assert summary["stopped"] == "the accuracy fell below 0.82 in round 2"
@@ -291,7 +297,7 @@ REFUSED = {
     "nu": (lambda: iterative.settings_for("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
     "gates": (lambda: iterative.check(zoo.residual_mlp(3, 4), Plan("l1")), "network: has 3 gates; trained networks have none"),
     "one image": (lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(samples=1)), "--samples: CKA takes at least 2 images"),
-    "no maps": (lambda: iterative.check(train.ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
+    "no maps": (lambda: iterative.check(ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
     "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
     "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
     "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
@@ -415,7 +421,7 @@ def test_images_are_scaled_as_the_network_saw_them(tmp_path):
     right = Predictor(again.network, ORACLE, again.params, again.statistics)(x).argmax(axis=1) == TINY.test_labels
     records = json.loads((tmp_path / "run" / "rounds.json").read_text())
     assert records[1]["test_accuracy"] == right.mean()
-    images, _ = train.prepare(TINY, SETTINGS, scaled_by=11)
+    images, _ = prepare_images(TINY, SETTINGS, scaled_by=11)
     np.testing.assert_array_equal(
         images.x, standardise.standardisation(TINY, "channel", images=11, dtype="float32")(TINY.train_images)
     )

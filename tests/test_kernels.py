@@ -22,12 +22,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import config, train
 from refprune.arrays import Array, Saved
 from refprune.backend import FUNCTIONS, FUSED, ORACLE, WITHOUT_VJP, by_name
 from refprune.errors import InputError
 from refprune.oracle import crop_flip, layers, momentum
 from refprune.spec import zoo
+from refprune.training import config
+from refprune.training.state import initial_state
+from refprune.training.step import train_step
 
 DTYPES = (np.float32, np.float64)
 FAST = by_name("numba", threads=1)
@@ -655,14 +657,14 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
     options = {"sections": 2, "width": 4} if name.startswith("residual") else {}
     network = zoo.build(name, options)
     rules = config.from_dict({"training": {"batch_size": 8}, "objective": {"weight_decay": 1e-4}})
-    state = train.init(rules, network)
+    state = initial_state(rules, network)
     backend = by_name("numba")
     left_to_numpy = {"flatten", "flatten_vjp"}
     for function in set(FUNCTIONS) - left_to_numpy:
         monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
     monkeypatch.setattr(momentum, "momentum_step", lambda *a, **k: pytest.fail("fell back to momentum_step"))
     x = np.random.default_rng(0).random((8, *network.input_shape), dtype=np.float32)
-    following, _ = train.step(state, x, np.arange(8) % 10, rules, backend, samples=8)
+    following, _ = train_step(state, x, np.arange(8) % 10, rules, backend, samples=8)
     assert all(p.dtype == np.float32 for p in following.params.values())
 
 

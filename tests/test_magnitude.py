@@ -7,7 +7,7 @@ import pytest
 from test_expected_cost import GATED
 from tolerance import assert_identical
 
-from refprune import config, experiment, train
+from refprune import experiment
 from refprune.errors import InputError
 from refprune.gates.magnitude import filter_norms, keep_largest
 from refprune.passes.parameters import initialise
@@ -15,6 +15,8 @@ from refprune.spec import cost
 from refprune.spec.layers import Dense, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import config
+from refprune.training import step as training_step
 
 RULES = {
     "network": {"name": "lenet-5", "units": True},
@@ -73,7 +75,7 @@ def test_a_run_prunes_once_and_goes_on(tmp_path):
 def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, steps):
     """Before, at and after the removal at step 6, and in the epoch behind it: the same bits at the end."""
     whole = experiment.run(config.from_dict(RULES), tmp_path / "whole")["runs"]["pruned"]
-    step, done = train.step, []
+    step, done = training_step.train_step, []
 
     def cut_off(*a, **k):
         done.append(None)
@@ -81,7 +83,7 @@ def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, s
             raise KeyboardInterrupt
         return step(*a, **k)
 
-    monkeypatch.setattr(train, "step", cut_off)
+    monkeypatch.setattr(training_step, "step", cut_off)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config.from_dict(RULES), tmp_path / "cut")
     monkeypatch.undo()

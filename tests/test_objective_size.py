@@ -8,7 +8,7 @@ import pytest
 from tolerance import assert_close, assert_identical, gamma
 from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 
-from refprune import config, experiment, report, settle, train
+from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.gates.penalty import reference
@@ -17,6 +17,12 @@ from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
+from refprune.training import config, decide
+from refprune.training.images import epoch_batches
+from refprune.training.pressure import penalty_of, pressed
+from refprune.training.removal import cut_state, remove_gates
+from refprune.training.state import NO_REFERENCE, gate_uniforms
+from refprune.training.step import train_step
 
 KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "penalty": 0.01}
 
@@ -42,10 +48,10 @@ def test_the_step_on_theta(name, scaling):
     rules = settings(objective=KNOBS | {"scaling": scaling}, gates={"learning_rate": 0.01, "unit_learning_rate": 0.5})
     state, data = start(network, rules, half(network)), images(network)
     ((x, labels),) = batches(data, rules, 1)
-    got = train.step(state, x, labels, rules, ORACLE, samples=samples)[0].theta
+    got = train_step(state, x, labels, rules, ORACLE, samples=samples)[0].theta
 
     divisor = 1 if scaling == "per_sample" else samples
-    sampled = train._gate_uniforms(state, rules.seed, 1)[0] < state.theta
+    sampled = gate_uniforms(state, rules.seed, 1)[0] < state.theta
     loss = BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
     slope = loss.gradients(loss.evaluate(sampled.astype(np.float64), run_closed=True)).gates
     want = np.empty_like(got)
@@ -74,10 +80,10 @@ def penalty_by_hand(network, theta, kind):
 def test_nu_needs_a_state_that_knows_its_start():
     network = mlp()
     rules = settings(objective={"nu": 0.1})
-    state = dataclasses.replace(start(network, rules), start=train.NO_REFERENCE)
+    state = dataclasses.replace(start(network, rules), start=NO_REFERENCE)
     ((x, labels),) = batches(images(network), rules, 1)
     with pytest.raises(InputError, match="needs a network that costs something"):
-        train.step(state, x, labels, rules, ORACLE, samples=32)
+        train_step(state, x, labels, rules, ORACLE, samples=32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -93,12 +99,12 @@ def test_removal_then_step_is_step_then_removal(name):
     theta[~keep] = 0.0
     state, data = start(network, rules, theta), images(network)
     ((x, labels),) = batches(data, rules, 1)
-    small, cut, _ = train.remove(state, keep, rules)
+    small, cut, _ = remove_gates(state, keep, rules)
     assert small.start == reference(network) != reference(small.network)
 
     def both(backend, jitter):
-        after = [train.step(s, x, labels, rules, backend, samples=32)[0] for s in (small, state)]
-        large = train.cut_state(after[1], cut)
+        after = [train_step(s, x, labels, rules, backend, samples=32)[0] for s in (small, state)]
+        large = cut_state(after[1], cut)
         found = {}
         for side, now in zip(("small", "large"), (after[0], large), strict=True):
             for group in ("params", "velocity", "statistics"):
@@ -122,10 +128,10 @@ def test_layers_only_and_units_only(balance, kinds):
     """C3: gates on which nothing presses are fixed; a scalar β presses on all."""
     network = mlp()
     rules = settings(objective={"nu": 0.1, "balance": balance})
-    assert {g.kind for g in train.pressed(network, rules).gates} == kinds
-    assert cost.macs(train.pressed(network, rules)) == cost.macs(network)
+    assert {g.kind for g in pressed(network, rules).gates} == kinds
+    assert cost.macs(pressed(network, rules)) == cost.macs(network)
     for objective in ({"nu": 0.1, "balance": balance, "penalty": 0.1}, {"balance": balance}):
-        assert train.pressed(network, settings(objective=objective)) == network
+        assert pressed(network, settings(objective=objective)) == network
 
 
 def test_a_balance_that_presses_on_nothing_is_refused():
@@ -133,11 +139,11 @@ def test_a_balance_that_presses_on_nothing_is_refused():
     lenet, plain_lenet = zoo.lenet5(units=True), zoo.lenet5()
     only_layers = settings(objective={"nu": 0.1, "balance": 1.0})
     with pytest.raises(InputError, match=r"objective.balance: 1.0 presses on layer gates alone, of which the network has none"):
-        train.pressed(lenet, only_layers)
+        pressed(lenet, only_layers)
     with pytest.raises(InputError, match=r"objective.balance: 0.0 presses on unit gates alone"):
-        train.pressed(zoo.residual_mlp(3, 4), settings(objective={"nu": 0.1, "balance": 0.0}))
-    assert train.pressed(plain_lenet, only_layers) == plain_lenet
-    assert train.pressed(lenet, settings(objective={"nu": 0.1, "balance": 0.0})) == lenet
+        pressed(zoo.residual_mlp(3, 4), settings(objective={"nu": 0.1, "balance": 0.0}))
+    assert pressed(plain_lenet, only_layers) == plain_lenet
+    assert pressed(lenet, settings(objective={"nu": 0.1, "balance": 0.0})) == lenet
 
 
 # The end -----------------------------------------------------------------------------------------------------------------
@@ -153,7 +159,7 @@ def objective_of(state, data, rules, gates):
     on, objective = gates == 1.0, rules.objective
     losses = [
         float(BatchLoss(state.network, ORACLE, state.params, x, labels, state.statistics).evaluate(gates).loss)
-        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
+        for x, labels in epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     built = prune(state.network, on, fix=on).network
     macs, parameters = (of(built) / of(state.network) for of in (cost.macs, cost.parameters))
@@ -168,13 +174,13 @@ def test_thousands_of_undecided_units_take_three_passes(nu):
     rules = settings(gates={"threshold": 0.1, "compare_at_most": 10}, objective={"nu": nu})
     theta = np.random.default_rng(0).uniform(0.2, 0.8, network.gate_count)
     state, data = start(network, rules, theta), images(network)
-    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
     assert {d.rule for d in decisions if d.gate != "section1"} == {"first_order"}
     assert [d.rule for d in decisions if d.gate == "section1"] == ["compared"]
     assert len(decisions) == (121 if decisions[0].on else 61)  # without the section its units are no question
     full = cost.macs(network) * len(data.labels)
     assert macs <= (3 + 1 + 2) * full
-    mode = settle.spare_plain_layers(network, theta >= 0.5, theta).astype(np.float64)
+    mode = decide.spare_plain_layers(network, theta >= 0.5, theta).astype(np.float64)
     best = objective_of(state, data, rules, mode)
     bound = 64 * network.gate_count * U * (abs(best) + nu)
     assert objective_of(state, data, rules, gates) <= best + bound
@@ -188,14 +194,14 @@ def test_first_order_is_the_derivative_at_the_more_likely_vertex(network, augmen
     theta = np.linspace(0.2, 0.8, 9)
     state, data = start(network, rules, theta), images(network)
     mode = (theta >= 0.5).astype(np.float64)
-    _, decisions, _ = settle.decide(state, data, rules, ORACLE)
+    _, decisions, _ = decide.decide(state, data, rules, ORACLE)
     losses, slopes = [], []
-    for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE):
+    for x, labels in epoch_batches(data, rules, 0, augment=ORACLE):
         loss = BatchLoss(network, ORACLE, state.params, x, labels)
         evaluation = loss.evaluate(mode)
         losses.append(evaluation.loss)
         slopes.append(loss.gradients(evaluation).gates)
-    cost = train.penalty_of(state, settings(objective={"nu": 0.2}), 32).gradient(mode)
+    cost = penalty_of(state, settings(objective={"nu": 0.2}), 32).gradient(mode)
     change, bound = np.mean(slopes, axis=0) + cost, 64 * U
     differences = np.array([d.objective_on - d.objective_off for d in decisions])
     assert_close("J(on) − J(off)", differences, change, bound * (np.mean(losses) + np.abs(change)))
@@ -210,7 +216,7 @@ def test_decisions_by_comparison_count_the_share_of_the_cost(balance):
     network = convolutional()
     rules = settings(objective={"nu": 3.0, "alpha": 0.25, "balance": balance})
     state, data = start(network, rules, half(network)), images(network)
-    _, decisions, _ = settle.decide(state, data, rules, ORACLE)
+    _, decisions, _ = decide.decide(state, data, rules, ORACLE)
     places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
     gates = (half(network) >= 0.5).astype(np.float64)
     for d in decisions:
@@ -318,5 +324,5 @@ def test_identical_bits_without_nu():
     for objective in ({"penalty": 0.02}, {"penalty": 0.02, "alpha": 1.0, "balance": 0.9}):
         rules = settings(objective=objective)
         ((x, labels),) = batches(images(network), rules, 1)
-        thetas.append(train.step(start(network, rules), x, labels, rules, ORACLE, samples=32)[0].theta)
+        thetas.append(train_step(start(network, rules), x, labels, rules, ORACLE, samples=32)[0].theta)
     assert_identical("θ", *thetas)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from refprune import config
 from refprune.sweep import run_directory
+from refprune.training import config
 from validation import premature
 
 #: J of the run in which nothing is protected, and of those in which one section is.

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from refprune import checkpoint, config, experiment
+from refprune import experiment
 from refprune.data import dataset
 from refprune.data import sets as image_sets
 from refprune.output.progress import Progress
-from refprune.training import presets
+from refprune.training import checkpoint, config, presets
 
 NAMES = sorted(name for name in presets.experiments() if name.startswith(("cifar10-", "imagenet-")))
 #: Has each preset, as its name says, gates on sections and on units?

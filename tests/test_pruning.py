@@ -9,12 +9,15 @@ from test_tests import fails
 from tolerance import assert_identical
 from training import TANH, convolutional, images, mlp, plain, run, settings, start
 
-from refprune import train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.gates.rules import block_norms
 from refprune.spec.layers import Activation, Dense, Section
 from refprune.spec.network import Network
+from refprune.training.images import epoch_batches
+from refprune.training.removal import gates_kept, remove_gates
+from refprune.training.state import gate_uniforms, initial_state
+from refprune.training.step import BatchLoss, train_step
 
 SAMPLES = 32
 #: Weights, pull and speeds of the same size, so that every term of H counts.
@@ -70,12 +73,12 @@ def check_attraction(rule):
 
 
 def test_attraction_is_the_half_plane():
-    check_attraction(lambda state, rules: train.keep(state, rules, samples=SAMPLES))
+    check_attraction(lambda state, rules: gates_kept(state, rules, samples=SAMPLES))
 
 
 def test_planted_mistakes_in_the_rule_are_found():
     def changed(**tables):
-        return lambda state, rules: train.keep(state, attraction(**tables), samples=SAMPLES)
+        return lambda state, rules: gates_kept(state, attraction(**tables), samples=SAMPLES)
 
     wrong = {
         "momentum forgotten": changed(optimiser={"momentum": 0.0}),
@@ -92,7 +95,7 @@ def everywhere_inside(rules, network=None, **evidence):
     """What is kept where every gate has θ = 0 and no weights: H contains that whenever anything is known."""
     network = mlp() if network is None else network
     state = known(network, rules, np.zeros(network.gate_count), **{"size": 0.0} | evidence)
-    return train.keep(state, rules, samples=SAMPLES)
+    return gates_kept(state, rules, samples=SAMPLES)
 
 
 def test_nothing_goes_before_enough_is_known():
@@ -108,7 +111,7 @@ def test_nothing_goes_while_theta_is_held():
 def test_per_data_set_scaling_is_the_same_rule():
     """−log γ = N β and N λ."""
     scaled = {"penalty": 0.4 * SAMPLES, "weight_decay": 0.3 * SAMPLES, "scaling": "per_data_set"}
-    check_attraction(lambda state, rules: train.keep(state, attraction(objective=scaled), samples=SAMPLES))
+    check_attraction(lambda state, rules: gates_kept(state, attraction(objective=scaled), samples=SAMPLES))
 
 
 def test_a_bias_that_does_not_decay_takes_the_decay_out():
@@ -116,12 +119,12 @@ def test_a_bias_that_does_not_decay_takes_the_decay_out():
     network, rules = mlp(), attraction(objective={"decay": "weights"})
     theta = np.full(network.gate_count, 0.5)
     state = known(network, rules, theta, slope=0.1, size=0.0)
-    kept, ratio = train.keep(state, rules, samples=SAMPLES), 0.02 * 0.2 / 0.01
+    kept, ratio = gates_kept(state, rules, samples=SAMPLES), 0.02 * 0.2 / 0.01
     units = np.array([0, 0, 1, 1, 1, 1, 1, 0], dtype=bool)
     for g, w in enumerate(norms_by_hand(network, state.params)):
         assert kept[g] == (not in_half_plane(w, 0.5, 0.15, 0.4, 0.3 if units[g] else 0.0, ratio))
     fast = attraction(objective={"decay": "weights", "penalty": 0.05})
-    assert (train.keep(state, fast, samples=SAMPLES) == ~units).all()
+    assert (gates_kept(state, fast, samples=SAMPLES) == ~units).all()
 
 
 def test_a_floor_that_is_too_high_keeps_everything():
@@ -137,7 +140,7 @@ def test_both_is_what_both_say():
         for rule in ("threshold", "attraction", "both"):
             rules = attraction(gates={"rule": rule, "threshold": 0.1})
             theta = np.random.default_rng(seed).uniform(0.0, 0.3, network.gate_count)
-            kept[rule] = train.keep(known(network, rules, theta, size=0.5), rules, samples=SAMPLES)
+            kept[rule] = gates_kept(known(network, rules, theta, size=0.5), rules, samples=SAMPLES)
         assert (kept["both"] == (kept["threshold"] | kept["attraction"])).all()
 
 
@@ -147,7 +150,7 @@ def test_a_plain_layer_keeps_its_best_unit_under_every_rule():
         rules = attraction(gates={"rule": rule})
         theta = np.zeros(network.gate_count)
         state = known(network, rules, theta, size=0.0)
-        assert train.keep(state, rules, samples=SAMPLES).sum() == 2
+        assert gates_kept(state, rules, samples=SAMPLES).sum() == 2
 
 
 # The evidence about κ -------------------------------------------------------------------------------------------------------
@@ -159,14 +162,14 @@ def test_the_evidence_is_the_largest_gradient(network):
     rules = attraction(gates={"rule": "attraction", "learning_rate": 1e-9})
     state, data = start(network, rules), images(network)
     largest, counted = np.zeros(network.gate_count), np.zeros(network.gate_count, dtype=np.intp)
-    for x, labels in list(train.epoch_batches(data, rules, 0)) + list(train.epoch_batches(data, rules, 1)):
-        gates = (train._gate_uniforms(state, rules.seed, 1)[0] < state.theta).astype(np.float64)
-        loss = train.BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
+    for x, labels in list(epoch_batches(data, rules, 0)) + list(epoch_batches(data, rules, 1)):
+        gates = (gate_uniforms(state, rules.seed, 1)[0] < state.theta).astype(np.float64)
+        loss = BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
         gradients = loss.gradients(loss.evaluate(gates)).params
         now = block_norms(network, gradients)
         assert (now[gates == 0.0] == 0.0).all()
         largest, counted = np.maximum(largest, now), counted + (now > 0.0)
-        state, _ = train.step(state, x, labels, rules, ORACLE, samples=SAMPLES)
+        state, _ = train_step(state, x, labels, rules, ORACLE, samples=SAMPLES)
     assert_identical("slope", state.slope, largest)
     assert_identical("seen", state.seen, counted)
     assert 0 < counted.sum() < 8 * network.gate_count  # of the eight steps
@@ -200,7 +203,7 @@ def test_the_evidence_goes_with_its_gate():
     network, rules = mlp(), attraction()
     state = dataclasses.replace(start(network, rules), slope=np.arange(8.0), seen=np.arange(10, 18), theta=np.full(8, 0.5))
     keep = np.array([False, True, True, False, True, True, True, True])
-    smaller, _, _ = train.remove(state, keep, rules)
+    smaller, _, _ = remove_gates(state, keep, rules)
     assert smaller.slope.tolist() == [1, 2, 4, 5, 6, 7]
     assert smaller.seen.tolist() == [11, 12, 14, 15, 16, 17]
 
@@ -209,8 +212,8 @@ def test_a_network_without_a_block_is_refused_at_once():
     bad = Section((Dense(3), TANH, Dense(3), Activation("sigmoid")), name="bad")
     network = Network((2,), (Dense(3), bad, Dense(2)))
     with pytest.raises(InputError, match=r"bad: bad\.sigmoid1 \(Activation\) is not 0 at 0"):
-        train.init(attraction(), network)
-    train.init(settings(), network)
+        initial_state(attraction(), network)
+    initial_state(settings(), network)
 
 
 @pytest.mark.parametrize("table", ["gates", "optimiser"])
@@ -233,14 +236,14 @@ def test_gates_go_while_training_goes_on(make, rule):
         optimiser={"learning_rate": 0.1},
         training={"epochs": 40},
     )
-    state, data, gone = train.init(rules, network), images(network), set()
+    state, data, gone = initial_state(rules, network), images(network), set()
     for epoch in range(40):
-        for x, labels in train.epoch_batches(data, rules, epoch):
-            state, _ = train.step(state, x, labels, rules, ORACLE, samples=SAMPLES)
-            keep = train.keep(state, rules, samples=SAMPLES)
+        for x, labels in epoch_batches(data, rules, epoch):
+            state, _ = train_step(state, x, labels, rules, ORACLE, samples=SAMPLES)
+            keep = gates_kept(state, rules, samples=SAMPLES)
             if not keep.all():
                 assert (state.seen[~keep] >= 5).all()
                 assert rule == "attraction" or (state.theta[~keep] == 0.0).all()
-                state, _, pruned = train.remove(state, keep, rules)
+                state, _, pruned = remove_gates(state, keep, rules)
                 gone |= set(pruned.removed)
     assert gone

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import criteria, exchange, train
+from refprune import criteria, exchange
 from refprune.backend import ORACLE, by_name
 from refprune.data import sets, standardise
 from refprune.passes.predictor import Predictor
 from refprune.spec import cost
 from refprune.spec.layers import BatchNorm, Section
+from refprune.training.evaluate import evaluate
+from refprune.training.images import Images
+from refprune.training.state import State
 
 FOLDER = Path(os.environ.get("REFPRUNE_MODELS", "")) / "resnet56-cka"
 NAMES = ["base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20))]
@@ -97,8 +100,8 @@ def test_accuracy_on_the_real_test_set(name):
     network, params, statistics, *_ = trained(name)
     x, labels = images_of_the_test_set()
     none, no_counts = np.zeros(0), np.zeros(0, np.intp)
-    state = train.State(network, params, {}, statistics, none, no_counts, none, no_counts)
-    score = train.evaluate(state, train.Images(x.astype(np.float32), labels), by_name("numba"), batch_size=250)
+    state = State(network, params, {}, statistics, none, no_counts, none, no_counts)
+    score = evaluate(state, Images(x.astype(np.float32), labels), by_name("numba"), batch_size=250)
     assert round(score.accuracy * 10_000) == round(100 * reference()[name]["test_accuracy_percent"])
     assert abs(score.loss - reference()[name]["test_cross_entropy"]) < 1e-3
 

@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from refprune import train
 from refprune.backend import ORACLE
-from refprune.config import load
 from refprune.data import sets
 from refprune.spec import zoo
+from refprune.training.config import load
+from refprune.training.images import epoch_batches, prepare_images
+from refprune.training.state import initial_state
+from refprune.training.step import train_step
 from validation import recovered
 
 TINY = (
@@ -35,12 +37,12 @@ def watched(overrides):
 
 def thetas(settings):
     """θ after every step of the training that is watched, which no rule touches."""
-    images, _ = train.prepare(sets.load(settings.data.name), settings)
+    images, _ = prepare_images(sets.load(settings.data.name), settings)
     network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
-    state, path = train.init(settings, network), []
+    state, path = initial_state(settings, network), []
     for epoch in range(settings.training.epochs):
-        for x, labels in train.epoch_batches(images, settings, epoch):
-            state, _ = train.step(state, x, labels, settings, ORACLE, samples=len(images.labels))
+        for x, labels in epoch_batches(images, settings, epoch):
+            state, _ = train_step(state, x, labels, settings, ORACLE, samples=len(images.labels))
             path.append(state.theta)
     return np.array(path)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refprune import config, sweep
+from refprune import sweep
+from refprune.training import config
 from validation import tables
 
 LEDGER = (tables.HERE / "LEDGER.md").read_text(encoding="utf-8").splitlines()

@@ -17,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import cli, config, train
+from refprune import cli
 from refprune.backend import by_name
 from refprune.kernels.machine import cache, kernel, threads
 from refprune.spec import zoo
+from refprune.training import config
+from refprune.training.state import initial_state
+from refprune.training.step import train_step
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "refprune"
@@ -361,10 +364,10 @@ def bits(threads):
     """θ and parameters after some steps, as bytes."""
     network = zoo.residual_mlp(sections=3, width=64)
     rules = config.from_dict({"training": {"batch_size": 512}})
-    state, backend = train.init(rules, network), by_name("numba", threads=threads)
+    state, backend = initial_state(rules, network), by_name("numba", threads=threads)
     x = np.random.default_rng(0).random((512, 1, 28, 28), dtype=np.float32)
     for _ in range(2):
-        state, _ = train.step(state, x, np.arange(512) % 10, rules, backend, samples=512)
+        state, _ = train_step(state, x, np.arange(512) % 10, rules, backend, samples=512)
     return b"".join([state.theta.tobytes(), *(p.tobytes() for p in state.params.values())])
 
 

@@ -19,13 +19,15 @@ from training import (
     start,
 )
 
-from refprune import settle, train
 from refprune.backend import ORACLE
 from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost
 from refprune.spec.layers import Dense, Section, UnitGate
 from refprune.spec.network import Network
+from refprune.training import decide
+from refprune.training.images import epoch_batches
+from refprune.training.pressure import penalty_of
 
 AUGMENTED = {"augmentation": "crop_flip", "padding": 1}
 
@@ -34,7 +36,7 @@ def torch_loss(state, data, rules, gates):
     """C over all batches of one size, in train mode."""
     order = [
         torch_network.evaluate(state.network, state.params, gates, x, labels, train=True)[0]["loss"]
-        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
+        for x, labels in epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     return float(np.mean(order))
 
@@ -64,7 +66,7 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
     rules = settings(gates={"threshold": 0.1}, objective={"penalty": penalty, "weight_decay": 0.7}, data=data)
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])[: network.gate_count]
     state, data = start(network, rules, theta), images(network)
-    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
     places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
     sections = [g.start for g in network.gates if g.kind == "layer"]
     undecided = [i for i in range(len(theta)) if 0.1 < theta[i] < 0.9]
@@ -80,7 +82,7 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
             want[where] = vertex
             left = gates_left(network, want)
             c = torch_loss(state, data, rules, left)
-            tolerance = e2(lambda b, jitter, w=want: {"c": jitter(settle._objective(state, data, rules, b, w)[0])})
+            tolerance = e2(lambda b, jitter, w=want: {"c": jitter(decide._objective(state, data, rules, b, w)[0])})
             objective.append(c + penalty * left.sum())
             assert_close("J", np.float64((d.objective_off, d.objective_on)[int(vertex)]), np.float64(objective[-1]),
                          tolerance["c"] + 16 * U * penalty)  # fmt: skip
@@ -98,10 +100,10 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
 def test_decided_gates_need_no_comparison():
     network, rules = mlp(), settings(gates={"threshold": 0.1})
     theta = np.array([0.0, 1.0, 0.1, 0.9, 0.95, 0.05, 1.0, 0.0])
-    gates, decisions, macs = settle.decide(start(network, rules, theta), images(network), rules, ORACLE)
+    gates, decisions, macs = decide.decide(start(network, rules, theta), images(network), rules, ORACLE)
     assert (decisions, macs) == ([], 0)
     assert_identical("gates", gates, np.round(theta))
-    off, on = settle.decided(start(network, rules, theta), rules)
+    off, on = decide.decided(start(network, rules, theta), rules)
     assert (off == (theta <= 0.1)).all()
     assert (on == (theta >= 0.9)).all()
 
@@ -112,7 +114,7 @@ def test_what_the_threshold_rounds_is_told():
     theta = np.array([0.0, 1.0, 0.35, 0.9, 0.51, 1.0, 1.0, 0.02])
     for tau, rounded, compared in ((0.5, 0.49, 0), (0.4, 0.35, 1), (0.1, 0.1, 2), (0.0, 0.0, 4)):
         rules = settings(gates={"threshold": tau, "initial": 1.0})
-        end = settle.settle(start(network, rules, theta), images(network), rules, ORACLE)
+        end = decide.settle(start(network, rules, theta), images(network), rules, ORACLE)
         assert end.rounded == pytest.approx(rounded, abs=1e-12)
         assert len(end.decisions) == compared
 
@@ -121,8 +123,8 @@ def test_settling_removes_fixes_lists_and_counts():
     network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])
     state, data = start(network, rules, theta), images(network)
-    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
-    end = settle.settle(state, data, rules, ORACLE)
+    gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
+    end = decide.settle(state, data, rules, ORACLE)
     assert end.decisions == decisions
     assert (end.keep == (gates == 1.0)).all()
     assert end.state.macs == state.macs + macs  # no statistics to re-estimate
@@ -139,7 +141,7 @@ def test_settling_removes_fixes_lists_and_counts():
 def test_the_list_says_what_became_of_a_spared_unit():
     network, rules = plain(), settings(objective={"penalty": 50.0})
     state = start(network, rules, np.full(9, 0.4))
-    end = settle.settle(state, images(network), rules, ORACLE)
+    end = decide.settle(state, images(network), rules, ORACLE)
     places = {(g.name, i): g.start + i for g in network.gates for i in range(g.stop - g.start)}
     assert end.keep.sum() == 2
     for d in end.decisions:
@@ -152,14 +154,14 @@ def test_statistics_are_estimated_again_at_the_end(augmentation):
     network = convolutional()
     rules = settings(gates={"threshold": 0.1}, objective={"penalty": 0.02}, data=augmentation)
     state, data = start(network, rules, [1.0, 1.0, 0.0, 0.8, 1.0, 1.0]), images(network)
-    end = settle.settle(state, data, rules, ORACLE)
+    end = decide.settle(state, data, rules, ORACLE)
     assert end.state.network.statistics_shapes
     moments = [
         torch_network.evaluate(end.state.network, end.state.params, np.zeros(0), x, labels, train=True)[1]
-        for x, labels in train.epoch_batches(data, rules, 0, augment=ORACLE)
+        for x, labels in epoch_batches(data, rules, 0, augment=ORACLE)
     ]
     smaller = dataclasses.replace(end.state, finished=False)
-    tolerance = e2(lambda b, jitter: {n: jitter(a) for n, a in settle._reestimate(smaller, data, rules, b)[0].items()})
+    tolerance = e2(lambda b, jitter: {n: jitter(a) for n, a in decide._reestimate(smaller, data, rules, b)[0].items()})
     for layer in moments[0]:
         mean = np.mean([m[layer][0] for m in moments], axis=0)
         variance = np.mean([m[layer][1] * m[layer][2] / (m[layer][2] - 1) for m in moments], axis=0)
@@ -175,11 +177,11 @@ def test_the_vertices_of_the_last_unit_are_those_of_the_network_that_is_built(em
     network = Network((3,), (Dense(4), TANH, section, Dense(3)))
     rules = settings(gates={"threshold": 0.1, "empty": empty})
     state, data = start(network, rules, [0.95, 0.4]), images(network)
-    _, (decision,), _ = settle.decide(state, data, rules, ORACLE)
+    _, (decision,), _ = decide.decide(state, data, rules, ORACLE)
     gates = np.array([0.0, 0.0]) if empty == "close" else np.array([1.0, 0.0])
     want = torch_loss(state, data, rules, gates)
     other = torch_loss(state, data, rules, np.array([1.0, 0.0]) if empty == "close" else np.array([0.0, 0.0]))
-    tolerance = e2(lambda b, jitter: {"c": jitter(settle._objective(state, data, rules, b, np.array([1.0, 0.0]))[0])})
+    tolerance = e2(lambda b, jitter: {"c": jitter(decide._objective(state, data, rules, b, np.array([1.0, 0.0]))[0])})
     assert_close("J", np.float64(decision.objective_off), np.float64(want), tolerance["c"])
     assert abs(want - other) > 1e3 * tolerance["c"]
 
@@ -195,13 +197,13 @@ def test_a_section_that_is_needed_is_compared_with_it_open(compare_at_most, sect
     state, data = dataclasses.replace(state, params=louder), images(network)
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(6)).tape.output
     data = data._replace(labels=whole.argmax(axis=1))
-    off, on = (settle._objective(state, data, rules, ORACLE, np.full(6, value))[0] for value in (0.0, 1.0))
+    off, on = (decide._objective(state, data, rules, ORACLE, np.full(6, value))[0] for value in (0.0, 1.0))
     assert off > on + 0.2
-    gates, decisions, _ = settle.decide(state, data, rules, ORACLE)
+    gates, decisions, _ = decide.decide(state, data, rules, ORACLE)
     assert section == 0.99 or (decisions[0].gate, decisions[0].on) == ("section1", True)
     assert gates[0] == 1.0
     assert gates[1:].any()
-    assert settle._objective(state, data, rules, ORACLE, gates)[0] <= on
+    assert decide._objective(state, data, rules, ORACLE, gates)[0] <= on
 
 
 def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
@@ -213,10 +215,10 @@ def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
     state = dataclasses.replace(state, params=louder)
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(7)).tape.output
     data = data._replace(labels=whole.argmax(axis=1))
-    gates, _, _ = settle.decide(state, data, rules, ORACLE)
+    gates, _, _ = decide.decide(state, data, rules, ORACLE)
     assert gates[1:4].any()
     assert gates[4:].any()
-    on, off, got = (settle._objective(state, data, rules, ORACLE, at)[0] for at in (np.ones(7), np.zeros(7), gates))
+    on, off, got = (decide._objective(state, data, rules, ORACLE, at)[0] for at in (np.ones(7), np.zeros(7), gates))
     assert got <= on < off - 0.1
 
 
@@ -233,14 +235,14 @@ def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_
     rules = settings(gates={"threshold": 0.1, "compare_at_most": compare_at_most}, objective={"penalty": 50.0})
     theta = np.array([section, *[0.6] * 6, 0.4, 0.6])
     state, data = start(network, rules, theta), images(network)
-    gates, decisions, macs = settle.decide(state, data, rules, ORACLE)
+    gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
     asked = [] if section == 0.05 else ["section1"]
     assert [d.gate for d in decisions] == [*asked, "unitgate1", "unitgate1"]
     assert [d.rule for d in decisions[len(asked) :]] == ["compared" if compare_at_most else "first_order"] * 2
     assert not gates[:7].any()
     full = cost.macs(network) * len(data.labels)
     assert macs <= (len(decisions) + 1) * full if compare_at_most else 5 * full
-    end = settle.settle(state, data, rules, ORACLE)
+    end = decide.settle(state, data, rules, ORACLE)
     assert end.pruned.removed["section1.unitgate1"] == end.pruned.removed["section1.unitgate2"] == 3
     assert not any(isinstance(layer, Section) for layer in end.state.network.layers)
 
@@ -251,7 +253,7 @@ def test_a_section_that_lost_its_last_unit_asks_for_no_others(empty):
     network = with_two_groups()
     rules = settings(gates={"threshold": 0.1, "empty": empty}, objective={"penalty": 50.0})
     state, data = start(network, rules, [1.0, *[0.3] * 3, *[0.6] * 3, 1.0, 1.0]), images(network)
-    gates, decisions, _ = settle.decide(state, data, rules, ORACLE)
+    gates, decisions, _ = decide.decide(state, data, rules, ORACLE)
     asked = ["section1.unitgate1"] * 3 + ["section1.unitgate2"] * 3
     assert [d.gate for d in decisions] == (asked[:3] if empty == "close" else asked)
     assert not gates[1:7].any()
@@ -265,13 +267,13 @@ def test_the_last_unit_of_a_section_costs_what_the_section_costs(objective):
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(2)).tape.output
     data = data._replace(labels=whole.argmax(axis=1))
     free = settings(gates={"threshold": 0.1})
-    gain = np.subtract(*(settle._objective(state, data, free, ORACLE, np.array([1.0, u]))[0] for u in (0.0, 1.0)))
+    gain = np.subtract(*(decide._objective(state, data, free, ORACLE, np.array([1.0, u]))[0] for u in (0.0, 1.0)))
     assert gain > 0.0
-    pull = train.penalty_of(state, settings(objective=objective), 32)
+    pull = penalty_of(state, settings(objective=objective), 32)
     closed = prune(network, np.zeros(2, dtype=bool)).network
     unit, both = (pull.value(np.ones(2)) - left for left in (pull.value(np.array([1.0, 0.0])), pull.of_decided(closed, 0)))
     assert both > unit > 0.0
     (name,) = objective
     rules = settings(gates={"threshold": 0.1}, objective={name: float(2.0 * gain / (unit + both))})
-    gates, _, _ = settle.decide(state, data, rules, ORACLE)
+    gates, _, _ = decide.decide(state, data, rules, ORACLE)
     assert gates[1] == 0.0

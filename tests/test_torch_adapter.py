@@ -8,7 +8,6 @@ import pytest
 import torch
 from network_comparison import assert_tensors
 
-from refprune import config, train
 from refprune.adapters.pytorch import model
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
@@ -41,6 +40,9 @@ from refprune.spec.layers import (
 )
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import config
+from refprune.training.state import initial_state, ungated
+from refprune.training.step import train_step
 
 U = UNIT["float64"]
 
@@ -111,16 +113,16 @@ def spread(f, runs=3):
 def test_two_sgd_steps_are_refprunes(name):
     """Parameters and running statistics after two steps of torch.optim.SGD with momentum."""
     loss = case(name)
-    network = train.ungated(loss.network)
+    network = ungated(loss.network)
     rules = config.from_dict(
         {"training": {"batch_size": 8, "dtype": "float64"}, "optimiser": {"learning_rate": 0.05, "momentum": 0.8}}
     )
-    start = dataclasses.replace(train.init(rules, network), params=dict(loss.params), statistics=dict(loss.statistics))
+    start = dataclasses.replace(initial_state(rules, network), params=dict(loss.params), statistics=dict(loss.statistics))
 
     def steps(backend):
         state = start
         for _ in range(2):
-            state, _ = train.step(state, loss.x, loss.target, rules, backend, samples=8)
+            state, _ = train_step(state, loss.x, loss.target, rules, backend, samples=8)
         return state.params | state.statistics
 
     module = module_of(dataclasses.replace(loss, network=network))

@@ -24,7 +24,6 @@ from training import (
     trajectory_tolerance,
 )
 
-from refprune import config, train
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.formulas.hyper_prior import beta_from_log_gamma, log_gamma_from_beta
@@ -34,6 +33,11 @@ from refprune.rounding.tolerance import smallest_normal
 from refprune.spec.layers import UnitGate
 from refprune.spec.network import Loss
 from refprune.streams import Streams
+from refprune.training import config
+from refprune.training.images import Images
+from refprune.training.pressure import penalties, schedule_factor
+from refprune.training.state import initial_state, ungated
+from refprune.training.step import train_step
 
 
 def torch_run(state, data, rules, count, factor):
@@ -149,9 +153,9 @@ def test_penalties_of_both_scalings(penalty, decay, samples):
     """β = −log γ/N, λ/N: multiplying by N and back costs two roundings."""
     rules = settings(objective={"penalty": penalty, "weight_decay": decay})
     whole = settings(objective={"penalty": penalty * samples, "weight_decay": decay * samples, "scaling": "per_data_set"})
-    assert train.penalties(rules, samples) == (penalty, decay)
+    assert penalties(rules, samples) == (penalty, decay)
     want = np.array([penalty, decay])
-    assert_close("penalties", np.array(train.penalties(whole, samples)), want, gamma(2, U) * want + smallest_normal(U))
+    assert_close("penalties", np.array(penalties(whole, samples)), want, gamma(2, U) * want + smallest_normal(U))
 
 
 def test_warm_up_keeps_theta_and_spends_nothing_on_it():
@@ -160,7 +164,7 @@ def test_warm_up_keeps_theta_and_spends_nothing_on_it():
     state, data = start(network, rules), images(network)
     weight = state.params["dense1.weight"]
     for t, (x, labels) in enumerate(batches(data, rules, 7)):
-        following, _ = train.step(state, x, labels, rules, ORACLE, samples=32)
+        following, _ = train_step(state, x, labels, rules, ORACLE, samples=32)
         gates = np.concatenate(
             [Streams(0).uniform(f"gates/{g.name}", t, (1, g.stop - g.start))[0] for g in network.gates]
         ) < state.theta  # fmt: skip
@@ -184,7 +188,7 @@ def test_the_last_epochs_are_paired():
     state = start(network, rules)
     for i, (x, labels) in enumerate(batches(data, rules, 8)):
         following = {
-            name: train.step(state, x, labels, settings(gates=gates), ORACLE, samples=32)[0] for name, gates in variants.items()
+            name: train_step(state, x, labels, settings(gates=gates), ORACLE, samples=32)[0] for name, gates in variants.items()
         }
         assert (following["taylor"].theta != following["paired"].theta).any()
         assert following["taylor"].macs < following["paired"].macs
@@ -202,7 +206,7 @@ def test_paired_epochs_end_where_the_gates_are_decided():
     alone = settings(gates={"estimator": "taylor", "learning_rate": 0.1})
     state, found = start(network, rules), []
     for x, labels in batches(data, rules, 4):
-        following, taylor = (train.step(state, x, labels, r, ORACLE, samples=32)[0] for r in (rules, alone))
+        following, taylor = (train_step(state, x, labels, r, ORACLE, samples=32)[0] for r in (rules, alone))
         found.append(following.macs > taylor.macs)
         state = following
     assert found == [False, False, True, True]
@@ -215,10 +219,10 @@ def test_past_the_epochs_the_estimator_stays():
     data = images(network)
     state = dataclasses.replace(start(network, rules), step=8)
     ((x, labels),) = batches(data, rules, 1)
-    past, _ = train.step(state, x, labels, rules, ORACLE, samples=32)
+    past, _ = train_step(state, x, labels, rules, ORACLE, samples=32)
     longer = dataclasses.replace(rules, training=dataclasses.replace(rules.training, epochs=100))
-    within, _ = train.step(state, x, labels, longer, ORACLE, samples=32)
-    paired, _ = train.step(state, x, labels, settings(gates=gates | {"estimator": "paired"}), ORACLE, samples=32)
+    within, _ = train_step(state, x, labels, longer, ORACLE, samples=32)
+    paired, _ = train_step(state, x, labels, settings(gates=gates | {"estimator": "paired"}), ORACLE, samples=32)
     assert past.macs == within.macs < paired.macs
     np.testing.assert_array_equal(past.theta, within.theta)
     assert (past.theta != paired.theta).any()
@@ -233,14 +237,14 @@ STEEPEST = {"constant": 0.0, "cosine": math.pi / 2, "one_cycle": 1 / 0.3, "warmu
 def test_schedules(kind):
     """Values at both ends, 1 at the top, no jump, and no change past the end."""
     grid = np.union1d(np.linspace(0.0, 1.0, 2001), KINKS.get(kind, []))
-    values = np.array([train.schedule_factor(kind, float(p)) for p in grid])
+    values = np.array([schedule_factor(kind, float(p)) for p in grid])
     assert_close("ends", values[[0, -1]], np.array(ENDS[kind]), gamma(4, U))
     assert_close("top", values.max(), np.float64(1.0), gamma(4, U))
     assert values.min() >= 0.0
     for corner in KINKS.get(kind, []):
-        assert_close(f"at {corner}", np.float64(train.schedule_factor(kind, corner)), np.float64(1.0), gamma(8, U))
+        assert_close(f"at {corner}", np.float64(schedule_factor(kind, corner)), np.float64(1.0), gamma(8, U))
     assert (np.abs(np.diff(values)) <= STEEPEST[kind] * np.diff(grid) + gamma(8, U)).all()
-    assert train.schedule_factor(kind, 7.5) == train.schedule_factor(kind, 1.0)
+    assert schedule_factor(kind, 7.5) == schedule_factor(kind, 1.0)
 
 
 @given(penalty=st.sampled_from([0.0, 0.1, 1e6]), rate=st.sampled_from([0.1, 1e6]), floor=st.floats(0.0, 0.49))
@@ -248,7 +252,7 @@ def test_theta_stays_between_floor_and_one_minus_floor(penalty, rate, floor):
     network = mlp()
     gates = {"initial": 1.0, "floor": floor, "threshold": 0.49, "learning_rate": rate, "estimator": "paired"}
     rules = settings(gates=gates, objective={"penalty": penalty})
-    first = train.init(rules, network)
+    first = initial_state(rules, network)
     assert (first.theta == 1.0 - floor).all()
     seen = []
     run(first, images(network), rules, 3, after=lambda state: (seen.append(state.theta), state)[1])
@@ -262,7 +266,7 @@ def test_the_first_state():
     """θ₀, He's weights by name, momenta 0, nothing spent; dtype as configured."""
     network = convolutional()
     rules = settings(gates={"initial": 0.3}, training={"dtype": "float32", "section_scale": 0.5})
-    state = train.init(rules, network)
+    state = initial_state(rules, network)
     assert (state.theta == 0.3).all()
     assert state.theta.dtype == np.float64
     assert (state.step, state.macs, state.finished) == (0, 0, False)
@@ -276,7 +280,7 @@ def test_the_first_state():
 def test_a_float32_run_stays_float32():
     network, rules = convolutional(), settings(training={"dtype": "float32"}, objective={"weight_decay": 0.1, "penalty": 0.1})
     data = images(network)
-    state = run(train.init(rules, network), train.Images(data.x.astype(np.float32), data.labels), rules, 2)
+    state = run(initial_state(rules, network), Images(data.x.astype(np.float32), data.labels), rules, 2)
     assert {a.dtype for n, a in named(state).items() if n != "theta"} == {np.dtype("float32")}
     assert state.theta.dtype == np.float64
 
@@ -284,7 +288,7 @@ def test_a_float32_run_stays_float32():
 def test_the_ungated_network_is_the_same_without_gates():
     for make in NETWORKS.values():
         network = make()
-        free = train.ungated(network)
+        free = ungated(network)
         assert free.gate_count == 0
         assert free.parameter_shapes == network.parameter_shapes
         assert not any(isinstance(layer, UnitGate) for layer, _ in free.placed())
@@ -294,7 +298,7 @@ def test_training_takes_the_mean_cross_entropy_only():
     """β and λ are per sample (O1); a summed loss would weigh them wrongly without a word."""
     network = dataclasses.replace(mlp(), loss=Loss("cross_entropy", "sum"))
     with pytest.raises(InputError, match=r"network\.loss: training takes the mean cross-entropy"):
-        train.init(settings(), network)
+        initial_state(settings(), network)
 
 
 def test_the_two_scalings_convert_back():

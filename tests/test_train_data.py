@@ -21,12 +21,13 @@ from training import (
     start,
 )
 
-from refprune import train
 from refprune.backend import ORACLE
 from refprune.data.dataset import Dataset
 from refprune.errors import InputError
 from refprune.passes.batch_loss import BatchLoss
 from refprune.streams import Streams
+from refprune.training.evaluate import evaluate
+from refprune.training.images import Images, epoch_batches, prepare_images
 
 
 def dataset(n=64, channels=2):
@@ -39,7 +40,7 @@ def dataset(n=64, channels=2):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_images_are_standardised_per_channel_by_the_training_images(dtype):
-    found, test = train.prepare(dataset(), settings(training={"dtype": dtype}))
+    found, test = prepare_images(dataset(), settings(training={"dtype": dtype}))
     assert found.x.dtype == test.x.dtype == dtype
     raw = dataset().train_images
     assert_identical("train", found.x, np.where(raw > 50, 1.0, np.where(raw == 20, 1.0, -1.0)).astype(dtype))
@@ -53,7 +54,7 @@ def test_images_are_standardised_per_channel_by_the_training_images(dtype):
 def test_the_limit_takes_the_first_images_and_their_mean():
     data = dataset()
     data.train_images[32:] = 7
-    found, _ = train.prepare(data, settings(data={"train_limit": 32}))
+    found, _ = prepare_images(data, settings(data={"train_limit": 32}))
     assert found.x.shape == (32, 2, 2, 2)
     assert np.unique(found.x).tolist() == [-1.0, 1.0]
     assert (found.labels == data.train_labels[:32]).all()
@@ -62,14 +63,14 @@ def test_the_limit_takes_the_first_images_and_their_mean():
 def test_a_constant_channel_becomes_zero():
     data = dataset()
     data.train_images[:, 1] = 9
-    found, _ = train.prepare(data, settings())
+    found, _ = prepare_images(data, settings())
     assert (found.x[:, 1] == 0.0).all()
     assert np.isfinite(found.x).all()
 
 
 def test_a_batch_needs_enough_images():
     with pytest.raises(InputError, match=r"training\.batch_size: 8 exceeds the 7 training images"):
-        train.prepare(dataset(), settings(data={"train_limit": 7}))
+        prepare_images(dataset(), settings(data={"train_limit": 7}))
 
 
 def test_held_out_images_stand_for_the_test_images_and_are_not_trained_on():
@@ -77,8 +78,8 @@ def test_held_out_images_stand_for_the_test_images_and_are_not_trained_on():
     count = len(data.train_labels)
     limit = count - 3
     rules = settings(data={"train_limit": limit, "holdout": 5})
-    found, held = train.prepare(data, rules)
-    plain, _ = train.prepare(
+    found, held = prepare_images(data, rules)
+    plain, _ = prepare_images(
         dataclasses.replace(data, train_images=data.train_images[: limit - 5], train_labels=data.train_labels[: limit - 5]),
         settings(),
     )
@@ -86,27 +87,27 @@ def test_held_out_images_stand_for_the_test_images_and_are_not_trained_on():
     assert (held.labels == data.train_labels[limit - 5 : limit]).all()
     assert held.x.shape == (5, *data.train_images.shape[1:])
     with pytest.raises(InputError, match=f"data.holdout: {count} leaves none"):
-        train.prepare(data, settings(data={"holdout": count}))
+        prepare_images(data, settings(data={"holdout": count}))
 
 
 @given(n=st.integers(8, 60), size=st.integers(1, 8), epoch=st.integers(0, 5), seed=st.integers(0, 3), data=st.data())
 def test_epoch_batches(n, size, epoch, seed, data):
     """Every index at most once and all but the last partial batch; the same order again; from `first` on the same rest."""
     rules = dataclasses.replace(settings(training={"batch_size": size}), seed=seed)
-    numbers = train.Images(np.arange(n) * 1.0, np.arange(n))
-    whole = [labels.tolist() for _, labels in train.epoch_batches(numbers, rules, epoch)]
+    numbers = Images(np.arange(n) * 1.0, np.arange(n))
+    whole = [labels.tolist() for _, labels in epoch_batches(numbers, rules, epoch)]
     flat = list(itertools.chain.from_iterable(whole))
     assert all(len(labels) == size for labels in whole)
     assert len(flat) == len(set(flat)) == n - n % size
-    assert all((x == labels).all() for x, labels in train.epoch_batches(numbers, rules, epoch))
+    assert all((x == labels).all() for x, labels in epoch_batches(numbers, rules, epoch))
     first = data.draw(st.integers(0, len(whole)))
-    assert [labels.tolist() for _, labels in train.epoch_batches(numbers, rules, epoch, first)] == whole[first:]
+    assert [labels.tolist() for _, labels in epoch_batches(numbers, rules, epoch, first)] == whole[first:]
     other = dataclasses.replace(rules, gates=dataclasses.replace(rules.gates, initial=0.1))
-    assert [labels.tolist() for _, labels in train.epoch_batches(numbers, other, epoch)] == whole
+    assert [labels.tolist() for _, labels in epoch_batches(numbers, other, epoch)] == whole
     if n - size >= 20:
         for changed in (
-            train.epoch_batches(numbers, rules, epoch + 1),
-            train.epoch_batches(numbers, dataclasses.replace(rules, seed=seed + 1), epoch),
+            epoch_batches(numbers, rules, epoch + 1),
+            epoch_batches(numbers, dataclasses.replace(rules, seed=seed + 1), epoch),
         ):
             assert [labels.tolist() for _, labels in changed] != whole
 
@@ -123,8 +124,8 @@ def test_evaluation(name, gates):
     want, _, _ = torch_network.evaluate(
         network, state.params, values, data.x, data.labels, statistics=state.statistics, train=False
     )
-    got = train.evaluate(state, data, ORACLE, gates=gates, batch_size=7)
-    tolerance = e2(lambda b, jitter: {"loss": jitter(train.evaluate(state, data, b, gates=gates).loss)})
+    got = evaluate(state, data, ORACLE, gates=gates, batch_size=7)
+    tolerance = e2(lambda b, jitter: {"loss": jitter(evaluate(state, data, b, gates=gates).loss)})
     assert_close("loss", np.float64(got.loss), want["loss"], tolerance["loss"])
     assert got.accuracy == np.mean(want["output"].argmax(axis=1) == data.labels)
 
@@ -133,11 +134,11 @@ def test_sampled_evaluation_is_the_mean_over_its_gates():
     """O9's third evaluation: one Ξ ~ Bern(θ) a batch from the stream "evaluation"; other numbers than training's."""
     network, rules = mlp(), settings()
     state, data = start(network, rules, np.full(8, 0.5)), images(network)
-    got = train.evaluate(state, data, ORACLE, gates="sampled", seed=3, batch_size=16)
+    got = evaluate(state, data, ORACLE, gates="sampled", seed=3, batch_size=16)
     uniforms = [Streams(3).uniform(f"evaluation/{g.name}", 0, (g.stop - g.start, 2)) for g in network.gates]
     losses = []
     for i, row in enumerate((np.concatenate(uniforms).T < 0.5).astype(np.float64)):
         x, labels = data.x[16 * i : 16 * (i + 1)], data.labels[16 * i : 16 * (i + 1)]
         losses.append(float(BatchLoss(network, ORACLE, state.params, x, labels, {}, train=False).evaluate(row).loss))
     assert_close("loss", np.float64(got.loss), np.float64(np.mean(losses)), gamma(34, U) * np.mean(losses))
-    assert got.loss != train.evaluate(state, data, ORACLE, batch_size=16).loss
+    assert got.loss != evaluate(state, data, ORACLE, batch_size=16).loss

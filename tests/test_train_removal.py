@@ -22,23 +22,27 @@ from training import (
     trajectory_tolerance,
 )
 
-from refprune import settle, train
 from refprune.backend import ORACLE
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec.layers import Conv, Dense, Flatten, Section, UnitGate
 from refprune.spec.network import Network
+from refprune.training import decide
+from refprune.training.evaluate import evaluate
+from refprune.training.removal import cut_state, gates_kept, remove_gates
+from refprune.training.state import gate_uniforms, initial_state
+from refprune.training.step import train_step
 
 
 def removed_from(network, rules, theta):
     state = start(network, rules, theta)
-    keep = train.keep(state, rules, samples=32)
-    smaller, cut, pruned = train.remove(state, keep, rules)
+    keep = gates_kept(state, rules, samples=32)
+    smaller, cut, pruned = remove_gates(state, keep, rules)
     return state, keep, smaller, cut, pruned
 
 
 def kept(network, theta, threshold):
     rules = settings(gates={"threshold": threshold})
-    return train.keep(start(network, rules, theta), rules, samples=32)
+    return gates_kept(start(network, rules, theta), rules, samples=32)
 
 
 def test_the_rule_removes_at_and_below_the_threshold():
@@ -77,8 +81,8 @@ def test_a_state_is_never_changed():
     state = start(network, rules, [0.0, 1.0, 0.0, 0.5, 0.5, 0.5])
     before = {name: array.copy() for name, array in named(state).items()}
     run(state, images(network), rules, 2)
-    train.remove(state, state.theta > 0, rules)
-    settle.settle(state, images(network), rules, ORACLE)
+    remove_gates(state, state.theta > 0, rules)
+    decide.settle(state, images(network), rules, ORACLE)
     for name, array in before.items():
         assert_identical(name, named(state)[name], array)
 
@@ -94,7 +98,7 @@ def compare_masked_and_compact(network, rules, theta, hold):
     masked = run(held(state), data, rules, 5, after=held)
     compact = run(smaller, data, rules, 5)
     tolerance = trajectory_tolerance(smaller, data, rules, 5)
-    want = named(train.cut_state(masked, cut))
+    want = named(cut_state(masked, cut))
     assert set(want) == set(named(compact))
     for name, array in named(compact).items():
         assert_close(name, array, want[name], tolerance[name])
@@ -147,7 +151,7 @@ def test_units_keep_their_random_numbers_when_another_unit_goes():
 def gates_at(state, rules, step):
     """The gates that a step samples, by group; seen in what the forward pass is given."""
     seen = {}
-    uniform = train._gate_uniforms(dataclasses.replace(state, step=step), rules.seed, rules.gates.samples)
+    uniform = gate_uniforms(dataclasses.replace(state, step=step), rules.seed, rules.gates.samples)
     for group in state.network.gates:
         seen[group.name] = uniform[:, group.slice]
     return seen
@@ -180,7 +184,7 @@ def test_the_last_unit_of_a_plain_layer_is_on_for_good(others):
     network, rules = plain(), settings()
     state = start(network, rules, np.zeros(9))
     keep = np.array([False, False, False, False, True, *others])
-    smaller, _, pruned = train.remove(state, keep, rules)
+    smaller, _, pruned = remove_gates(state, keep, rules)
     one_left = sum(others) == 1
     assert pruned.last == (("unitgate1", "unitgate2") if one_left else ("unitgate1",))
     assert [g.name for g in smaller.network.gates] == ([] if one_left else ["unitgate2"])
@@ -200,16 +204,16 @@ def test_a_section_without_units_is_closed_or_keeps_its_constant(empty):
 
 def trained(network, rules, steps):
     """Steps with removals in between, as an experiment makes them; also the widths seen."""
-    data, state, removals = images(network, 64), train.init(rules, network), []
+    data, state, removals = images(network, 64), initial_state(rules, network), []
     for x, labels in batches(data, rules, steps):
-        state, metrics = train.step(state, x, labels, rules, ORACLE, samples=64)
+        state, metrics = train_step(state, x, labels, rules, ORACLE, samples=64)
         assert math.isfinite(metrics.loss)
         assert 0 <= metrics.gates_on <= state.theta.size
-        keep = train.keep(state, rules, samples=64)
+        keep = gates_kept(state, rules, samples=64)
         if not keep.all():
-            state, _, pruned = train.remove(state, keep, rules)
+            state, _, pruned = remove_gates(state, keep, rules)
             removals.append(pruned)
-        assert (train.keep(state, rules, samples=64)).all()
+        assert (gates_kept(state, rules, samples=64)).all()
     return state, data, removals
 
 
@@ -227,11 +231,11 @@ def test_gates_go_one_after_another_and_in_the_end_none_is_left(make):
     assert removals
     assert make is mlp or any("unitgate" in group for pruned in removals for group in pruned.removed)
     assert [p.step for p in removals] == sorted(p.step for p in removals)
-    end = settle.settle(state, data, rules, ORACLE).state
+    end = decide.settle(state, data, rules, ORACLE).state
     assert end.finished
     assert end.network.gate_count == end.theta.size == 0
     assert set(end.params) == set(end.velocity) == set(end.network.parameter_shapes)
-    score = train.evaluate(end, data, ORACLE)
+    score = evaluate(end, data, ORACLE)
     assert math.isfinite(score.loss)
 
 

@@ -15,13 +15,13 @@ from training import (
     start,
 )
 
-from refprune import train
 from refprune.backend import FUNCTIONS, ORACLE
 from refprune.gates.estimators import ESTIMATORS
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec.layers import Dense, Section
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import step as training_step
 
 
 def counted():
@@ -121,13 +121,13 @@ def test_what_a_pass_saved_is_gone_before_the_update(monkeypatch, name, estimato
         return run
 
     backend = dataclasses.replace(ORACLE, **{name: watched(name) for name in ("dense", "conv2d", "tanh", "gate", "add")})
-    update = train._momentum_step
+    update = training_step._momentum_step
 
     def looking(*args):
         alive.extend(y for y in outputs if y() is not None)
         return update(*args)
 
-    monkeypatch.setattr(train, "_momentum_step", looking)
+    monkeypatch.setattr(training_step, "_momentum_step", looking)
     run(start(network, rules), images(network), rules, 1, backend)
     assert len(outputs) > 6
     assert not alive

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from refprune import config, train
 from refprune.backend import by_name
 from refprune.errors import InputError
 from refprune.gates.surgery import prune
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Section
+from refprune.training import config
+from refprune.training.state import initial_state, ungated
+from refprune.training.step import train_step
 
 #: Depth → MACs with option A (K6 for 56), parameters.
 RESNETS = {
@@ -122,7 +124,7 @@ def test_gates_of_resnets(shortcut):
     plain = zoo.build("resnet-20", {"width": 2, "shortcut": shortcut})
     assert (network.gate_count, plain.gate_count) == (9, 0)
     assert counts(network) == counts(plain)
-    assert train.ungated(network) == plain
+    assert ungated(network) == plain
     saved = counts(network)[1] - counts(prune(network, np.arange(9) != 4).network)[1]
     assert saved == 2 * 9 * 16 * 16 * 4 * 4
     assert counts(prune(network, np.arange(9) != 3).network)[1] == counts(network)[1] - (2 + 4) * 9 * 16 * 16 * 4
@@ -133,7 +135,7 @@ def test_a_small_one_trains(name):
     network = zoo.build(name, {"width": 2})
     rules = config.from_dict({"training": {"batch_size": 4}})
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-    state, metrics = train.step(train.init(rules, network), x, np.arange(4), rules, by_name("numba", threads=1), samples=4)
+    state, metrics = train_step(initial_state(rules, network), x, np.arange(4), rules, by_name("numba", threads=1), samples=4)
     assert np.isfinite(metrics.loss)
     assert all((state.velocity[name] != 0).any() for name in state.velocity)
 

@@ -18,7 +18,7 @@ from refprune.passes.tape import forward
 from refprune.spec import zoo
 from refprune.spec.layers import Section
 from refprune.streams import Streams
-from refprune.train import ungated
+from refprune.training.state import ungated
 
 
 class TorchResidual(nn.Module):

@@ -8,13 +8,16 @@ import itertools
 
 import numpy as np
 
-from refprune import config, train
 from refprune.backend import ORACLE
 from refprune.rounding.noise import noisy
 from refprune.rounding.tolerance import INJECTED, NETWORK_FACTOR, UNIT, smallest_normal
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
+from refprune.training import config
+from refprune.training.images import Images, epoch_batches
+from refprune.training.state import initial_state
+from refprune.training.step import train_step
 
 U = UNIT["float64"]
 SAME = ((1, 1), (1, 1))
@@ -53,12 +56,12 @@ def images(network, n=32, seed=5):
     streams = Streams(seed)
     (classes,) = network.output_shape
     labels = (streams.uniform("labels", 0, (n,)) * classes).astype(np.int64)
-    return train.Images(streams.normal("images", 0, (n, *network.input_shape)), labels)
+    return Images(streams.normal("images", 0, (n, *network.input_shape)), labels)
 
 
 def start(network, rules, theta=None):
     """The first state, with biases and gains off their special values, momenta off zero."""
-    state, streams = train.init(rules, network), Streams(11)
+    state, streams = initial_state(rules, network), Streams(11)
     params = {name: p + 0.2 * streams.normal(f"off/{name}", 0, p.shape) for name, p in state.params.items()}
     velocity = {name: 0.1 * streams.normal(f"velocity/{name}", 0, p.shape) for name, p in state.params.items()}
     theta = state.theta if theta is None else np.asarray(theta, dtype=np.float64)
@@ -66,14 +69,14 @@ def start(network, rules, theta=None):
 
 
 def batches(data, rules, count):
-    epochs = (train.epoch_batches(data, rules, epoch) for epoch in itertools.count())
+    epochs = (epoch_batches(data, rules, epoch) for epoch in itertools.count())
     return list(itertools.islice(itertools.chain.from_iterable(epochs), count))
 
 
 def run(state, data, rules, count, backend=ORACLE, after=lambda state: state):
     """`count` steps; `after` is applied to every state."""
     for x, labels in batches(data, rules, count):
-        state, _ = train.step(state, x, labels, rules, backend, samples=len(data.labels))
+        state, _ = train_step(state, x, labels, rules, backend, samples=len(data.labels))
         state = after(state)
     return state
 

@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refprune import config, sweep_report
+from refprune import sweep_report
 from refprune.errors import InputError
 from refprune.output.tables import text_table
 from refprune.report import read_metrics
 from refprune.sweep import run_directory
+from refprune.training import config
 
 FREE = "protect none"
 

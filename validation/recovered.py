@@ -16,11 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from refprune import backend, train
-from refprune.config import Config, load
+from refprune import backend
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.spec import zoo
+from refprune.training.config import Config, load
+from refprune.training.evaluate import evaluate
+from refprune.training.images import epoch_batches, prepare_images
+from refprune.training.removal import gates_kept
+from refprune.training.state import initial_state
+from refprune.training.step import train_step
 
 Summary = dict[str, Any]
 
@@ -30,20 +35,20 @@ BACK = 0.5
 
 def watch(settings: Config, data_directory: str | None = None) -> Summary:
     """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
-    images, test = train.prepare(sets.load(settings.data.name, data_directory), settings)
+    images, test = prepare_images(sets.load(settings.data.name, data_directory), settings)
     network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
     engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
     variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}
     watched, samples = variants["attraction"], len(images.labels)
-    state = train.init(watched, network)
+    state = initial_state(watched, network)
     first = {rule: np.full(network.gate_count, -1) for rule in RULES}
     recovered = {rule: np.zeros(network.gate_count, dtype=bool) for rule in RULES}
     for epoch in range(settings.training.epochs):
-        for x, labels in train.epoch_batches(images, watched, epoch, augment=engine):
-            state, _ = train.step(state, x, labels, watched, engine, samples=samples)
+        for x, labels in epoch_batches(images, watched, epoch, augment=engine):
+            state, _ = train_step(state, x, labels, watched, engine, samples=samples)
             for rule, variant in variants.items():
                 recovered[rule] |= (first[rule] >= 0) & (state.theta > BACK)
-                gone = ~train.keep(state, variant, samples=samples)
+                gone = ~gates_kept(state, variant, samples=samples)
                 first[rule] = np.where((first[rule] < 0) & gone, state.step, first[rule])
     names = [f"{g.name}[{i}]" if g.kind == "unit" else g.name for g in network.gates for i in range(g.stop - g.start)]
     rows = [
@@ -54,7 +59,7 @@ def watch(settings: Config, data_directory: str | None = None) -> Summary:
         }
         for g, name in enumerate(names)
     ]
-    score = train.evaluate(state, test, engine)
+    score = evaluate(state, test, engine)
     return {"seed": settings.seed, "test_accuracy": score.accuracy, "steps": state.step, "gates": rows}
 
 

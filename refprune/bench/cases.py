@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, train
 from ..arrays import Array
 from ..backend import ORACLE, Backend, by_name
 from ..data import dataset, sets
@@ -26,7 +25,10 @@ from ..passes.predictor import Predictor
 from ..spec import zoo
 from ..spec.cost import macs, training_macs
 from ..streams import Streams
-from ..train import State
+from ..training import config
+from ..training.removal import remove_gates
+from ..training.state import State, initial_state, ungated
+from ..training.step import train_step
 from . import agreement
 from .agreement import Agreement
 from .timing import Side
@@ -145,7 +147,7 @@ def _rules(setting: Setting, batch: int, learning_rate: float) -> config.Config:
 
 def network_state(setting: Setting, name: str) -> State:
     """The zoo's network without gates, as training begins."""
-    return train.init(_rules(setting, 1, TIMED_RATE), train.ungated(zoo.build(name, {})))
+    return initial_state(_rules(setting, 1, TIMED_RATE), ungated(zoo.build(name, {})))
 
 
 class Training:
@@ -156,7 +158,7 @@ class Training:
         self.rules = _rules(setting, len(labels), learning_rate)
 
     def step(self) -> None:
-        self.state, _ = train.step(self.state, self.x, self.labels, self.rules, self.backend, samples=len(self.labels))
+        self.state, _ = train_step(self.state, self.x, self.labels, self.rules, self.backend, samples=len(self.labels))
 
 
 def predictor(setting: Setting, state: State) -> Predictor:
@@ -239,11 +241,11 @@ def gated(closed: str, setting: Setting) -> Work:
     closed: "pruned", the sections have been removed; "sampled", their gates are 0 in the step.
     """
     network = zoo.build(GATED, {"gates": True})
-    whole = train.init(_rules(setting, 1, TIMED_RATE), network)
+    whole = initial_state(_rules(setting, 1, TIMED_RATE), network)
     keep = np.arange(network.gate_count) % 2 == 0
     whole = dataclasses.replace(whole, theta=np.ones(network.gate_count))
     half = dataclasses.replace(whole, theta=keep.astype(np.float64))
-    pruned, _, _ = train.remove(whole, keep, config.Config())
+    pruned, _, _ = remove_gates(whole, keep, config.Config())
     x, labels, source = images(setting, network.input_shape, GATED_BATCH)
     sides: dict[str, Side] = {
         "refprune": Training(setting, pruned if closed == "pruned" else half, x, labels).step,

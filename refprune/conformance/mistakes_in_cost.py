@@ -147,15 +147,20 @@ COST = (
     Mistake("ρ and 1 − ρ swapped", "gates.penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
     Mistake("gates of the other kind closed", "gates.penalty:Penalty._views", _closed_elsewhere, ("C3",)),
     Mistake("summands of the balance unweighted", "gates.penalty:Penalty._views", _unweighted, ("C3",)),
-    Mistake("gates that nothing presses on left open", "train:pressed", instead(lambda network, config: network), ("C3",)),
-    Mistake("reference moved along with the pruning", "train:penalty_of", result(_rebased), ("C5",)),
-    Mistake("ν not divided by N", "train:penalty_of", _nu_per_sample, ("C4",)),
-    Mistake("vertices compared by the loss alone", "settle:decide", _without_size, ("C4",)),
+    Mistake(
+        "gates that nothing presses on left open",
+        "training.pressure:pressed",
+        instead(lambda network, config: network),
+        ("C3",),
+    ),
+    Mistake("reference moved along with the pruning", "training.pressure:penalty_of", result(_rebased), ("C5",)),
+    Mistake("ν not divided by N", "training.pressure:penalty_of", _nu_per_sample, ("C4",)),
+    Mistake("vertices compared by the loss alone", "training.decide:decide", _without_size, ("C4",)),
     Mistake(
         "Σ β θ taken for ν R", "gates.penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")
     ),
     Mistake("slope at half of θ", "gates.penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
-    Mistake("start forgotten at a removal", "train:cut_state", _start_forgotten, ("C5",)),
+    Mistake("start forgotten at a removal", "training.removal:cut_state", _start_forgotten, ("C5",)),
     Mistake(
         "1/N dropped in log γ", "formulas.hyper_prior:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")
     ),

@@ -95,7 +95,7 @@ def _decides_the_other_way(f: Function) -> Function:
 OBJECTIVE = (
     Mistake(
         "scaling of the data set ignored",
-        "train:penalties",
+        "training.pressure:penalties",
         instead(lambda c, n: (c.objective.penalty, c.objective.weight_decay)),
         ("O1",),
     ),
@@ -114,19 +114,24 @@ OBJECTIVE = (
     Mistake("arm without the chain rule to θ", "gates.estimators:arm", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
     Mistake("disarm without its half", "gates.estimators:disarm", _biased(lambda g, t: 2 * g), ("O5",)),
     Mistake("taylor weighted by θ", "gates.estimators:taylor", _biased(lambda g, t: g * t), ("O5",)),
-    Mistake("projection forgotten", "train:_project", instead(lambda theta, config: theta), ("O6",)),
+    Mistake("projection forgotten", "training.state:project_theta", instead(lambda theta, config: theta), ("O6",)),
     Mistake("momentum with dampening", "oracle.momentum:momentum_step", instead(_dampened), ("O6",)),
-    Mistake("a step without weight decay", "train:step", _undecayed, ("O6",)),
-    Mistake("schedule without effect", "train:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
+    Mistake("a step without weight decay", "training.step:train_step", _undecayed, ("O6",)),
+    Mistake("schedule without effect", "training.pressure:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
     Mistake(
         "momenta lost at a removal",
-        "train:cut_state",
+        "training.removal:cut_state",
         lambda f: (
             lambda s, c: dataclasses.replace(f(s, c), velocity={n: np.zeros_like(v) for n, v in f(s, c).velocity.items()})
         ),
         ("O7",),
     ),
-    Mistake("the other gates are removed", "train:remove", lambda f: lambda s, keep, c, **k: f(s, ~keep, c, **k), ("O7",)),
+    Mistake(
+        "the other gates are removed",
+        "training.removal:remove_gates",
+        lambda f: lambda s, keep, c, **k: f(s, ~keep, c, **k),
+        ("O7",),
+    ),
     Mistake("θ < τ instead of θ ≤ τ", "gates.rules:above", instead(lambda t, tau: t >= tau), ("O7",)),
     Mistake(
         "step left out of the stream's name", "streams:Streams.words", lambda f: lambda self, p, s, n: f(self, p, 0, n), ("O8",)
@@ -134,7 +139,7 @@ OBJECTIVE = (
     Mistake("uniforms of 52 bits", "streams:Streams.uniform", result(lambda u: np.floor(u * 2.0**52) / 2.0**52), ("O8",)),
     Mistake("normals of twice the variance", "streams:Streams.normal", result(lambda z: np.sqrt(2) * z), ("O8",)),
     Mistake("permutation reversed", "streams:Streams.permutation", result(lambda p: p[::-1]), ("O8",)),
-    Mistake("the worse vertex is taken", "settle:decide", _decides_the_other_way, ("O9", "C4")),
-    Mistake("undecided gates not listed", "settle:decide", result(lambda r: (r[0], [], r[2])), ("O9", "C4")),
+    Mistake("the worse vertex is taken", "training.decide:decide", _decides_the_other_way, ("O9", "C4")),
+    Mistake("undecided gates not listed", "training.decide:decide", result(lambda r: (r[0], [], r[2])), ("O9", "C4")),
     Mistake("biased variance in the running average", "passes.statistics:update_statistics", _statistics_swapped, ("O9",)),
 )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checkpoint, exchange
+from .. import exchange
 from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
@@ -27,6 +27,7 @@ from ..rounding.tolerance import UNIT, output_tolerance
 from ..spec import json_form
 from ..spec.network import Loss
 from ..streams import Streams
+from ..training import checkpoint
 
 
 def of_run(directory: Path, run: str = "pruned") -> Trained:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..arrays import Array
-from ..config import Config
 from ..spec.network import Network
+from ..training.config import Config
 from .closing_weights import block_norms, blocks
 from .dynamics import in_domain
 from .surgery import spare_plain_layers

@@ -9,13 +9,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import train
-from ...config import Config, Objective
 from ...errors import SpecError
 from ...gates.penalty import Penalty, Reference, reference, share
 from ...spec import cost, zoo
 from ...spec.layers import Conv, Dense, GlobalAveragePool, Layer, Section, UnitGate
 from ...spec.network import Network
+from ...training import pressure as pressure_
+from ...training.config import Config, Objective
 from ..claims import CA, Claim, Context, Finding, close, exact, worst
 from ..counting import QUANTITIES, balanced, by_arrays, chain_network, eighths, is_layer, left, sections_network, table
 from ..examples import SAME, vertices_of
@@ -54,7 +54,12 @@ C3 = Claim(
     "The balance goes from units alone over the true expected complexity to layers alone.",
     "R_ρ = (1−|2ρ−1|) R(θ_l, θ_u) + max(0, 2ρ−1) R(θ_l, 1) + max(0, 1−2ρ) R(1, θ_u)",
     CA,
-    ("gates.penalty:Penalty._views", "gates.penalty:Penalty.value", "gates.penalty:Penalty.gradient", "train:pressed"),
+    (
+        "gates.penalty:Penalty._views",
+        "gates.penalty:Penalty.value",
+        "gates.penalty:Penalty.gradient",
+        "training.pressure:pressed",
+    ),
 )
 
 #: Of products and sums of positive numbers over at most 40 terms, each rounded once.
@@ -241,7 +246,7 @@ def _(context: Context) -> Finding:
             (Objective(nu=0.1, balance=rho), kinds),
             (Objective(nu=0.1, balance=rho, penalty=0.1), {"layer", "unit"}),
         ):
-            pressed = train.pressed(network, dataclasses.replace(Config(), objective=objective))
+            pressed = pressure_.pressed(network, dataclasses.replace(Config(), objective=objective))
             wrong += {g.kind for g in pressed.gates} != gated
             wrong += by_arrays(pressed) != by_arrays(network)
     return exact(wrong)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, experiment, settle, train
+from ... import experiment
 from ...arrays import Array
 from ...backend import Backend
 from ...formulas import hyper_prior
@@ -20,6 +20,12 @@ from ...passes.batch_loss import BatchLoss
 from ...spec import cost
 from ...spec.layers import Activation, Dense, Flatten, Section
 from ...spec.network import Network
+from ...training import config, decide
+from ...training.images import Images
+from ...training.pressure import penalty_of
+from ...training.removal import remove_gates
+from ...training.state import State, initial_state
+from ...training.step import train_step
 from ..claims import CA, Claim, Context, Finding, close, exact, worst
 from ..counting import (
     QUANTITIES,
@@ -40,14 +46,19 @@ C4 = Claim(
     "The objective with the size in it: three parameters beside λ, multi-affine still, so that some vertex minimises it.",
     "J = C(W, θ) + \\frac{1}{2} λ ‖W‖^2 + ν R_ρ(θ)",
     CA,
-    ("train:penalty_of", "train:step", "gates.penalty:Penalty.value", "settle:decide"),
+    ("training.pressure:penalty_of", "training.step:train_step", "gates.penalty:Penalty.value", "training.decide:decide"),
 )
 C5 = Claim(
     "C5",
     "Every gate has a pull of its own, the slope of the size; it moves with θ and as the network shrinks.",
     "β_g(θ) = ν ∂R_ρ/∂θ_g, γ_g = exp(−N β_g)",
     CA,
-    ("gates.penalty:Penalty.gradient", "train:penalty_of", "train:cut_state", "formulas.hyper_prior:log_gamma_from_beta"),
+    (
+        "gates.penalty:Penalty.gradient",
+        "training.pressure:penalty_of",
+        "training.removal:cut_state",
+        "formulas.hyper_prior:log_gamma_from_beta",
+    ),
 )
 C6 = Claim(
     "C6",
@@ -78,8 +89,8 @@ def _rules(**objective: Any) -> config.Config:
     )
 
 
-def _state(network: Network, loss: BatchLoss, rules: config.Config, theta: Array) -> train.State:
-    state = train.init(rules, network)
+def _state(network: Network, loss: BatchLoss, rules: config.Config, theta: Array) -> State:
+    state = initial_state(rules, network)
     return dataclasses.replace(state, params=dict(loss.params), statistics=dict(loss.statistics or {}), theta=theta)
 
 
@@ -98,7 +109,7 @@ def _(context: Context) -> Finding:
         nu, divisor = (0.3, 1) if scaling == "per_sample" else (1.8, 6)
         rules = _rules(nu=nu, alpha=alpha, balance=rho, scaling=scaling)
         state = _state(network, loss, rules, theta)
-        after, _ = train.step(state, loss.x, loss.target, rules, context.backend, samples=6)
+        after, _ = train_step(state, loss.x, loss.target, rules, context.backend, samples=6)
         ends = [[balanced(every, layer, moved_to(theta, g, v), alpha=alpha, rho=rho) for v in (1.0, 0.0)] for g in range(8)]
         pulls = nu / divisor * np.array([on - off for on, off in ends])
         want = np.minimum(np.maximum(theta - rates * (slopes + pulls), 0.0), 1.0)
@@ -114,7 +125,7 @@ def _(context: Context) -> Finding:
     vertices, losses = losses_at(loss, 8)
     for i, (alpha, rho) in enumerate(KNOBS):
         rules = _rules(nu=0.5, alpha=alpha, balance=rho)
-        penalty = train.penalty_of(_state(network, loss, rules, np.full(8, 0.5)), rules, 6)
+        penalty = penalty_of(_state(network, loss, rules, np.full(8, 0.5)), rules, 6)
         at_vertices = losses + 0.5 * balanced_at_vertices(every, layer, alpha=alpha, rho=rho)
         for theta in context.uniform(f"C4 {i}", 20, 8):
             chance = probabilities(vertices, theta)
@@ -134,7 +145,7 @@ def _(context: Context) -> Finding:
     for nu, alpha, rho in ((0.0, 0.5, 0.5), (0.05, 0.0, 0.9), (3.0, 0.9, 0.7)):
         rules = _rules(nu=nu, alpha=alpha, balance=rho)
         state = _state(network, loss, rules, np.array([0.45, 0.7]))
-        gates, decisions, _ = settle.decide(state, train.Images(loss.x, loss.target), rules, context.backend)
+        gates, decisions, _ = decide.decide(state, Images(loss.x, loss.target), rules, context.backend)
         vector = np.array([0.0, 1.0])
         for decision, g in zip(decisions, (1, 0), strict=False):  # the most certain first: θ = 0.7, then 0.45
             j = []
@@ -188,11 +199,11 @@ def _(context: Context) -> Finding:
     loss, every, layer = loss_of(network, context), table(network, context), is_layer(network)
     theta, findings = eighths(context, "C5 cut", 8), []
     state = _state(network, loss, rules, theta)
-    before = train.penalty_of(state, rules, 6).gradient(theta)
+    before = penalty_of(state, rules, 6).gradient(theta)
     keep = np.array([True, True, False, True, True, True, False, True])  # a unit inside a section, a summand
-    small, cut, _ = train.remove(state, keep, rules)
+    small, cut, _ = remove_gates(state, keep, rules)
     masked = np.where(keep, theta, 0.0)
-    found = train.penalty_of(small, rules, 6)
+    found = penalty_of(small, rules, 6)
     for g, slope in zip(cut.gates, found.gradient(small.theta), strict=True):
         ends = [balanced(every, layer, moved_to(masked, g, v), alpha=0.6, rho=0.4) for v in (1.0, 0.0)]
         findings.append(close(slope, 0.8 * (ends[0] - ends[1]), 1.0, ROUNDINGS))
@@ -289,10 +300,10 @@ def _(context: Context) -> Finding:
             for theta in (context.uniform("C6 steps", network.gate_count), ones):
                 count = [0]
                 state = _state(network, loss, rules, theta)
-                after, _ = train.step(state, loss.x, loss.target, rules, _counting(context.backend, count), samples=6)
+                after, _ = train_step(state, loss.x, loss.target, rules, _counting(context.backend, count), samples=6)
                 wrong += after.macs != count[0]
         held = dataclasses.replace(_rules(), gates=config.Gates(warmup_epochs=1.0))
-        after, _ = train.step(_state(network, loss, held, ones), loss.x, loss.target, held, context.backend, samples=6)
+        after, _ = train_step(_state(network, loss, held, ones), loss.x, loss.target, held, context.backend, samples=6)
         wrong += after.macs != 6 * cost.training_macs(network)
     return exact(wrong)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...config import from_dict
 from ...gates import closing_weights, rules
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
+from ...training.config import from_dict
 from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..flows import judge
 

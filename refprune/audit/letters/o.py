@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, train
 from ...arrays import Array
 from ...formulas import hyper_prior
 from ...gates import estimators
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Section
 from ...spec.network import Network
+from ...training import config
+from ...training.pressure import penalties
 from .. import figures
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 from ..examples import (
@@ -39,7 +40,7 @@ O1 = Claim(
         "gates.estimators:exact_expectation",
         "formulas.hyper_prior:beta_from_log_gamma",
         "formulas.hyper_prior:log_gamma_from_beta",
-        "train:penalties",
+        "training.pressure:penalties",
         "oracle.layers:weight_decay",
     ),
 )
@@ -134,7 +135,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     n, log_gamma, precision = 1024, -37.5, 3.0
     per_set = config.Config(objective=config.Objective(penalty=-log_gamma, weight_decay=precision, scaling="per_data_set"))
-    beta, decay = train.penalties(per_set, n)
+    beta, decay = penalties(per_set, n)
     w = context.normal("O1 w", 9)
     value, saved = context.backend.weight_decay(w, strength=decay)
     (gradient,) = context.backend.weight_decay_vjp(saved, np.ones(()))

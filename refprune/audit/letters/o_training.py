@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ... import config, settle, train
 from ...arrays import Array
 from ...gates.rules import rule_keep
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
 from ...streams import Streams
+from ...training import config, decide
+from ...training.images import Images
+from ...training.pressure import schedule_factor
+from ...training.removal import remove_gates
+from ...training.state import State, initial_state
+from ...training.step import train_step
 from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 from ..examples import dense_network, loss_of, losses_at, remembered, slopes_of
 
@@ -24,14 +29,19 @@ O6 = Claim(
     "Projected SGD converges to the stationary set of the projected ODE (Robbins-Monro).",
     "W ← W − η ∇_W J, θ ← clip(θ − η_θ ∇_θ J, 0, 1)",
     LP,
-    ("train:step", "train:_project", "train:schedule_factor", "oracle.momentum:momentum_step"),
+    (
+        "training.step:train_step",
+        "training.state:project_theta",
+        "training.pressure:schedule_factor",
+        "oracle.momentum:momentum_step",
+    ),
 )
 O7 = Claim(
     "O7",
     "A pruned gate is gone for good, with weights, optimiser state and computation; training goes on in the smaller network.",
     "θ_g ≤ τ ⇒ G ← G ∖ \\{g\\}, (W, v, θ, c) ← (W, v, θ, c)|_{ξ_g = 0}, g ∉ G ever after",
     LP,
-    ("train:remove", "train:cut_state", "gates.rules:above", "gates.surgery:spare_plain_layers"),
+    ("training.removal:remove_gates", "training.removal:cut_state", "gates.rules:above", "gates.surgery:spare_plain_layers"),
 )
 O8 = Claim(
     "O8",
@@ -45,7 +55,7 @@ O9 = Claim(
     "No silent rounding: an undecided gate takes the vertex with the smaller J, and is listed.",
     "θ_g ∈ (τ, 1−τ) : ξ_g = argmin_{ξ∈\\{0,1\\}} J",
     OURS,
-    ("settle:decide", "passes.statistics:update_statistics"),
+    ("training.decide:decide", "passes.statistics:update_statistics"),
 )
 
 ROUNDINGS = 256  # sums of 2⁸ losses
@@ -61,10 +71,10 @@ def _rules(**changes: Any) -> config.Config:
     return dataclasses.replace(plain, **changes)
 
 
-def _state(context: Context) -> tuple[train.State, Array, Array]:
+def _state(context: Context) -> tuple[State, Array, Array]:
     network = dense_network()
     loss = loss_of(network, context)
-    state = train.init(_rules(), network)
+    state = initial_state(_rules(), network)
     velocity = {n: 0.1 * context.normal(f"v {n}", *p.shape) for n, p in loss.params.items()}
     theta = np.array([0.9, 0.5, 1.0, 0.001, 0.4, 0.7, 0.999, 0.3])
     return dataclasses.replace(state, params=dict(loss.params), velocity=velocity, theta=theta), loss.x, loss.target
@@ -74,7 +84,7 @@ def _state(context: Context) -> tuple[train.State, Array, Array]:
 def _(context: Context) -> Finding:
     state, x, labels = _state(context)
     rules = _rules()
-    after, _ = train.step(state, x, labels, rules, context.backend, samples=6)
+    after, _ = train_step(state, x, labels, rules, context.backend, samples=6)
     uniform = np.concatenate(
         [Streams(0).uniform(f"gates/{g.name}", 0, (g.stop - g.start, 1))[:, 0] for g in state.network.gates]
     )
@@ -117,10 +127,10 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     state, x, labels = _state(context)
     waiting = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=2.0))
-    after, _ = train.step(state, x, labels, waiting, context.backend, samples=6)
+    after, _ = train_step(state, x, labels, waiting, context.backend, samples=6)
     wrong = int((after.theta != state.theta).any())
     for kind, wanted in (("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("warmup_stable_decay", (0, 1, 0))):
-        got = [train.schedule_factor(kind, p) for p in (0.0, 0.5, 1.0)]
+        got = [schedule_factor(kind, p) for p in (0.0, 0.5, 1.0)]
         wrong += int(np.abs(np.array(got) - wanted).max() > 4 * EPS)
     return exact(wrong)
 
@@ -139,12 +149,12 @@ def _(context: Context) -> Finding:
     theta = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
     state = dataclasses.replace(state, theta=theta)
     keep = _above(state.network, theta, 0.0)
-    small, cut, _ = train.remove(state, keep, rules)
+    small, cut, _ = remove_gates(state, keep, rules)
     wrong = int((keep != (theta > 0)).any()) + int(small.theta.size != int(keep.sum()))
     for arrays in (small.params, small.velocity):
         wrong += int({n: a.shape for n, a in arrays.items()} != dict(small.network.parameter_shapes))
-    masked, _ = train.step(state, x, labels, rules, context.backend, samples=6)
-    compact, _ = train.step(small, x, labels, rules, context.backend, samples=6)
+    masked, _ = train_step(state, x, labels, rules, context.backend, samples=6)
+    compact, _ = train_step(small, x, labels, rules, context.backend, samples=6)
     wrong += int(compact.macs >= masked.macs)
     cuts = [(cut.arrays(masked.params), compact.params), (cut.arrays(masked.velocity), compact.velocity)]
     return worst(exact(wrong), *[close(b[n], a[n], np.abs(a[n]).max() + 1, 64) for a, b in cuts for n in a])
@@ -204,20 +214,20 @@ def _(context: Context) -> Finding:
     return worst(close(z, want, np.abs(want) + 1, 16), moments)
 
 
-def _settled(context: Context) -> tuple[train.State, train.Images, config.Config]:
+def _settled(context: Context) -> tuple[State, Images, config.Config]:
     section = Section((Dense(4), Activation("relu")))
     network = Network((1, 2, 2), (Flatten(), Dense(4), section, section, Dense(3)))
     rules = _rules(gates=dataclasses.replace(_rules().gates, threshold=0.05))
-    state = train.init(rules, network)
+    state = initial_state(rules, network)
     loss = loss_of(network, context, batch=24)
     state = dataclasses.replace(state, params=dict(loss.params), theta=np.array([0.45, 0.7]))
-    return state, train.Images(loss.x, loss.target), rules
+    return state, Images(loss.x, loss.target), rules
 
 
 @O9.witness("decisions against J at the vertices, on all batches; every undecided gate is listed")
 def _(context: Context) -> Finding:
     state, images, rules = _settled(context)
-    gates, decisions, _ = settle.decide(state, images, rules, context.backend)
+    gates, decisions, _ = decide.decide(state, images, rules, context.backend)
 
     def j(vector: tuple[float, float]) -> float:
         """J at a vertex: the network is a plain formula; β = 0.01 for every gate that is on."""
@@ -245,11 +255,11 @@ def _(context: Context) -> Finding:
     ends = []
     for name in ("exact", "paired", "taylor"):
         rules = _rules(gates=dataclasses.replace(_rules().gates, estimator=name))
-        ends.append(train.step(state, x, labels, rules, context.backend, samples=6)[0].statistics)
+        ends.append(train_step(state, x, labels, rules, context.backend, samples=6)[0].statistics)
     same = sum(int((a[n] != ends[0][n]).any()) for a in ends[1:] for n in a)
     open_all = dataclasses.replace(state, theta=np.ones(8))
     rules = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=math.inf))
-    after = train.step(open_all, x, labels, rules, context.backend, samples=6)[0].statistics
+    after = train_step(open_all, x, labels, rules, context.backend, samples=6)[0].statistics
     loss = BatchLoss(state.network, context.backend, state.params, x, labels)
     seen: dict[str, Array] = {}
     loss.evaluate(np.ones(8), observe=lambda name, y: seen.update({name: y}))

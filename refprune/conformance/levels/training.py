@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from ... import train
 from ...arrays import Array, Arrays
 from ...backend import Backend
-from ...config import Config
 from ...gates.estimators import ESTIMATORS
 from ...passes.batch_loss import BatchLoss, Evaluation
 from ...passes.statistics import update_statistics
 from ...passes.tape import Gradients
 from ...spec.json_form import from_json
+from ...training.config import Config
+from ...training.state import project_theta
 from ..methods import Arguments, Description, Method
 from ..strategies import networks as strategies
 from ..strategies.structures import few
@@ -72,7 +72,7 @@ def theta_slope(step: Step, kind: str, theta: Array) -> Array:
 
 def moved_theta(theta: Array, slope: Array, beta: float, rate: float) -> Array:
     """clip(θ − η_θ(ĝ + β), 0, 1) (O6)."""
-    return train._project(theta - rate * (slope + beta), Config())
+    return project_theta(theta - rate * (slope + beta), Config())
 
 
 def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:

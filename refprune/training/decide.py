@@ -11,16 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import Array, Arrays
-from .backend import Backend
+from ..arrays import Array, Arrays
+from ..backend import Backend
+from ..gates.surgery import Cut, prune, spare_plain_layers
+from ..passes.batch_loss import BatchLoss
+from ..passes.statistics import average_statistics
+from ..passes.tape import forward
+from ..spec.cost import cost_model
+from ..spec.layers import Section
 from .config import Config
-from .gates.surgery import Cut, prune, spare_plain_layers
-from .passes.batch_loss import BatchLoss
-from .passes.statistics import average_statistics
-from .passes.tape import forward
-from .spec.cost import cost_model
-from .spec.layers import Section
-from .train import Images, NonFiniteLoss, Pruned, State, cut_state, epoch_batches, penalty_of, remove
+from .images import Images, epoch_batches
+from .pressure import penalty_of
+from .removal import Pruned, cut_state, remove_gates
+from .state import State
+from .step import NonFiniteLoss
 
 
 def decided(state: State, config: Config) -> tuple[Array, Array]:
@@ -197,7 +201,7 @@ def settle_gates(state: State, images: Images, config: Config, backend: Backend)
     gates, decisions, macs = decide(state, images, config, backend)
     keep = gates == 1.0
     rounded = float(np.abs(state.theta - gates)[np.logical_or(*decided(state, config))].max(initial=0.0))
-    smaller, cut, pruned = remove(state, keep, config, fix=keep)
+    smaller, cut, pruned = remove_gates(state, keep, config, fix=keep)
     return Settlement(dataclasses.replace(smaller, macs=state.macs + macs), keep, cut, pruned, decisions, rounded)
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .backend import NAMES
-from .errors import InputError
-from .gates.estimators import ESTIMATORS
-from .spec import zoo
-from .training import presets
+from ..backend import NAMES
+from ..errors import InputError
+from ..gates.estimators import ESTIMATORS
+from ..spec import zoo
+from . import presets
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import Array
-from .backend import ORACLE
-from .gates.surgery import Cut
-from .passes.batch_loss import BatchLoss
-from .rounding import tolerance
-from .spec import cost
-from .train import Images, State
+from ..arrays import Array
+from ..backend import ORACLE
+from ..gates.surgery import Cut
+from ..passes.batch_loss import BatchLoss
+from ..rounding import tolerance
+from ..spec import cost
+from .images import Images
+from .state import State
 
 #: The two networks are compared on so many images, and fewer where that would take too many MACs.
 IMAGES, MACS = 16, 60_000_000

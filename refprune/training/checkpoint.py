@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import __version__
-from .arrays import Array
-from .errors import InputError, SpecError
-from .gates.penalty import Reference
-from .output.files import write_atomically
-from .spec import json_form, network
-from .train import State
+from .. import __version__
+from ..arrays import Array
+from ..errors import InputError, SpecError
+from ..gates.penalty import Reference
+from ..output.files import write_atomically
+from ..spec import json_form, network
+from .state import State
 
 FORMAT = "refprune-checkpoint-2"
 NAME = "checkpoint.json"

@@ -1,0 +1,73 @@
+"""A data set as the network takes it, and its mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arrays import Array
+from ..backend import Backend
+from ..data import standardise as scalings
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..oracle.crop_flip import draw_crops
+from ..streams import Streams
+from .config import Config
+
+
+class Images(NamedTuple):
+    """A data set as the network takes it: x N×input_shape in the training dtype, standardised; labels N."""
+
+    x: Array
+    labels: Array
+
+
+def prepare_images(
+    dataset: Dataset, config: Config, scaling: str = "channel", *, scaled_by: int | None = None
+) -> tuple[Images, Images]:
+    """Training and test images as the network takes them; `scaling` is its convention (`refprune.data.standardise`).
+
+    With `data.holdout` the held-out training images stand for the test images. scaled_by: so many of the first training images
+    the scaling looks at (default: those that are trained on, so that it sees none of the held-out ones).
+    """
+    data = config.data
+    limit = data.train_limit or len(dataset.train_labels)
+    if limit > len(dataset.train_labels):
+        raise InputError(f"data.train_limit: {limit} exceeds the {len(dataset.train_labels)} training images")
+    if data.holdout >= limit:
+        raise InputError(f"data.holdout: {data.holdout} leaves none of the {limit} training images")
+    kept = limit - data.holdout
+    if kept < config.training.batch_size:
+        raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
+    scale = scalings.standardisation(
+        dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype
+    )
+    train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
+    if data.holdout:
+        return train, Images(scale(dataset.train_images[kept:limit]), dataset.train_labels[kept:limit])
+    return train, Images(scale(dataset.test_images), dataset.test_labels)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Batches, evaluation, the end
+
+
+def epoch_batches(
+    images: Images, config: Config, epoch: int, first: int = 0, *, augment: Backend | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """The epoch's mini-batches from number `first` on, in the order of the stream "shuffle"; a last partial one is left out.
+
+    augment: the backend that changes the images as `data.augmentation` says; None leaves them as they are.
+    """
+    size, data = config.training.batch_size, config.data
+    order = Streams(config.seed).permutation("shuffle", epoch, len(images.labels))
+    engine = augment if data.augmentation == "crop_flip" else None
+    crops = np.zeros((0, 3)) if engine is None else draw_crops(config.seed, epoch, len(order), data.padding)
+    for i in range(first, len(order) // size):
+        index = order[i * size : (i + 1) * size]
+        x = images.x[index]
+        if engine is not None:
+            x = engine.crop_flip(x, crops[index], padding=data.padding)
+        yield x, images.labels[index]

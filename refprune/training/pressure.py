@@ -1,0 +1,80 @@
+"""What moves W and θ beside the loss: β, λ and ν, step sizes, schedule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..arrays import Array
+from ..errors import InputError
+from ..formulas.hyper_prior import beta_from_log_gamma
+from ..gates.penalty import Penalty
+from ..gates.surgery import prune
+from ..spec.network import Network
+from .config import Config
+from .state import State
+
+
+def pressed(network: Network, config: Config) -> Network:
+    """The network without the gates that nothing presses on: with β = 0, ρ = 1 leaves the unit gates alone, ρ = 0 the layer
+    gates; they are fixed to 1 (C3: layers only, units only). InputError if no gate would be left."""
+    objective = config.objective
+    alone = {1.0: "layer", 0.0: "unit"}.get(objective.balance)
+    if alone is None or objective.penalty > 0.0 or objective.nu == 0.0:
+        return network
+    on = np.ones(network.gate_count, dtype=bool)
+    fix = np.zeros_like(on)
+    for group in network.gates:
+        fix[group.slice] = group.kind != alone
+    if fix.size and fix.all():
+        raise InputError(
+            f"objective.balance: {objective.balance} presses on {alone} gates alone, of which the network has none; "
+            "allowed are 0 for unit gates, 1 for layer gates, and what lies between"
+        )
+    return prune(network, on, fix=fix).network
+
+
+def penalties(config: Config, samples: int) -> tuple[float, float]:
+    """(β, λ) of the per-sample objective O1, whatever scaling the configuration uses."""
+    penalty, decay = config.objective.penalty, config.objective.weight_decay
+    if config.objective.scaling == "per_sample":
+        return penalty, decay
+    return beta_from_log_gamma(-penalty, samples), decay / samples
+
+
+def penalty_of(state: State, config: Config, samples: int) -> Penalty:
+    """What presses on θ, per sample: Σ β θ + ν R_ρ(θ) of the network that is left (O1, C4)."""
+    beta, _ = penalties(config, samples)
+    objective = config.objective
+    nu = objective.nu / (1 if objective.scaling == "per_sample" else samples)
+    return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance)
+
+
+def gate_rates(network: Network, config: Config) -> Array:
+    """(G,) η_θ of every gate, without the schedule's factor."""
+    rates = np.full(network.gate_count, config.gates.learning_rate)
+    for group in network.gates:
+        if group.kind == "unit" and config.gates.unit_learning_rate > 0.0:
+            rates[group.slice] = config.gates.unit_learning_rate * (group.stop - group.start)
+    return rates
+
+
+def schedule_factor(kind: str, progress: float) -> float:
+    """Factor on both step sizes at `progress` ∈ [0, 1] of the run; past the end it stays where it ended."""
+    progress = min(progress, 1.0)
+    if kind == "constant":
+        return 1.0
+    if kind == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if kind == "warmup_stable_decay":
+        return min(progress / 0.1, 1.0, (1.0 - progress) / 0.2)
+    rise = 0.3
+    if progress < rise:
+        return progress / rise
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - rise) / (1.0 - rise)))
+
+
+def learns_theta(state: State, config: Config, samples: int) -> bool:
+    warm = state.step >= config.gates.warmup_epochs * (samples // config.training.batch_size)
+    return warm and state.theta.size > 0 and config.gates.magnitude == 0.0

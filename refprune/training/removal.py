@@ -1,0 +1,67 @@
+"""Removing gates from the state of training: which go, and what goes with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from ..arrays import Array
+from ..gates import rules
+from ..gates.surgery import Cut, prune
+from ..spec.layers import UnitGate
+from .config import Config
+from .pressure import learns_theta, penalties
+from .state import State
+
+
+class Pruned(NamedTuple):
+    """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units.
+
+    last: gates of plain layers with one unit left, which cannot go and is fixed to 1.
+    """
+
+    step: int
+    removed: dict[str, int]
+    closed_for_emptiness: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def cut_state(state: State, cut: Cut) -> State:
+    """The state of the smaller network: parameters, momenta, statistics and θ without the removed gates (O7)."""
+    return dataclasses.replace(
+        state,
+        network=cut.network,
+        params=cut.arrays(state.params),
+        velocity=cut.arrays(state.velocity),
+        statistics=cut.arrays(state.statistics),
+        theta=state.theta[cut.gates],
+        number=state.number[cut.gates],
+        slope=state.slope[cut.gates],
+        seen=state.seen[cut.gates],
+    )
+
+
+def gates_kept(state: State, config: Config, *, samples: int) -> Array:
+    """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
+    if not learns_theta(state, config, samples):
+        return np.ones(state.theta.shape, dtype=bool)
+    beta, decay = penalties(config, samples)
+    evidence = state.slope, state.seen
+    return rules.rule_keep(state.network, state.params, state.theta, *evidence, config, beta=beta, decay=decay)
+
+
+def remove_gates(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:
+    """Remove the gates where `keep` is False, for good, and fix those where `fix` is True to 1.
+
+    The last unit of a plain layer is fixed to 1 too: it cannot go, so that θ = 0 would only make the network a constant.
+    """
+    network = state.network
+    removed = {g.name: int((~keep[g.slice]).sum()) for g in network.gates if not keep[g.slice].all()}
+    fix = np.zeros(keep.shape, dtype=bool) if fix is None else fix.copy()
+    last = [g for g in network.gates if isinstance(network.layers[g.position], UnitGate) and keep[g.slice].sum() == 1]
+    for group in last:
+        fix[group.slice] = keep[group.slice]
+    cut = prune(network, keep, fix=fix, empty=config.gates.empty)
+    return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness, tuple(g.name for g in last))
