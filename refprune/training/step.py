@@ -49,11 +49,11 @@ def train_step(
     kind = ESTIMATORS[name]
     _, decay = penalties(config, samples)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
-    learns_theta = learns_theta(state, config, samples)
+    moves_theta = learns_theta(state, config, samples)
 
     uniform = gate_uniforms(state, config.seed, gates.samples)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
-    run_closed = learns_theta and kind.needs_closed_paths
+    run_closed = moves_theta and kind.needs_closed_paths
     base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=run_closed)
     if not np.isfinite(base.loss):
         where = first_non_finite(loss, base.tape.gates, run_closed=run_closed)
@@ -63,11 +63,11 @@ def train_step(
     gradients = loss.gradients(base, consume=True)
     macs = base.tape.macs + gradients.macs
     slope, seen = state.slope, state.seen
-    if learns_theta and gates.rule != "threshold":
+    if moves_theta and gates.rule != "threshold":
         slope, seen = rules.observe(state.network, gradients.params, slope, seen)
 
     theta = state.theta
-    if learns_theta:
+    if moves_theta:
         estimate = kind.function(loss, base, gradients.gates, theta, uniform)
         wrong = np.flatnonzero(~np.isfinite(estimate.gradient))
         if wrong.size:
