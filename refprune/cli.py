@@ -248,7 +248,7 @@ def _data_verify(options: argparse.Namespace) -> int:
 
 
 def _zoo(options: argparse.Namespace) -> int:
-    from . import exchange
+    from .exchange import spec_of_file
     from .output import tables
     from .spec import zoo
     from .spec.cost import flops, macs, parameters, per_layer
@@ -261,7 +261,7 @@ def _zoo(options: argparse.Namespace) -> int:
         if options.name.partition(":")[0] not in zoo.NETWORKS:
             known = ", ".join([*zoo.NETWORKS, *presets.experiments()])
             raise InputError(f"zoo: {options.name!r} is neither a network nor an experiment; there are {known}")
-        network = exchange.network_for(options.name, {})
+        network = spec_of_file.network_for(options.name, {})
         table: list[tuple[str, ...]] = [("layer", "kind", "input", "output", "parameters", "MACs")]
         for cost in per_layer(network):
             shapes = ("×".join(map(str, shape)) for shape in (cost.input_shape, cost.output_shape))
@@ -279,7 +279,7 @@ def _zoo(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from . import export
+    from .exchange import export
     from .spec import json_form
 
     if not (options.npz or options.onnx or options.torch or options.spec):
@@ -288,7 +288,7 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError(f"--spec {options.spec}: must end in .json, by which it is told from names of the zoo")
     module = options.torch.with_suffix(".py") if options.torch and options.torch.suffix != ".py" else None
     check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, spec=options.spec, **{"torch's module": module})
-    trained = export.of_run(options.directory, options.of)
+    trained = export.read_run(options.directory, options.of)
     if options.spec:
         write_atomically(options.spec, json.dumps(json_form.to_json(trained.network), indent=1).encode())
         print(f"{options.spec}: the spec of {len(trained.network.layers)} layers and sections")

@@ -91,17 +91,17 @@ def _engine(options: argparse.Namespace) -> Any:
 
 def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:
     """The networks in `sources`, each with its data set, and how that becomes inputs."""
-    from . import exchange
     from .data import standardise
     from .data.sets import load
+    from .exchange import load as loading
 
     found, sets = [], {}
     for source in sources:
-        trained = exchange.load(source, options.spec, options.names)
+        trained = loading.load(source, options.spec, options.names)
         name = options.data or trained.data or "cifar10"
         if name not in sets:
             sets[name] = load(name, options.data_dir)
-        exchange.check_images(trained.network, sets[name])
+        loading.check_images(trained.network, sets[name])
         seen = trained.training_images if name == trained.data else None
         images = seen or len(sets[name].train_labels)
         found.append(
@@ -137,7 +137,9 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from . import exchange, iterative, iterative_report, pictures
+    from . import iterative
+    from .exchange import load as loading
+    from .experiments import layer_pruning_report
     from .output import figures, tables
     from .output.progress import Progress
     from .training import config
@@ -158,7 +160,7 @@ def _prune(options: argparse.Namespace) -> int:
             raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
         fields = (field.name for field in dataclasses.fields(iterative.Plan))
         plan = iterative.Plan(**{name: getattr(options, name) for name in fields if hasattr(options, name)})
-        trained = exchange.load(options.checkpoint, options.spec, options.names)
+        trained = loading.load(options.checkpoint, options.spec, options.names)
         training = {"backend": options.backend or "numba", "threads": options.threads or 0}
         overrides = config.overridden({"training": training}, options.set)
         settings = iterative.settings_for(
@@ -167,32 +169,32 @@ def _prune(options: argparse.Namespace) -> int:
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
         source = options.checkpoint + (f" as {options.spec}" if options.spec else "")
         summary = iterative.run(trained, plan, settings, directory, source=source, **how)
-    print("\n" + tables.text_table(iterative_report.rounds(summary)))
+    print("\n" + tables.text_table(layer_pruning_report.rounds(summary)))
     print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
-    page = pictures.pruning_page(directory, summary)
+    page = layer_pruning_report.pruning_page(directory, summary)
     print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from . import iterative_report, pictures
+    from .experiments import layer_pruning_report
     from .output import figures, tables
 
     if others := _given(options, "compare", "picture"):
         raise InputError(f"--compare: only shows runs; only --picture may be given beside it, got {others[0]}")
     _check_outputs(options.picture)
-    runs = iterative_report.read_all(options.compare)
-    print(tables.text_table(iterative_report.side_by_side(runs)))
-    print("\n" + tables.text_table(iterative_report.differences(runs)))
+    runs = layer_pruning_report.read_all(options.compare)
+    print(tables.text_table(layer_pruning_report.side_by_side(runs)))
+    print("\n" + tables.text_table(layer_pruning_report.differences(runs)))
     if options.picture:
-        figures.save_picture(options.picture, pictures.accuracy_against_macs(runs))
+        figures.save_picture(options.picture, layer_pruning_report.accuracy_against_macs(runs))
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fractions import Fraction
 
-    from . import pictures, robustness
+    from .analysis import pictures, robustness
     from .output import figures, files, tables
 
     try:
@@ -220,26 +222,26 @@ def _evaluate(options: argparse.Namespace) -> int:
         plain = {name: [row._asdict() for row in found] for name, found in results.items()}
         files.write_atomically(options.json, json.dumps(plain, indent=1).encode())
     if options.picture:
-        figures.save_picture(options.picture, pictures.robustness(results))
+        figures.save_picture(options.picture, pictures.robustness_picture(results))
     return 0
 
 
 def _similarity(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from . import features, pictures
+    from .analysis import layer_similarity, pictures
     from .output import figures, files
     from .output.progress import Progress
 
     _check_outputs(options.picture, json=options.json)
     ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
     network, engine = trained.network, _engine(options)
-    named = {"chain": [layer.name for layer in network.layers], "all": features.points(network)}
-    points = features.checked_points(network, named.get(options.points, options.points.split(",")))
+    named = {"chain": [layer.name for layer in network.layers], "all": layer_similarity.points(network)}
+    points = layer_similarity.checked_points(network, named.get(options.points, options.points.split(",")))
     x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
     progress = Progress()
     progress.start("images", len(x), 0)
-    found = features.similarities(
+    found = layer_similarity.similarities(
         network,
         engine,
         trained.params,
@@ -267,7 +269,7 @@ def _similarity(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from . import stability
+    from .analysis import stability
     from .output import files, tables
     from .output.progress import Progress
 

@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, criteria, exchange
+from . import backend
 from . import environment as environments
+from .analysis import candidates
+from .analysis import scores as scores_
+from .analysis.scores import CRITERIA, Subject
 from .arrays import Array
-from .criteria import CRITERIA, Subject
 from .data import sets
 from .errors import InputError
-from .exchange import Trained
+from .exchange import load
+from .exchange.trained import Trained, digest
 from .output.files import check_unused, claim, locked, write_atomically
 from .output.progress import Progress
 from .spec import cost
@@ -126,7 +129,7 @@ def run(
     check_unused(directory)
     check(trained.network, plan)
     written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
-    written["network"] = {"source": source, "sha256": exchange.digest(trained), "training_images": trained.training_images}
+    written["network"] = {"source": source, "sha256": digest(trained), "training_images": trained.training_images}
     job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), trained.network)
     claim(directory / "environment.json")
     write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
@@ -161,9 +164,9 @@ def check(network: Network, plan: Plan) -> None:
     """InputError if there is nothing to remove, the criterion cannot judge it, or the target cannot be reached (K6)."""
     if network.gate_count:
         raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
-    criteria.check_candidates(network)
-    criteria.check(plan.criterion, network, plan.samples)
-    start, least = cost.macs(network), criteria.fewest_macs(network)
+    candidates.check_candidates(network)
+    scores_.check(plan.criterion, network, plan.samples)
+    start, least = cost.macs(network), candidates.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:
         raise InputError(
             f"--target-macs: {plan.target_macs} of {start:,} MACs cannot be reached: two sections stay in every stage, "
@@ -205,14 +208,14 @@ class _Job:
         network: Network,
     ) -> _Job:
         dataset = sets.load(settings.data.name, folder)
-        exchange.check_images(network, dataset)
+        load.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
         images, test = prepare_images(dataset, settings, network.scaling, scaled_by=scaled_by)
         if plan.samples > len(images.labels):
             raise InputError(f"--samples: {plan.samples} exceeds the {len(images.labels)} training images")
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
         known = environments.describe(dataset)
-        return cls(written, plan, settings, directory, known, images, test, engine, progress, criteria.fewest_macs(network))
+        return cls(written, plan, settings, directory, known, images, test, engine, progress, candidates.fewest_macs(network))
 
     def begin(self, trained: Trained) -> None:
         dtype = self.settings.training.dtype
@@ -245,7 +248,7 @@ class _Job:
         filters = sum(record["kind"] == "filters" for record in self.records)
         if self.records[-1]["test_accuracy"] < self.plan.least_accuracy:
             return None
-        if not filters and criteria.candidates(network) and cost.macs(network) > self._target:
+        if not filters and candidates.candidates(network) and cost.macs(network) > self._target:
             return "section"
         return "filters" if filters < self.plan.filter_rounds else None
 
@@ -297,11 +300,11 @@ class _Job:
                 before.network, self.engine, before.params, before.statistics, self._samples, self.settings.seed, number
             )
             scores = CRITERIA[self.plan.criterion](subject)
-            name, margin = criteria.ranked(scores)
-            cut = criteria.without(before.network, [name])
+            name, margin = scores_.ranked(scores)
+            cut = candidates.without(before.network, [name])
             record |= {"removed": name, "scores": scores, "margin": margin if np.isfinite(margin) else None}
         else:
-            cut = criteria.thinned(before.network, before.params, FILTER_SHARE)
+            cut = candidates.thinned(before.network, before.params, FILTER_SHARE)
             record |= {"removed": f"{FILTER_SHARE:.0%} of the filters", "scores": {}, "margin": None}
         state = _fresh(cut_state(before, cut))
         score = evaluate(state, self.test, self.engine, batch_size=BATCH)

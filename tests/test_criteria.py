@@ -8,11 +8,12 @@ import pytest
 from scipy.special import rel_entr, softmax
 from tolerance import assert_close, gamma
 
-from refprune import criteria, stability
+from refprune.analysis import candidates, stability
+from refprune.analysis import scores as scores_
+from refprune.analysis.scores import CRITERIA, Subject
 from refprune.backend import ORACLE, by_name
-from refprune.criteria import CRITERIA, Subject
 from refprune.errors import InputError
-from refprune.exchange import Trained
+from refprune.exchange.trained import Trained
 from refprune.formulas import cka
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initial_statistics, initialise
@@ -45,23 +46,23 @@ def subject(**changes):
 def test_k_blocks_lose_k_minus_2(depth, shortcut):
     """K6, by removing the first candidate until there is none; never a stage's first, which would lose its shortcut."""
     network, blocks = zoo.resnet_cifar(depth, shortcut=shortcut), (depth - 2) // 6
-    least = criteria.fewest_macs(network)
-    assert [len(stage) for stage in criteria.stages(network)] == [blocks] * 3
+    least = candidates.fewest_macs(network)
+    assert [len(stage) for stage in candidates.stages(network)] == [blocks] * 3
     removed = 0
-    while names := criteria.candidates(network):
-        assert not {stage[0].name for stage in criteria.stages(network)} & set(names)
+    while names := candidates.candidates(network):
+        assert not {stage[0].name for stage in candidates.stages(network)} & set(names)
         before = cost.macs(network)
-        network = criteria.without(network, names[:1]).network
+        network = candidates.without(network, names[:1]).network
         assert before - cost.macs(network) == 4_718_592
         removed += 1
     assert removed == 3 * (blocks - 2)
-    assert [len(stage) for stage in criteria.stages(network)] == [2, 2, 2]
+    assert [len(stage) for stage in candidates.stages(network)] == [2, 2, 2]
     assert cost.macs(network) == least
 
 
 def test_the_figures_of_k6():
     network = zoo.resnet_cifar_keras()
-    assert (cost.macs(network), criteria.fewest_macs(network)) == (125_747_840, 125_747_840 - 21 * 4_718_592)
+    assert (cost.macs(network), candidates.fewest_macs(network)) == (125_747_840, 125_747_840 - 21 * 4_718_592)
 
 
 def test_the_dearest_candidates_count():
@@ -71,15 +72,15 @@ def test_the_dearest_candidates_count():
         return Section((Dense(width), Activation("relu"), Dense(4)))
 
     network = Network((4,), (*map(section, (1, 9, 2, 5)), Dense(3)))
-    assert criteria.fewest_macs(network) == sum(2 * 4 * width for width in (1, 2)) + 12
+    assert candidates.fewest_macs(network) == sum(2 * 4 * width for width in (1, 2)) + 12
 
 
 def test_shapes_and_shortcuts_decide():
     """A shortcut convolution in the middle of a stage is no candidate; without sections there is none."""
     path = (Conv(2, (1, 1)),)
     layers = (Section(path), Section(path, (Conv(2, (1, 1)),), name="keeps"), Section(path), GlobalAveragePool(), Dense(2))
-    assert criteria.candidates(Network((2, 3, 3), layers)) == ["section3"]
-    assert criteria.candidates(zoo.lenet5()) == []
+    assert candidates.candidates(Network((2, 3, 3), layers)) == ["section3"]
+    assert candidates.candidates(zoo.lenet5()) == []
 
 
 # Representations ------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def feature_tolerance(network):
 def test_representations_are_those_of_the_compact_networks():
     """R and every R_l against a plain pass of the network without l, and of that with l's last γ and β zeroed (K6)."""
     advanced = []
-    full, lacking = criteria.representations(
+    full, lacking = scores_.representations(
         NETWORK, ORACLE, PARAMS, STATISTICS, X, NAMES, batch_size=3, advance=advanced.append
     )
     assert (list(lacking), advanced) == (NAMES, [3, 6, 7])
@@ -108,7 +109,7 @@ def test_representations_are_those_of_the_compact_networks():
 
     assert_close("R", full, features(NETWORK, PARAMS), feature_tolerance(NETWORK))
     for name in NAMES:
-        cut = criteria.without(NETWORK, [name])
+        cut = candidates.without(NETWORK, [name])
         tolerance = feature_tolerance(cut.network)
         assert_close(name, lacking[name], features(cut.network, cut.arrays(PARAMS)), tolerance)
         zeroed = PARAMS | {
@@ -123,12 +124,12 @@ def test_compiled_in_float32_chooses_the_same():
     fast = Subject(NETWORK, by_name("numba", threads=1), *narrow, X.astype(np.float32))
     assert fast.representations[0].dtype == np.float32
     for name in ("cka", "kl", "activation", "rank", "l1"):
-        assert criteria.ranked(CRITERIA[name](fast))[0] == criteria.ranked(CRITERIA[name](subject()))[0]
+        assert scores_.ranked(CRITERIA[name](fast))[0] == scores_.ranked(CRITERIA[name](subject()))[0]
 
 
 def test_a_network_without_a_classifier():
     with pytest.raises(InputError, match="its last layer must be dense"):
-        criteria.classifier(Network((3, 8, 8), (Flatten(),)))
+        scores_.classifier(Network((3, 8, 8), (Flatten(),)))
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_cka():
 
 def test_cka_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"no CKA exists \(no variation\)"):
-        criteria.cka_score(np.ones((5, 2)), np.ones((5, 2)), ORACLE)
+        scores_.cka_score(np.ones((5, 2)), np.ones((5, 2)), ORACLE)
 
 
 def test_controls_on_whole_numbers():
@@ -157,17 +158,17 @@ def test_controls_on_whole_numbers():
         return sum(sum(int(x[k, i]) * int(y[k, j]) for k in range(6)) ** 2 for i in range(3) for j in range(3))
 
     want = 1 - square(a, b) / math.sqrt(square(a, a) * square(b, b))
-    assert abs(criteria.uncentred_score(a, b) - want) <= gamma(40, U)
+    assert abs(scores_.uncentred_score(a, b) - want) <= gamma(40, U)
     rest = sum(int(d) ** 2 for d in (a - b).ravel()) / sum(int(d) ** 2 for d in a.ravel())
-    assert abs(criteria.distance_score(a, b) - math.sqrt(rest)) <= gamma(40, U) * math.sqrt(rest)
+    assert abs(scores_.distance_score(a, b) - math.sqrt(rest)) <= gamma(40, U) * math.sqrt(rest)
 
 
 def test_controls_see_what_cka_does_not():
     """A shift changes both; CKA none (K3)."""
     a = np.random.default_rng(1).standard_normal((20, 3))
-    assert abs(criteria.cka_score(a, a + 5.0, ORACLE)) <= gamma(1000, U)
-    assert criteria.uncentred_score(a, a + 5.0) > 0.1
-    assert criteria.distance_score(a, a + 5.0) > 1
+    assert abs(scores_.cka_score(a, a + 5.0, ORACLE)) <= gamma(1000, U)
+    assert scores_.uncentred_score(a, a + 5.0) > 0.1
+    assert scores_.distance_score(a, a + 5.0) > 1
 
 
 def test_l1_is_the_mean_size_of_a_weight():
@@ -186,8 +187,8 @@ def paths():
 
 def test_activation_is_the_mean_size_of_what_a_section_adds(monkeypatch):
     """7 images in one batch, and in batches of 3, of which the last has one image."""
-    for batch in (criteria.BATCH, 3):
-        monkeypatch.setattr(criteria, "BATCH", batch)
+    for batch in (scores_.BATCH, 3):
+        monkeypatch.setattr(scores_, "BATCH", batch)
         scores = CRITERIA["activation"](subject())
         for name, y in paths().items():
             want = math.fsum(abs(float(v)) for v in y.ravel()) / y.size
@@ -216,7 +217,7 @@ def test_rank_looks_at_the_first_images_only(monkeypatch):
     whole, few = CRITERIA["rank"](subject(x=x)), CRITERIA["rank"](subject(x=x[:2]))
     assert all(whole[name] <= few[name] for name in NAMES)
     assert whole["stage0.block1"] < few["stage0.block1"]
-    monkeypatch.setattr(criteria, "RANK_IMAGES", 2)
+    monkeypatch.setattr(scores_, "RANK_IMAGES", 2)
     assert CRITERIA["rank"](subject(x=x)) == few
 
 
@@ -224,7 +225,7 @@ def test_kl_against_scipy():
     """Σ p log(p/q) by scipy's rel_entr, from logits of compact networks."""
     p = softmax(Predictor(NETWORK, ORACLE, PARAMS, STATISTICS)(X), axis=1)
     for name, score in CRITERIA["kl"](subject()).items():
-        cut = criteria.without(NETWORK, [name])
+        cut = candidates.without(NETWORK, [name])
         q = softmax(Predictor(cut.network, ORACLE, cut.arrays(PARAMS), cut.arrays(STATISTICS))(X), axis=1)
         terms = rel_entr(p, q)
         want = terms.sum(axis=1).mean()
@@ -245,9 +246,9 @@ def test_random_depends_on_seed_and_round_only():
 
 
 def test_ranked():
-    assert criteria.ranked({"a": 0.5, "b": 0.25, "c": 1.0}) == ("b", 0.25)
-    assert criteria.ranked({"a": 0.5, "b": 0.5}) == ("a", 0.0)
-    assert criteria.ranked({"a": 0.5}) == ("a", math.inf)
+    assert scores_.ranked({"a": 0.5, "b": 0.25, "c": 1.0}) == ("b", 0.25)
+    assert scores_.ranked({"a": 0.5, "b": 0.5}) == ("a", 0.0)
+    assert scores_.ranked({"a": 0.5}) == ("a", math.inf)
 
 
 # How clearly ----------------------------------------------------------------------------------------------------------
@@ -259,11 +260,11 @@ def test_the_study_of_choices():
     choices = stability.study(TRAINED, ORACLE, X, sizes=(4, 7), repeats=5)
     whole = CRITERIA["cka"](subject())
     assert choices["cka"].scores == whole
-    assert choices["cka"][1:3] == criteria.ranked(whole)
+    assert choices["cka"][1:3] == scores_.ranked(whole)
     assert choices["cka"].shares[7] == 1.0, "all images in another order choose the same"
     full, lacking = subject().representations
     rows = [Streams(0).permutation("stability/4", r, 7)[:4] for r in range(5)]
-    picks = [min(NAMES, key=lambda n: criteria.distance_score(full[r], lacking[n][r])) for r in rows]
+    picks = [min(NAMES, key=lambda n: scores_.distance_score(full[r], lacking[n][r])) for r in rows]
     other = stability.study(TRAINED, ORACLE, X, sizes=(4,), repeats=5, expected=picks[0])
     assert other["distance"].shares == {4: picks.count(picks[0]) / 5}
     table = stability.table(choices)

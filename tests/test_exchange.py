@@ -9,11 +9,11 @@ import safetensors.numpy
 import torch
 from tolerance import assert_close, gamma
 
-from refprune import exchange
 from refprune.adapters.pytorch import model
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import DataError, InputError
+from refprune.exchange import arrays_onto_spec, load, spec_of_file
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.passes.predictor import Predictor
@@ -71,7 +71,7 @@ def save(path, content):
 def test_keras_npz_by_name_and_blocks_from_the_names(tmp_path):
     shuffled = as_keras()
     shuffled = {name: shuffled[name] for name in sorted(shuffled)}
-    trained = exchange.load(save(tmp_path / "a.npz", shuffled), SPEC)
+    trained = load.load(save(tmp_path / "a.npz", shuffled), SPEC)
     assert trained.network == NETWORK
     equal(trained)
 
@@ -106,14 +106,14 @@ def test_a_torch_state_dict_in_its_own_order(tmp_path, ending):
     else:  # such files are sorted by name: body.10 comes before body.2
         safetensors.numpy.save_file({name: tensor.numpy() for name, tensor in state.items()}, path)
         with pytest.raises(DataError, match="keeps no order"):
-            exchange.load(path, f"{SPEC};blocks=[3,2,1]")
+            load.load(path, f"{SPEC};blocks=[3,2,1]")
     names = tmp_path / "names.json"
     modules = dict.fromkeys(name.rpartition(".")[0] for name in state)
-    ours = [layer.name for layer in exchange._in_order(NETWORK) if exchange._keys(layer)]
+    ours = [layer.name for layer in arrays_onto_spec._in_order(NETWORK) if arrays_onto_spec._keys(layer)]
     names.write_text(json.dumps(dict(zip(modules, ours, strict=True))))
-    equal(exchange.load(path, f"{SPEC};blocks=[3,2,1]", str(names)))
+    equal(load.load(path, f"{SPEC};blocks=[3,2,1]", str(names)))
     if ending != "safetensors":
-        equal(exchange.load(path, f"{SPEC};blocks=[3,2,1]"))
+        equal(load.load(path, f"{SPEC};blocks=[3,2,1]"))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_torch_state_dict_in_its_own_order(tmp_path, ending):
 def test_names_that_are_none(tmp_path, text, message):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        exchange.load(save(tmp_path / "a.npz", as_keras()), SPEC, str(tmp_path / "names.json"))
+        load.load(save(tmp_path / "a.npz", as_keras()), SPEC, str(tmp_path / "names.json"))
 
 
 def test_the_same_output_as_in_pytorch():
@@ -146,7 +146,7 @@ def test_keras_flattens_with_the_channels_innermost(tmp_path):
     theirs = {name: np.abs(rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
     np.savez(tmp_path / "keras.npz", **theirs)
     (tmp_path / "spec.json").write_text(json.dumps(json_form.to_json(network)))
-    trained = exchange.load(tmp_path / "keras.npz", str(tmp_path / "spec.json"), dtype="float64")
+    trained = load.load(tmp_path / "keras.npz", str(tmp_path / "spec.json"), dtype="float64")
     x = rng.standard_normal((5, 2, 3, 4))
     h = (x.transpose(0, 2, 3, 1) @ theirs["conv1.kernel"][0, 0].astype(float)).reshape(5, 36)
     mean, variance = theirs["batchnorm1.moving_mean"], theirs["batchnorm1.moving_variance"].astype(float)
@@ -163,9 +163,9 @@ def test_keras_sections_behind_a_flatten_are_refused(tmp_path):
         f"{name}.{key}": np.ones(s) for name, shape in arrays.items() for key, s in (("kernel", shape), ("bias", shape[1:]))
     }
     with pytest.raises(DataError, match="section1: a section reads a flattened image"):
-        exchange.from_arrays(theirs, network)
+        arrays_onto_spec.from_arrays(theirs, network)
     one_channel = dataclasses.replace(network, input_shape=(1, 2, 4))  # the order is the same
-    assert exchange.from_arrays(theirs, one_channel).params["dense1.weight"].shape == (2, 8)
+    assert arrays_onto_spec.from_arrays(theirs, one_channel).params["dense1.weight"].shape == (2, 8)
 
 
 def test_a_planted_convention_is_seen():
@@ -181,7 +181,7 @@ def test_a_planted_convention_is_seen():
 
 def test_a_json_spec(tmp_path):
     (tmp_path / "n.json").write_text(json.dumps(json_form.to_json(NETWORK)))
-    equal(exchange.load(save(tmp_path / "a.npz", as_keras()), str(tmp_path / "n.json")))
+    equal(load.load(save(tmp_path / "a.npz", as_keras()), str(tmp_path / "n.json")))
 
 
 def test_a_checkpoint_folder(tmp_path):
@@ -191,14 +191,14 @@ def test_a_checkpoint_folder(tmp_path):
     (tmp_path / "config.toml").write_text(config.to_toml(rules))
     (tmp_path / "unpruned").mkdir()
     checkpoint.save(tmp_path / "unpruned", state, {})
-    trained = exchange.load(tmp_path / "unpruned")
+    trained = load.load(tmp_path / "unpruned")
     assert (trained.network, trained.data) == (state.network, "synthetic-digits")
     equal(trained, state.params, state.statistics)
     checkpoint.save(tmp_path / "unpruned", dataclasses.replace(state, finished=False), {})
     with pytest.raises(InputError, match="its run has not ended"):
-        exchange.load(tmp_path / "unpruned")
+        load.load(tmp_path / "unpruned")
     with pytest.raises(InputError, match="holds its own spec"):
-        exchange.load(tmp_path / "unpruned", SPEC)
+        load.load(tmp_path / "unpruned", SPEC)
 
 
 def test_models_are_found_below_the_folder_of_models(tmp_path, monkeypatch):
@@ -206,9 +206,9 @@ def test_models_are_found_below_the_folder_of_models(tmp_path, monkeypatch):
     save(tmp_path / "them" / "a.npz", as_keras())
     monkeypatch.delenv("REFPRUNE_MODELS", raising=False)
     with pytest.raises(InputError, match="REFPRUNE_MODELS, the folder of others' models, is not set"):
-        exchange.load("them/a.npz", SPEC)
+        load.load("them/a.npz", SPEC)
     monkeypatch.setenv("REFPRUNE_MODELS", str(tmp_path))
-    equal(exchange.load("them/a.npz", SPEC))
+    equal(load.load("them/a.npz", SPEC))
 
 
 def changed(**changes):
@@ -239,13 +239,13 @@ def test_the_first_array_that_does_not_fit_is_named(tmp_path, case):
     changes, message = WRONG[case]
     path = save(tmp_path / "a.npz", changed(**changes))
     with pytest.raises(DataError, match=message) as error:
-        exchange.load(path, SPEC)
+        load.load(path, SPEC)
     assert str(path) in str(error.value)
 
 
 def test_names_without_blocks_need_them():
     with pytest.raises(DataError, match=r"no array is called stage0.block0.…; .*blocks=\[9,9,9\]"):
-        exchange.network_for("resnet-cifar-keras", {"conv2d.kernel": np.ones(3)})
+        spec_of_file.network_for("resnet-cifar-keras", {"conv2d.kernel": np.ones(3)})
 
 
 @pytest.mark.parametrize(
@@ -261,19 +261,19 @@ def test_names_without_blocks_need_them():
 )
 def test_specs_that_are_none(tmp_path, spec_name, message):
     with pytest.raises(InputError, match=message):
-        exchange.load(save(tmp_path / "a.npz", as_keras()), spec_name)
+        load.load(save(tmp_path / "a.npz", as_keras()), spec_name)
 
 
 def test_images_that_do_not_fit():
     digits = sets.load("synthetic-digits")
     with pytest.raises(InputError, match=r"synthetic-digits: has images \(1, 28, 28\) of 10 classes; .* \(3, 32, 32\) and 10"):
-        exchange.check_images(NETWORK, digits)
-    exchange.check_images(zoo.lenet5(), digits)
+        load.check_images(NETWORK, digits)
+    load.check_images(zoo.lenet5(), digits)
 
 
 def test_layouts_tell_each_other_apart():
-    assert exchange.layout_of(as_keras()) is exchange.LAYOUTS["keras"]
-    assert exchange.layout_of({**PARAMS, **STATISTICS}) is exchange.LAYOUTS["refprune"]
+    assert arrays_onto_spec.layout_of(as_keras()) is arrays_onto_spec.LAYOUTS["keras"]
+    assert arrays_onto_spec.layout_of({**PARAMS, **STATISTICS}) is arrays_onto_spec.LAYOUTS["refprune"]
     state = module_of(NETWORK, PARAMS, STATISTICS).state_dict()
-    assert exchange.layout_of({name: t.numpy() for name, t in state.items()}) is exchange.LAYOUTS["pytorch"]
-    assert {type(layer) for layer, _ in NETWORK.placed() if exchange._keys(layer)} == {Conv, Dense, BatchNorm}
+    assert arrays_onto_spec.layout_of({name: t.numpy() for name, t in state.items()}) is arrays_onto_spec.LAYOUTS["pytorch"]
+    assert {type(layer) for layer, _ in NETWORK.placed() if arrays_onto_spec._keys(layer)} == {Conv, Dense, BatchNorm}

@@ -14,12 +14,12 @@ from test_torch_adapter import odd_network
 from test_zoo_residual import torch_imagenet
 from torch import nn
 
-from refprune import cli, exchange, export
+from refprune import cli
 from refprune.backend import ORACLE
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.exchange import Trained
-from refprune.export import onnx_file, torch_file
+from refprune.exchange import export, load, onnx_file, torch_file
+from refprune.exchange.trained import Trained
 from refprune.gates.surgery import prune
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.passes.tape import forward
@@ -134,7 +134,7 @@ def test_the_built_module_needs_nothing_but_pytorch(tmp_path):
 def test_npz_round_trip(name, tmp_path):
     model = trained(NETWORKS[name]())
     export.write_npz(tmp_path / "w.npz", model)
-    again = exchange.load(tmp_path / "w.npz")
+    again = load.load(tmp_path / "w.npz")
     assert again.network == model.network
     for mine, theirs in ((again.params, model.params), (again.statistics, model.statistics)):
         assert list(mine) == list(theirs)
@@ -146,7 +146,7 @@ def test_npz_round_trip(name, tmp_path):
 def test_npz_says_what_the_network_was_trained_on(tmp_path):
     model = trained(NETWORKS["lenet-5"]())._replace(data="synthetic-digits", training_images=-12)
     export.write_npz(tmp_path / "w.npz", model)
-    assert exchange.load(tmp_path / "w.npz")[3:] == ("synthetic-digits", -12)
+    assert load.load(tmp_path / "w.npz")[3:] == ("synthetic-digits", -12)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1j, "a"])
@@ -156,28 +156,28 @@ def test_npz_files_without_finite_numbers_are_refused(tmp_path, value):
     arrays = dict(np.load(tmp_path / "w.npz"))
     np.savez(tmp_path / "w.npz", **(arrays | {"here.bias": np.full(2, value)}))
     with pytest.raises(InputError, match=r"here\.bias: must be finite floating-point numbers"):
-        exchange.load(tmp_path / "w.npz")
+        load.load(tmp_path / "w.npz")
 
 
 def test_damaged_npz_files_are_refused(tmp_path):
     path = tmp_path / "w.npz"
     with pytest.raises(InputError, match=r"w\.npz: is neither here nor"):
-        exchange.load(path)
+        load.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"w\.npz: no archive of plain arrays"):
-        exchange.load(path)
+        load.load(path)
     np.savez(path, a=np.ones(2))
     with pytest.raises(InputError, match=r"w\.npz: a file of weights needs --spec"):
-        exchange.load(path)
+        load.load(path)
     export.write_npz(path, trained(NETWORKS["lenet-5"]()))
     arrays = dict(np.load(path))
     np.savez(path, **{k: v for k, v in arrays.items() if k != "conv1.weight"})
     with pytest.raises(InputError, match=r"needs an array conv1\.weight"):
-        exchange.load(path)
+        load.load(path)
     header = json.loads(str(arrays["spec"])) | {"format": "other"}
     np.savez(path, **(arrays | {"spec": np.array(json.dumps(header))}))
     with pytest.raises(InputError, match="expected format 'refprune-weights-1', found 'other'"):
-        exchange.load(path)
+        load.load(path)
 
 
 # Coming in ---------------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_a_flipped_byte_is_read_or_refused(tmp_path):
     for place in range(0, len(content), 5):
         (tmp_path / "w.npz").write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
         try:
-            exchange.load(tmp_path / "w.npz")
+            load.load(tmp_path / "w.npz")
         except InputError:
             refused += 1
     assert refused > len(content) / 10
@@ -205,7 +205,7 @@ def test_a_state_dict_written_here_comes_back(tmp_path):
     model = trained(NETWORKS["vgg-16-residual"]())
     torch_file.write(tmp_path / "w.pt", model)
     (tmp_path / "w.json").write_text(json.dumps(json_form.to_json(model.network)))
-    again = exchange.load(tmp_path / "w.pt", str(tmp_path / "w.json"))
+    again = load.load(tmp_path / "w.pt", str(tmp_path / "w.json"))
     assert list(again.params) == list(model.params)
     for key, array in (model.params | model.statistics).items():
         np.testing.assert_array_equal((again.params | again.statistics)[key], array)
@@ -240,7 +240,7 @@ def test_torchvisions_resnets_come_in(depth, tmp_path):
         nn.init.uniform_(norm.running_var, 0.5, 1.5)
         nn.init.normal_(norm.running_mean)
     torch.save(torchvision_names(depth, module), tmp_path / "r.pt")
-    model = exchange.load(tmp_path / "r.pt", f"resnet-{depth}:width=2;size=33")
+    model = load.load(tmp_path / "r.pt", f"resnet-{depth}:width=2;size=33")
     assert export.compare(model, lambda x: module.float()(torch.from_numpy(x)).detach().numpy()).error <= 1.0
 
 
@@ -262,7 +262,7 @@ def test_export_writes_and_checks(finished, tmp_path, capsys):
     assert cli.main(["export", str(finished), "--npz", str(paths[0]), "--onnx", str(paths[1]), "--torch", str(paths[2])]) == 0
     out = capsys.readouterr().out
     assert out.count("equal on 2 random inputs") == 3
-    model = exchange.load(paths[0])
+    model = load.load(paths[0])
     x = np.random.default_rng(0).standard_normal((3, 1, 28, 28)).astype(np.float32)
     wide = model._replace(params={n: p.astype(np.float64) for n, p in model.params.items()})
     for writer, path in ((onnx_file, paths[1]), (torch_file, paths[2])):
@@ -290,7 +290,7 @@ def test_export_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
     assert "at least one of --npz, --onnx, --torch" in capsys.readouterr().err
     assert cli.main(["export", str(finished), "--torch", str(tmp_path / "a.py")]) == 2
     assert "another ending than .py" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "refprune.export.onnx_file", None)
+    monkeypatch.setitem(sys.modules, "refprune.exchange.onnx_file", None)
     monkeypatch.delattr(export, "onnx_file", raising=False)
     assert cli.main(["export", str(finished), "--onnx", str(tmp_path / "a.onnx")]) == 2
     assert "pip install -e '.[exchange]'" in capsys.readouterr().err
@@ -302,7 +302,7 @@ def test_a_run_that_has_not_ended_is_not_exported(finished, monkeypatch):
     assert not state.network.gate_count
     monkeypatch.setattr(checkpoint, "load", lambda _: checkpoint.Checkpoint(state, {}))
     with pytest.raises(InputError, match="its run has not ended; finish it first"):
-        export.of_run(finished)
+        export.read_run(finished)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
@@ -331,7 +331,7 @@ def test_a_norm_without_channels_is_nothing_for_pytorch(tmp_path):
 
 def test_a_run_that_is_not_there_is_told_from_those_that_are(finished):
     with pytest.raises(InputError, match=r"has no run 'unpruned'; there are pruned \(--of\)"):
-        export.of_run(finished, "unpruned")
+        export.read_run(finished, "unpruned")
 
 
 def test_files_of_others_are_not_overwritten(finished, tmp_path, capsys):

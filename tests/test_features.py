@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune import features
+from refprune.analysis import layer_similarity
 from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.formulas import cka
@@ -28,15 +28,15 @@ def observed(x=X):
 
 
 def test_points_are_what_a_pass_shows_in_its_order():
-    assert features.points(NETWORK) == [name for name in observed() if not name.endswith(".post")]
+    assert layer_similarity.points(NETWORK) == [name for name in observed() if not name.endswith(".post")]
     assert {"stem.bn", "stage1.block0.shortcut", "stage0.block1.conv2", "stage0.block1", "head"} <= set(
-        features.points(NETWORK)
+        layer_similarity.points(NETWORK)
     )
 
 
 def test_collected_features():
     names = ["stage1.block0", "stem", "stage0.block1.conv1.bn"]
-    found = features.collect(*HOW, names, batch_size=5)
+    found = layer_similarity.collect(*HOW, names, batch_size=5)
     assert list(found) == names
     want = observed()
     for name in names:
@@ -49,7 +49,7 @@ def test_collected_features():
 def test_the_matrix_is_the_streamed_one(kernel):
     """Against the definition: mean unbiased HSIC of kernels over two batches of 6 (the 13th image is left out)."""
     names = ["stem", "stage0.block0", "stage1.block1"]
-    found = features.similarities(*HOW, names, kernel=kernel, batch_size=6)
+    found = layer_similarity.similarities(*HOW, names, kernel=kernel, batch_size=6)
     seen = observed()
     sigma = {name: cka.median_distance(seen[name][:6]) for name in names}
 
@@ -72,8 +72,8 @@ def test_the_matrix_is_the_streamed_one(kernel):
 
 def test_one_batch_of_all_is_the_unbiased_cka():
     names = ["stem.bn", "stage1.block0"]
-    found = features.similarities(*HOW, names, batch_size=13)
-    want = cka.cka_matrix(list(features.collect(*HOW, names, batch_size=13).values()), estimator="unbiased")
+    found = layer_similarity.similarities(*HOW, names, batch_size=13)
+    want = cka.cka_matrix(list(layer_similarity.collect(*HOW, names, batch_size=13).values()), estimator="unbiased")
     assert_identical("matrix", found.values, want.values)
 
 
@@ -87,10 +87,10 @@ def test_one_batch_of_all_is_the_unbiased_cka():
 )
 def test_points_that_are_none(names, message):
     with pytest.raises(InputError, match=message):
-        features.collect(*HOW, names)
+        layer_similarity.collect(*HOW, names)
 
 
 @pytest.mark.parametrize("size", [3, 14])
 def test_batches_that_cannot_be(size):
     with pytest.raises(InputError, match=rf"--batch-size: must lie in 4 … 13 images, got {size}"):
-        features.similarities(*HOW, ["stem"], batch_size=size)
+        layer_similarity.similarities(*HOW, ["stem"], batch_size=size)

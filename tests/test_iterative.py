@@ -6,12 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from refprune import cli, criteria, exchange, iterative, iterative_report
+from refprune import cli, iterative
+from refprune.analysis import candidates
+from refprune.analysis.scores import CRITERIA, Subject, ranked
 from refprune.backend import ORACLE
-from refprune.criteria import Subject
 from refprune.data import dataset, digits, sets, standardise
 from refprune.errors import InputError
-from refprune.exchange import Trained
+from refprune.exchange import load, trained
+from refprune.exchange.trained import Trained
+from refprune.experiments import layer_pruning_report
 from refprune.iterative import Plan
 from refprune.output import files
 from refprune.output.progress import Progress
@@ -91,10 +94,10 @@ def test_what_a_run_does(whole):
     chosen = np.sort(Streams(3).permutation("prune/samples", 0, 43)[:20])
     for number, record in enumerate(rounds[:2]):
         before = checkpoint.load(folder / f"round-{number:02d}").state
-        scores = criteria.CRITERIA["cka"](Subject(before.network, ORACLE, before.params, before.statistics, images.x[chosen]))
+        scores = CRITERIA["cka"](Subject(before.network, ORACLE, before.params, before.statistics, images.x[chosen]))
         assert record["scores"] == scores
-        assert (record["removed"], record["margin"]) == criteria.ranked(scores)
-        cut = criteria.without(before.network, [record["removed"]])
+        assert (record["removed"], record["margin"]) == ranked(scores)
+        cut = candidates.without(before.network, [record["removed"]])
         after = checkpoint.load(folder / f"round-{number + 1:02d}").state
         assert after.network == cut.network
         unfinished = dataclasses.replace(before, network=cut.network, params=cut.arrays(before.params))
@@ -112,7 +115,7 @@ def test_fine_tuning_is_training(whole):
     folder, _ = whole
     before = checkpoint.load(folder / "round-01").state
     record = checkpoint.load(folder / "round-02").run
-    state = cut_state(before, criteria.without(before.network, [record["removed"]]))
+    state = cut_state(before, candidates.without(before.network, [record["removed"]]))
     state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
     images, _ = prepare_images(TINY, SETTINGS)
     for epoch in (2, 3):
@@ -134,7 +137,7 @@ def test_the_rate_falls_with_the_macs(tmp_path):
     assert want[0] == 0.05
     assert want[-1] == pytest.approx(0.05 * 0.01)
     before, after = (checkpoint.load(tmp_path / "run" / f"round-{n:02d}").state for n in (1, 2))
-    state = cut_state(before, criteria.without(before.network, [records[2]["removed"]]))
+    state = cut_state(before, candidates.without(before.network, [records[2]["removed"]]))
     state = dataclasses.replace(state, step=0, velocity={n: np.zeros_like(p) for n, p in state.params.items()})
     settings = dataclasses.replace(SETTINGS, optimiser=dataclasses.replace(SETTINGS.optimiser, learning_rate=want[1]))
     images, _ = prepare_images(TINY, settings)
@@ -276,7 +279,7 @@ def test_stops_below_the_least_accuracy(tmp_path, monkeypatch):
 
 
 def test_filters_with_the_smallest_norm_go():
-    cut = criteria.thinned(NETWORK, TRAINED.params, 0.5)
+    cut = candidates.thinned(NETWORK, TRAINED.params, 0.5)
     for name, width in (("section1", 5), ("section2", 4), ("section3", 3), ("section4", 2)):
         weight = TRAINED.params[f"{name}.conv1.weight"]
         norms = [float(np.abs(filter_).astype(np.float64).sum()) for filter_ in weight]
@@ -285,8 +288,8 @@ def test_filters_with_the_smallest_norm_go():
         columns = TRAINED.params[f"{name}.conv2.weight"][:, stays]
         np.testing.assert_array_equal(cut.arrays(TRAINED.params)[f"{name}.conv2.weight"], columns)
     assert cut.network.gate_count == 0
-    thin = criteria.thinned(cut.network, cut.arrays(TRAINED.params), 0.01).network
-    assert [s.path[0].channels for s in criteria.stages(thin)[0]] == [2, 1, 1, 1], "at least one goes, the last one stays"
+    thin = candidates.thinned(cut.network, cut.arrays(TRAINED.params), 0.01).network
+    assert [s.path[0].channels for s in candidates.stages(thin)[0]] == [2, 1, 1, 1], "at least one goes, the last one stays"
 
 
 REFUSED = {
@@ -348,7 +351,7 @@ def test_the_command(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "stopped: no candidate is left" in text
     assert (tmp_path / "run" / "report.html").read_text().count("<svg") == 2
-    assert exchange.load(tmp_path / "run" / "round-02").data == "synthetic-digits"
+    assert load.load(tmp_path / "run" / "round-02").data == "synthetic-digits"
     assert cli.main(["prune", "--resume", str(tmp_path / "run")]) == 0
     again = capsys.readouterr().out
     assert text[text.index("test before") :] == again[again.index("test before") :]
@@ -388,9 +391,9 @@ def test_runs_side_by_side(whole, tmp_path, capsys):
     names = [line.split()[0] for line in differs.splitlines()[2:] if line]
     assert names == ["plan.criterion", "plan.finetune", "plan.filter_rounds", "settings.seed"]
     assert picture.read_text().startswith("<?xml")
-    runs = iterative_report.read_all([folder])
-    assert iterative_report.differences(runs) == [("differs", "run")]
-    assert iterative_report.rounds(runs["run"]) == iterative_report.rounds(summary)
+    runs = layer_pruning_report.read_all([folder])
+    assert layer_pruning_report.differences(runs) == [("differs", "run")]
+    assert layer_pruning_report.rounds(runs["run"]) == layer_pruning_report.rounds(summary)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
@@ -403,10 +406,10 @@ def test_folders_that_hold_no_pruning_run(tmp_path, capsys, content):
 
 def test_a_run_says_what_was_pruned_and_how(whole):
     _, summary = whole
-    assert summary["network"] == {"source": "", "sha256": exchange.digest(TRAINED), "training_images": None}
+    assert summary["network"] == {"source": "", "sha256": trained.digest(TRAINED), "training_images": None}
     other = TRAINED._replace(params={n: p + (n == "dense1.bias") for n, p in TRAINED.params.items()})
-    assert exchange.digest(other) != exchange.digest(TRAINED)
-    facts = iterative_report.facts(summary)
+    assert trained.digest(other) != trained.digest(TRAINED)
+    facts = layer_pruning_report.facts(summary)
     assert (facts["plan.samples"], facts["settings.optimiser.learning_rate"]) == ("20", "0.05")
 
 
@@ -415,7 +418,7 @@ def test_images_are_scaled_as_the_network_saw_them(tmp_path):
     trained = TRAINED._replace(training_images=11)
     plan = dataclasses.replace(PLAN, finetune=0, filter_rounds=0)
     iterative.run(trained, plan, SETTINGS, tmp_path / "run", progress=QUIET)
-    again = exchange.load(tmp_path / "run" / "round-01")
+    again = load.load(tmp_path / "run" / "round-01")
     assert (again.data, again.training_images) == ("synthetic-digits", 11)
     x = standardise.standardisation(TINY, "channel", images=11, dtype="float32")(TINY.test_images)
     right = Predictor(again.network, ORACLE, again.params, again.statistics)(x).argmax(axis=1) == TINY.test_labels

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import criteria, exchange
+from refprune.analysis import candidates
+from refprune.analysis.scores import cka_score, classifier, representations
 from refprune.backend import ORACLE, by_name
 from refprune.data import sets, standardise
+from refprune.exchange import load
 from refprune.passes.predictor import Predictor
 from refprune.spec import cost
 from refprune.spec.layers import BatchNorm, Section
@@ -40,7 +42,7 @@ def reference():
 
 @functools.cache
 def trained(name, dtype="float32"):
-    return exchange.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype=dtype)
+    return load.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype=dtype)
 
 
 @functools.cache
@@ -67,7 +69,7 @@ def block(name):
 def test_size(name):
     """MACs exactly. The reference counts the running statistics among the parameters; N6 does not."""
     network, want = trained(name).network, reference()[name]
-    assert [len(stage) for stage in criteria.stages(network)] == want["blocks_per_stage"]
+    assert [len(stage) for stage in candidates.stages(network)] == want["blocks_per_stage"]
     assert cost.macs(network) == want["macs"]
     assert cost.parameters(network) + sum(map(np.prod, network.statistics_shapes.values())) == want["params"]
 
@@ -78,15 +80,15 @@ def test_scores_of_the_synthetic_batch(name, backend):
     dtype = "float64" if backend == "oracle" else "float32"
     network, params, statistics, *_ = trained(name, dtype)
     engine, x, want = by_name(backend), synthetic_batch().astype(dtype), reference()[name]["synthetic_batch"]
-    names = [section.name for stage in criteria.stages(network) for section in stage[1:]]
-    full, lacking = criteria.representations(network, engine, params, statistics, x, names)
+    names = [section.name for stage in candidates.stages(network) for section in stage[1:]]
+    full, lacking = representations(network, engine, params, statistics, x, names)
     assert {block(n) for n in names} == set(want["scores_synth64"])
-    scores = {block(n): criteria.cka_score(full, features, engine) for n, features in lacking.items()}
+    scores = {block(n): cka_score(full, features, engine) for n, features in lacking.items()}
     assert max(abs(scores[n] - want["scores_synth64"][n]) for n in scores) < 2e-6
     assert abs(full.mean(dtype=np.float64) - want["synth64_feature_mean"]) < 1e-5
     assert abs(full.std(dtype=np.float64) - want["synth64_feature_std"]) < 1e-5
     assert np.abs(full[0, :4] - want["synth64_feature0_first4"]).max() < 1e-4
-    logits = Predictor(network, engine, params, statistics, start=criteria.classifier(network))(full).astype(np.float64)
+    logits = Predictor(network, engine, params, statistics, start=classifier(network))(full).astype(np.float64)
     assert np.bincount(logits.argmax(axis=1), minlength=10).tolist() == want["synth64_argmax_hist"]
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -129,8 +131,8 @@ def test_a_planted_convention_is_seen():
         return dataclasses.replace(layer, eps=1e-5) if isinstance(layer, BatchNorm) else layer
 
     wrong = dataclasses.replace(network, layers=tuple(map(changed, network.layers)))
-    engine, names = by_name("numba"), criteria.candidates(network)
-    full, lacking = criteria.representations(wrong, engine, params, statistics, synthetic_batch(), names)
+    engine, names = by_name("numba"), candidates.candidates(network)
+    full, lacking = representations(wrong, engine, params, statistics, synthetic_batch(), names)
     want = reference()["cka-removed20"]["synthetic_batch"]["scores_synth64"]
-    errors = [abs(criteria.cka_score(full, lacking[n], engine) - want[block(n)]) for n in names]
+    errors = [abs(cka_score(full, lacking[n], engine) - want[block(n)]) for n in names]
     assert max(errors) > 1e-4

@@ -10,18 +10,19 @@ import torch
 from scipy import stats
 from tolerance import assert_close, assert_identical
 
-from refprune import cli, pictures, robustness
+from refprune import cli
 from refprune.adapters.pytorch import model
+from refprune.analysis import pictures, robustness
+from refprune.analysis.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.backend import ORACLE
 from refprune.data import dataset, digits, sets
 from refprune.data.standardise import Scaling
 from refprune.errors import InputError
-from refprune.exchange import Trained
+from refprune.exchange.trained import Trained
 from refprune.output import figures
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.passes.tape import forward
-from refprune.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.rounding.tolerance import UNIT, network_tolerance
 from refprune.spec import json_form, network, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool

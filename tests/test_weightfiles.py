@@ -12,8 +12,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from refprune import weightfiles
 from refprune.errors import DataError, InputError
+from refprune.exchange import weight_files
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -32,12 +32,12 @@ def same(found, want=ARRAYS):
 
 def test_npz(tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS)
-    same(weightfiles.read(tmp_path / "a.npz"))
+    same(weight_files.read(tmp_path / "a.npz"))
 
 
 def test_safetensors_against_the_library(tmp_path):
     safetensors.numpy.save_file(ARRAYS, tmp_path / "a.safetensors", metadata={"made": "here"})
-    found = weightfiles.read(tmp_path / "a.safetensors")
+    found = weight_files.read(tmp_path / "a.safetensors")
     same({name: found[name] for name in ARRAYS})
 
 
@@ -46,7 +46,7 @@ def test_bfloat16(tmp_path):
     torch.save({"t": tensor}, tmp_path / "a.pt")
     safetensors.torch.save_file({"t": tensor}, tmp_path / "a.safetensors")
     for name in ("a.pt", "a.safetensors"):
-        same(weightfiles.read(tmp_path / name), {"t": tensor.float().numpy()})
+        same(weight_files.read(tmp_path / name), {"t": tensor.float().numpy()})
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -58,7 +58,7 @@ def test_pytorch(tmp_path, wrapped):
     tensors["parameter"] = torch.nn.Parameter(torch.arange(3.0))
     torch.save({"state_dict": tensors} if wrapped else tensors, tmp_path / "a.pth")
     want = {name: np.ascontiguousarray(t.detach().numpy()) if t.ndim else t.numpy() for name, t in tensors.items()}
-    same(weightfiles.read(tmp_path / "a.pth"), want)
+    same(weight_files.read(tmp_path / "a.pth"), want)
 
 
 @pytest.mark.parametrize("group", ["/", "model_weights"])
@@ -72,7 +72,7 @@ def test_keras(tmp_path, group):
             for kind in kinds:
                 made[f"{layer}/{kind}:0"] = np.full((2, 3), len(kind), np.float32)
     want = {"conv2d_1.kernel": 6, "conv2d_1.bias": 4, "norm.gamma": 5}
-    same(weightfiles.read(tmp_path / "a.h5"), {name: np.full((2, 3), n, np.float32) for name, n in want.items()})
+    same(weight_files.read(tmp_path / "a.h5"), {name: np.full((2, 3), n, np.float32) for name, n in want.items()})
 
 
 def saved(**tensors):
@@ -163,7 +163,7 @@ def test_bad_files_are_refused(tmp_path, case, capsys):
         np.savez(path, **(ARRAYS if content is None else content))
         path.write_bytes(path.read_bytes()[: None if content is not None else 300])
     with pytest.raises(DataError, match=message) as error:
-        weightfiles.read(path)
+        weight_files.read(path)
     assert str(path) in str(error.value)
     assert capsys.readouterr().out == ""
 
@@ -176,18 +176,18 @@ def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path):
 
     (tmp_path / "a.pt").write_bytes(repacked(W, wider))
     with pytest.raises(DataError, match=r"a tensor of shape \(4, 5\), stride \(6, 1\), offset 0 leaves its storage"):
-        weightfiles.read(tmp_path / "a.pt")
+        weight_files.read(tmp_path / "a.pt")
 
 
 def test_h5_without_layer_names(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.ones(2)
     with pytest.raises(DataError, match="holds no attribute layer_names"):
-        weightfiles.read(tmp_path / "a.h5")
+        weight_files.read(tmp_path / "a.h5")
 
 
 def test_unknown_ending_and_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"a.bin: the name of a file of weights ends in one of .npz, .safetensors"):
-        weightfiles.read(tmp_path / "a.bin")
+        weight_files.read(tmp_path / "a.bin")
     with pytest.raises(DataError, match="cannot be read"):
-        weightfiles.read(tmp_path / "a.npz")
+        weight_files.read(tmp_path / "a.npz")

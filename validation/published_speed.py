@@ -16,13 +16,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from refprune import exchange
 from refprune.arrays import Array
 from refprune.backend import by_name
 from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
 from refprune.data import sets, standardise
-from refprune.exchange import Trained
+from refprune.exchange import load
+from refprune.exchange.trained import Trained
 from refprune.passes.predictor import Predictor
 
 NAMES = ("base", *(f"cka-removed{n:02d}" for n in (1, 2, 10, 20)))
@@ -60,7 +60,7 @@ def main(images: int) -> int:
     backend, dataset, alike = by_name("numba", threads=all_threads()), sets.load("cifar10"), True
     x = standardise.standardisation(dataset, "pixel_mean", images=0, dtype="float32")(dataset.test_images[:images])
     for name in NAMES:
-        trained = exchange.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype="float32")
+        trained = load.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype="float32")
         sides: dict[str, Predict] = {"refprune": Predictor(trained.network, backend, trained.params, trained.statistics)}
         sides |= {f"torch {layout}": torch_predict(trained, layout) for layout in torch_side.LAYOUTS}
         found = by_turns(sides, x)

@@ -39,9 +39,9 @@ def _forgetful(f: Function) -> Function:
 
 def _down_to_one(f: Function) -> Function:
     def wrong(network: Any) -> Any:
-        from .. import criteria
+        from ..analysis import candidates
 
-        return [s.name for stage in criteria.stages(network) if len(stage) > 1 for s in stage[1:] if not s.shortcut]
+        return [s.name for stage in candidates.stages(network) if len(stage) > 1 for s in stage[1:] if not s.shortcut]
 
     return wrong
 
@@ -94,8 +94,8 @@ SIMILARITY = (
         ),
         ("K7",),
     ),
-    Mistake("a stage goes down to one block", "criteria:candidates", _down_to_one, ("K6",)),
-    Mistake("the section with the highest score goes", "criteria:ranked", instead(_highest), ("K6",)),
+    Mistake("a stage goes down to one block", "analysis.candidates:candidates", _down_to_one, ("K6",)),
+    Mistake("the section with the highest score goes", "analysis.scores:ranked", instead(_highest), ("K6",)),
     Mistake(
         "bound of a sum: γ without n",
         "rounding.tolerance:inner_product_bound",

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__, weightfiles
+from .. import __version__
 from ..adapters.implementation import EVERY, PYTORCH, Conventions, Implementation
 from ..arrays import Arrays
 from ..errors import InputError
+from ..exchange import weight_files
 from ..output.files import write_atomically
 from ..rounding.tolerance import UNIT
 from .levels import LEVELS, METHODS
@@ -211,7 +212,7 @@ def read(directory: Path) -> Iterator[Vector]:
         except ValueError as error:
             raise InputError(f"{path}: is not JSON ({error})") from error
         _check_form(path, content)
-        arrays = weightfiles.read(path.with_name(content["arrays"]))
+        arrays = weight_files.read(path.with_name(content["arrays"]))
         try:
             yield _vector(path.stem, content, arrays)
         except (KeyError, ValueError) as error:

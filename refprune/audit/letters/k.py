@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ... import criteria
+from ...analysis import candidates, scores
 from ...arrays import Array
 from ...formulas.cka import Estimator, MiniBatches, cka, hsic
 from ...gates.surgery import prune
@@ -60,9 +60,9 @@ K6 = Claim(
     "l^* = argmin_l (1 − CKA(R, R_l)), γ = β = 0 ⇒ h^l = h^{l−1}, 2 · 9 · 16^2 · 32^2 = 4718592",
     CKA,
     (
-        "criteria:candidates",
-        "criteria:_cka",
-        "criteria:ranked",
+        "analysis.candidates:candidates",
+        "analysis.scores:_cka",
+        "analysis.scores:ranked",
         "gates.surgery:prune",
         "spec.cost:macs",
         "spec.zoo:resnet_cifar",
@@ -235,7 +235,7 @@ def _(context: Context) -> Finding:
     params = {name: context.normal(f"K6 {name}", *shape) for name, shape in network.parameter_shapes.items()}
     statistics = {name: np.abs(context.normal(f"K6 {name}", *s)) + 0.5 for name, s in network.statistics_shapes.items()}
     x = context.normal("K6 x", 12, 3, 8, 8)
-    pool = network.layers[criteria.classifier(network) - 1].name
+    pool = network.layers[scores.classifier(network) - 1].name
 
     def centred_gram(weights: dict[str, Array]) -> Array:
         seen: dict[str, Array] = {}
@@ -250,11 +250,11 @@ def _(context: Context) -> Finding:
         zeros = {key: np.zeros_like(params[key]) for key in (f"{name}.conv2.bn.gain", f"{name}.conv2.bn.bias")}
         other = centred_gram(params | zeros)
         want[name] = 1.0 - float((full * other).sum() / math.sqrt((full * full).sum() * (other * other).sum()))
-    found = criteria.CRITERIA["cka"](criteria.Subject(network, context.backend, params, statistics, x))
-    gone, margin = criteria.ranked(found)
+    found = scores.CRITERIA["cka"](scores.Subject(network, context.backend, params, statistics, x))
+    gone, margin = scores.ranked(found)
     order = sorted(want, key=lambda name: want[name])
     wrong = int(list(found) != list(want)) + int(gone != order[0])
-    wrong += int(criteria.candidates(criteria.without(network, ["stage1.block1"]).network) != list(want)[:3])
+    wrong += int(candidates.candidates(candidates.without(network, ["stage1.block1"]).network) != list(want)[:3])
     differences = [margin - (want[order[1]] - want[order[0]]), *(found.get(name, np.nan) - want[name] for name in want)]
     return worst(exact(wrong), close(np.array(differences), np.zeros(6), np.ones(6), 4096))
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
-from .errors import DataError, InputError
+from ..arrays import Array
+from ..errors import DataError, InputError
 
 Arrays = dict[str, Array]
 

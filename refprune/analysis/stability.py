@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import criteria
-from .arrays import Array
-from .backend import Backend
-from .criteria import Scores
-from .errors import InputError
-from .exchange import Trained
-from .streams import Streams
+from ..arrays import Array
+from ..backend import Backend
+from ..errors import InputError
+from ..exchange.trained import Trained
+from ..streams import Streams
+from . import candidates
+from .scores import Scores, cka_score, distance_score, ranked, representations, uncentred_score
 
 #: Name → score of (R, R_l, backend).
 MEASURES: dict[str, Callable[[Array, Array, Backend], float]] = {
-    "cka": criteria.cka_score,
-    "uncentred": lambda full, lacking, _: criteria.uncentred_score(full, lacking),
-    "distance": lambda full, lacking, _: criteria.distance_score(full, lacking),
+    "cka": cka_score,
+    "uncentred": lambda full, lacking, _: uncentred_score(full, lacking),
+    "distance": lambda full, lacking, _: distance_score(full, lacking),
 }
 
 
@@ -50,8 +50,8 @@ def study(
     expected: the section that subsets are compared with; None: what CKA removes with all of x. InputError: no candidates, a
     size above n or below 2, an `expected` that is no candidate.
     """
-    criteria.check_candidates(trained.network)
-    names = criteria.candidates(trained.network)
+    candidates.check_candidates(trained.network)
+    names = candidates.candidates(trained.network)
     if expected is not None and expected not in names:
         raise InputError(f"--expect: {expected!r} is no candidate; allowed are {', '.join(names)}")
     for size in sizes:
@@ -59,25 +59,21 @@ def study(
             raise InputError(f"--subsets: {size} is given twice")
         if not 2 <= size <= len(x):
             raise InputError(f"--subsets: must lie in 2 … {len(x)} images, got {size}")
-    full, lacking = criteria.representations(
-        trained.network, backend, trained.params, trained.statistics, x, names, advance=advance
-    )
+    full, lacking = representations(trained.network, backend, trained.params, trained.statistics, x, names, advance=advance)
 
     def scores(measure: str, rows: Array | slice = slice(None)) -> Scores:
         return {name: MEASURES[measure](full[rows], lacking[name][rows], backend) for name in names}
 
     whole = {measure: scores(measure) for measure in MEASURES}
-    expected = expected or criteria.ranked(whole["cka"])[0]
+    expected = expected or ranked(whole["cka"])[0]
     hits = {measure: dict.fromkeys(sizes, 0) for measure in MEASURES}
     for size in sizes:
         for repeat in range(repeats):
             rows = Streams(seed).permutation(f"stability/{size}", repeat, len(x))[:size]
             for measure in MEASURES:
-                hits[measure][size] += criteria.ranked(scores(measure, rows))[0] == expected
+                hits[measure][size] += ranked(scores(measure, rows))[0] == expected
     return {
-        measure: Choice(
-            whole[measure], *criteria.ranked(whole[measure]), {size: hits[measure][size] / repeats for size in sizes}
-        )
+        measure: Choice(whole[measure], *ranked(whole[measure]), {size: hits[measure][size] / repeats for size in sizes})
         for measure in MEASURES
     }
 

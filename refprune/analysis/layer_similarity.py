@@ -7,13 +7,13 @@ from typing import cast
 
 import numpy as np
 
-from .arrays import Array, Arrays
-from .backend import Backend
-from .errors import InputError
-from .formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
-from .passes.tape import forward
-from .spec.layers import Activation, Section
-from .spec.network import Network
+from ..arrays import Array, Arrays
+from ..backend import Backend
+from ..errors import InputError
+from ..formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
+from ..passes.tape import forward
+from ..spec.layers import Activation, Section
+from ..spec.network import Network
 
 
 def points(network: Network) -> list[str]:

@@ -18,14 +18,14 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import ndtri
 
-from .arrays import Array
-from .backend import Backend
-from .data.standardise import Scaling
-from .errors import InputError
-from .exchange import Trained
-from .passes.predictor import Predictor
-from .passes.tape import backward, forward
-from .streams import Streams
+from ..arrays import Array
+from ..backend import Backend
+from ..data.standardise import Scaling
+from ..errors import InputError
+from ..exchange.trained import Trained
+from ..passes.predictor import Predictor
+from ..passes.tape import backward, forward
+from ..streams import Streams
 
 SEVERITIES = (1, 2, 3, 4, 5)
 BATCH = 250

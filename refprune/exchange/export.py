@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import exchange
 from ..arrays import Array
 from ..backend import ORACLE
 from ..errors import InputError
-from ..exchange import NPZ_FORMAT, Trained
 from ..output.files import write_atomically
 from ..passes.batch_loss import BatchLoss
 from ..passes.predictor import Predictor
@@ -28,14 +26,16 @@ from ..spec import json_form
 from ..spec.network import Loss
 from ..streams import Streams
 from ..training import checkpoint
+from . import load
+from .trained import NPZ_FORMAT, Trained
 
 
-def of_run(directory: Path, run: str = "pruned") -> Trained:
+def read_run(directory: Path, run: str = "pruned") -> Trained:
     """The network of a finished run directory. InputError where it is not finished or not there."""
     there = sorted(path.parent.name for path in directory.glob(f"*/{checkpoint.NAME}"))
     if there and run not in there:
         raise InputError(f"{directory}: has no run {run!r}; there are {', '.join(there)} (--of)")
-    return exchange.of_checkpoint(directory / run)
+    return load.read_checkpoint(directory / run)
 
 
 def write_npz(path: Path, trained: Trained) -> None:
@@ -78,7 +78,7 @@ def write_checked(path: Path, trained: Trained, kind: str) -> Check:
     """
     if kind == "npz":
         write_npz(path, trained)
-        read = exchange.read_npz(path)
+        read = load.read_npz(path)
         return compare(trained, Predictor(read.network, ORACLE, read.params, read.statistics))
     extra = {"onnx": "exchange", "torch": "torch"}[kind]
     try:

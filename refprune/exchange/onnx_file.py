@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..arrays import Array, Padding
 from ..errors import InputError
-from ..exchange import Trained
 from ..output.files import write_atomically
 from ..spec.layers import (
     Activation,
@@ -27,6 +26,7 @@ from ..spec.layers import (
     Section,
     SubsamplePad,
 )
+from .trained import Trained
 
 OPSET, IR_VERSION = 20, 9
 

@@ -14,7 +14,6 @@ import torch
 from ..adapters.pytorch.model import ATTRIBUTES
 from ..arrays import Array, Pair
 from ..errors import InputError
-from ..exchange import Trained
 from ..output.files import write_atomically
 from ..spec.layers import (
     Activation,
@@ -30,6 +29,7 @@ from ..spec.layers import (
     SubsamplePad,
 )
 from ..spec.network import Network
+from .trained import Trained
 
 HEAD = '''"""Built by refprune: `module = build(); module.load_state_dict(torch.load({weights!r}, weights_only=True))`.
 

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+import numpy as np
+
+from ..errors import InputError
+from ..output.figures import figure, require_matplotlib, svg
+from ..output.files import write_atomically
+from ..output.tables import html_table, page
+from . import layer_pruning_report
 
 Record = dict[str, Any]
 Table = list[tuple[str, ...]]
 
 
-def read(directory: Path) -> Record:
+def read_run(directory: Path) -> Record:
     """A run, ended or not: what plan.json holds, with its "rounds". InputError if there is none."""
     try:
         plan, rounds = (json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "rounds"))
@@ -32,7 +38,7 @@ def read_all(directories: Sequence[Path]) -> dict[str, Record]:
     if twice is not None:
         raise InputError(f"--compare: {twice} is given twice")
     labels = whole if len(set(names)) < len(names) else names
-    return {label: read(directory) for label, directory in zip(labels, directories, strict=True)}
+    return {label: read_run(directory) for label, directory in zip(labels, directories, strict=True)}
 
 
 def rounds(run: Record) -> Table:
@@ -87,3 +93,56 @@ def differences(runs: Mapping[str, Record]) -> Table:
     names = dict.fromkeys(name for entries in found.values() for name in entries if name not in _INDIFFERENT)
     rows = [(name, *(entries.get(name, "–") for entries in found.values())) for name in names]
     return [("differs", *found), *(row for row in rows if len(set(row[1:])) > 1)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pruning by criterion
+
+
+def pruning_page(directory: Path, run: Mapping[str, Any]) -> Path | None:
+    """report.html of a pruning run: what was pruned and how, its table, accuracy against MACs, scores over rounds.
+
+    run: its summary.json. None where matplotlib is missing.
+    """
+    try:
+        require_matplotlib()
+    except InputError:
+        return None
+    criterion = run["plan"]["criterion"]
+    drawings = [accuracy_against_macs({criterion: run})]
+    scored = [record for record in run["rounds"] if record.get("scores")]
+    drawings += [scores_over_rounds(scored)] if scored else []
+    facts = [("setting", "value"), ("stopped", run["stopped"]), ("result", run["result"])]
+    facts += layer_pruning_report.facts(dict(run)).items()
+    body = "".join(map(svg, drawings)) + html_table(facts)
+    path = directory / "report.html"
+    write_atomically(path, page(f"pruning by {criterion}", layer_pruning_report.rounds(dict(run)), body).encode())
+    return path
+
+
+def accuracy_against_macs(summaries: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A line a run: accuracy after fine-tuning against the share of MACs that is left; thin: before fine-tuning."""
+    drawing, axes = figure("Accuracy against computation", "MACs per image, share of the start", "accuracy (%)")
+    for name, summary in summaries.items():
+        rounds = summary["rounds"]
+        share = [record["macs_per_image"] / rounds[0]["macs_per_image"] for record in rounds]
+        (line,) = axes.plot(share, [100 * record["test_accuracy"] for record in rounds], "o-", ms=3, label=name)
+        before = [100 * record["accuracy_before_finetuning"] for record in rounds[1:]]
+        axes.plot(share[1:], before, ":", lw=0.8, color=line.get_color())
+    axes.invert_xaxis()
+    axes.legend()
+    return drawing
+
+
+def scores_over_rounds(rounds: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows: the sections; columns: rounds; colour: the score in its round; a cross where a section goes."""
+    drawing, axes = figure("Scores", "round", "")
+    names = list(rounds[0]["scores"])
+    values = np.array([[record["scores"].get(name, np.nan) for record in rounds] for name in names])
+    drawing.set_size_inches(7.2, 1.5 + 0.2 * len(names))
+    drawing.colorbar(axes.imshow(values, aspect="auto", cmap="viridis"), ax=axes)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xticks(range(len(rounds)), [str(record["round"]) for record in rounds], fontsize=7)
+    axes.plot(range(len(rounds)), [names.index(record["removed"]) for record in rounds], "rx")
+    axes.grid(visible=False)
+    return drawing
