@@ -151,7 +151,7 @@ def _as_folder(name: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import experiment, report, warmup
+    from .experiments import report, run, warmup
     from .output import figures, tables
     from .output.progress import Progress
     from .training import config
@@ -173,14 +173,14 @@ def _run(options: argparse.Namespace) -> int:
                     "--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it"
                 )
             directory = options.resume
-            summary = experiment.resume(directory, threads=options.threads, **how)
+            summary = run.resume(directory, threads=options.threads, **how)
         else:
             overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
             overrides += [] if options.threads is None else [f"training.threads={options.threads}"]
             settings = config.load(options.experiment or "quickstart", overrides)
             name = _as_folder(settings.name) or "run"
             directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            summary = experiment.run(settings, directory, **how)
+            summary = run.run(settings, directory, **how)
     print("\n" + tables.text_table(report.rows(summary)))
     for line in (*report.nothing_left_lines(summary), *report.decision_lines(summary)):
         print(line)
@@ -190,7 +190,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from . import cluster, sweep, sweep_report
+    from .experiments import cluster, sweep, sweep_file, sweep_report
     from .output import figures
 
     for name in ("jobs", "threads"):
@@ -199,15 +199,15 @@ def _sweep(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}: must be at least 1, got {number}")
     if options.jobs and options.scheduler:
         raise InputError("--jobs: with --scheduler the workers' threads say how many runs there are at a time")
-    plan = sweep.load(options.file)
+    plan = sweep_file.load_sweep(options.file)
     directory = options.out or Path("runs") / f"sweep-{_as_folder(plan.name)}"
     how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
     if options.scheduler:
         with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
-            outcomes = sweep.run(plan, directory, executor=executor, **how)
+            outcomes = sweep.run_sweep(plan, directory, executor=executor, **how)
     else:
         workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
-        outcomes = sweep.run(plan, directory, workers=workers, **how)
+        outcomes = sweep.run_sweep(plan, directory, workers=workers, **how)
     print("\n" + sweep_report.text(directory))
     page = sweep_report.write_html(directory)
     print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
@@ -304,7 +304,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _warmup(options: argparse.Namespace) -> int:
-    from . import warmup
+    from .experiments import warmup
     from .kernels.machine import cache
 
     if options.clear:

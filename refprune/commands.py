@@ -137,9 +137,8 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from . import iterative
     from .exchange import load as loading
-    from .experiments import layer_pruning_report
+    from .experiments import layer_pruning, layer_pruning_report
     from .output import figures, tables
     from .output.progress import Progress
     from .training import config
@@ -154,21 +153,21 @@ def _prune(options: argparse.Namespace) -> int:
             allowed = "only --data-dir and --threads may be given beside it"
             raise InputError(f"--resume: goes on with the run as it was; {allowed}, got {others[0]}")
         directory = options.resume
-        summary = iterative.resume(directory, threads=options.threads, **how)
+        summary = layer_pruning.resume(directory, threads=options.threads, **how)
     else:
         if options.checkpoint is None:
             raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
-        fields = (field.name for field in dataclasses.fields(iterative.Plan))
-        plan = iterative.Plan(**{name: getattr(options, name) for name in fields if hasattr(options, name)})
+        fields = (field.name for field in dataclasses.fields(layer_pruning.Plan))
+        plan = layer_pruning.Plan(**{name: getattr(options, name) for name in fields if hasattr(options, name)})
         trained = loading.load(options.checkpoint, options.spec, options.names)
         training = {"backend": options.backend or "numba", "threads": options.threads or 0}
         overrides = config.overridden({"training": training}, options.set)
-        settings = iterative.settings_for(
+        settings = layer_pruning.settings_for(
             options.data or trained.data or "cifar10", plan.finetune, options.seed or 0, overrides
         )
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
         source = options.checkpoint + (f" as {options.spec}" if options.spec else "")
-        summary = iterative.run(trained, plan, settings, directory, source=source, **how)
+        summary = layer_pruning.run(trained, plan, settings, directory, source=source, **how)
     print("\n" + tables.text_table(layer_pruning_report.rounds(summary)))
     print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
     page = layer_pruning_report.pruning_page(directory, summary)

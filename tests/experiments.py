@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from refprune import experiment
 from refprune.data import dataset, digits, sets
-from refprune.experiment import Progress
+from refprune.experiments import run
+from refprune.experiments.run import Progress
 from refprune.training import checkpoint, config
 
 STEPS = 6  # steps in an epoch
@@ -38,7 +38,7 @@ def whole_run(folder):
     """(folder, summary) of the uninterrupted run of BASE; for fixtures that outlive a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sets, "load", lambda name, directory=None: TINY)
-        return folder, experiment.run(settings(), folder, progress=QUIET)
+        return folder, run.run(settings(), folder, progress=QUIET)
 
 
 def files(folder):
@@ -61,7 +61,7 @@ class Interrupt(Progress):
 def stopped(folder, rules, stop):
     """A run that has been interrupted after so many steps."""
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(rules, folder, progress=Interrupt(stop))
+        run.run(rules, folder, progress=Interrupt(stop))
 
 
 def interrupted(folder, rules, *stops):
@@ -69,8 +69,8 @@ def interrupted(folder, rules, *stops):
     stopped(folder, rules, stops[0])
     for stop in stops[1:]:
         with pytest.raises(KeyboardInterrupt):
-            experiment.resume(folder, progress=Interrupt(stop))
-    return experiment.resume(folder, progress=QUIET)
+            run.resume(folder, progress=Interrupt(stop))
+    return run.resume(folder, progress=QUIET)
 
 
 def without_seconds(value):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli, experiment, report
+from refprune import cli
 from refprune.data import dataset, digits, sets
 from refprune.errors import InputError
+from refprune.experiments import report, run
 from refprune.output import figures, progress, tables
 from refprune.spec import zoo
 from refprune.training import config, decide, equivalence, presets
@@ -319,7 +320,7 @@ def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
 
 def test_a_mistake_of_ours_is_not_hidden(command, tiny_data, monkeypatch):
     """Only InputError becomes a sentence: a bug shows its traceback."""
-    monkeypatch.setattr(experiment, "run", lambda *a, **k: {}["bug"])
+    monkeypatch.setattr(run, "run", lambda *a, **k: {}["bug"])
     with pytest.raises(KeyError):
         command("run", *SET, "--out", "r")
 

@@ -10,9 +10,10 @@ import time
 import pytest
 from test_sweep import TINY, plan, quiet
 
-from refprune import cli, cluster, environment, sweep
+from refprune import cli
 from refprune.data import sets
 from refprune.errors import InputError
+from refprune.experiments import cluster, environment, sweep, sweep_file
 
 distributed = pytest.importorskip("distributed", reason="needs Dask's distributed: pip install -e '.[cluster]'")
 
@@ -73,13 +74,13 @@ def in_background(function, *arguments, **options):
 
 def run(machines, found, out):
     with cluster.executor(address(machines), found, out, say=quiet) as executor:
-        return sweep.run(found, out, executor=executor, say=quiet)
+        return sweep.run_sweep(found, out, executor=executor, say=quiet)
 
 
 def test_the_command_line_on_two_workers(machines, tmp_path, capsys):
     """Same results as without a cluster; a second call finds everything done; no token is left."""
     path, out = tmp_path / "tiny.toml", tmp_path / "out"
-    (here,) = sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "here", say=quiet)
+    (here,) = sweep.run_sweep(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "here", say=quiet)
     plan(tmp_path)
     arguments = ["sweep", str(path), "--out", str(out), "--scheduler", address(machines)]
     assert cli.main(arguments) == 0
@@ -87,7 +88,7 @@ def test_the_command_line_on_two_workers(machines, tmp_path, capsys):
     assert f"{address(machines)}: 2 workers, 2 runs at a time" in said
     assert cli.main(arguments) == 0
     assert "2 runs, 2 of them done" in capsys.readouterr().out
-    there = sweep.run(plan(tmp_path), out, say=quiet)
+    there = sweep.run_sweep(plan(tmp_path), out, say=quiet)
     assert bits(there[0]) == bits(here)
     assert list(out.glob("*.token")) == []
 
@@ -105,7 +106,7 @@ def test_the_run_of_a_killed_worker_is_repeated(machines, tmp_path):
     assert outcome.problem == ""
     log = (folder.parent / "seed-0.log").read_text()
     assert log.count("run directory:") == 2
-    (fresh,) = sweep.run(found, tmp_path / "fresh", say=quiet)
+    (fresh,) = sweep.run_sweep(found, tmp_path / "fresh", say=quiet)
     assert bits(outcome) == bits(fresh)
 
 
@@ -131,7 +132,7 @@ def test_an_interrupt_ends_the_runs_on_the_workers(machines, tmp_path):
 
     def interrupted():
         with cluster.executor(address(machines), found, out, say=quiet) as executor:
-            executor.submit(sweep.execute, *sweep.jobs(found, out))
+            executor.submit(sweep.execute, *sweep_file.jobs(found, out))
             until(lambda: begun(folder))
             raise KeyboardInterrupt
 
@@ -208,7 +209,7 @@ def test_a_worker_that_joins_later_is_checked_before_its_run(machines, tmp_path)
     with cluster.executor(address(machines), found, out, say=quiet) as executor:
         (token,) = out.glob("*.token")
         token.unlink()
-        outcomes = sweep.run(found, out, executor=executor, say=quiet)
+        outcomes = sweep.run_sweep(found, out, executor=executor, say=quiet)
     assert all("does not see the sweep's folder" in outcome.problem for outcome in outcomes)
     assert not (out / "as-it-is").exists()
 
@@ -291,7 +292,7 @@ def test_a_worker_waits_for_the_process_of_a_dead_one(tmp_path):
 def test_after_the_end_nothing_begins(tmp_path):
     token = tmp_path / f"cluster-{secrets.token_hex(4)}.token"
     token.touch()
-    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    (job, _) = sweep_file.jobs(plan(tmp_path), tmp_path / "out")
     cluster.end(str(token))
     with pytest.raises(InputError, match="the sweep was stopped"):
         cluster.at_worker(str(token), sweep.execute, job)

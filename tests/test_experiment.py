@@ -17,11 +17,12 @@ from experiments import (
     whole_run,
 )
 
-from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
-from refprune.experiment import Progress
+from refprune.experiments import report
+from refprune.experiments import run as experiment
+from refprune.experiments.run import Progress
 from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo

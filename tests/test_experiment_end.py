@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from experiments import QUIET, STEPS, TINY, assert_same_runs, interrupted, lines, settings, stopped
 
-from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.data import sets
+from refprune.experiments import report
+from refprune.experiments import run as experiment
 from refprune.passes.batch_loss import BatchLoss
 from refprune.training import checkpoint, decide
 from refprune.training import step as training_step

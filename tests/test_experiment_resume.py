@@ -27,10 +27,11 @@ from experiments import (
     without_seconds,
 )
 
-from refprune import cli, experiment
+from refprune import cli
 from refprune.data import sets
 from refprune.errors import InputError
-from refprune.experiment import Progress
+from refprune.experiments import run
+from refprune.experiments.run import Progress
 from refprune.training import checkpoint, config, decide
 from refprune.training import step as training_step
 
@@ -57,7 +58,7 @@ def test_resumed_is_uninterrupted(whole, tmp_path, stop):
 def test_resumed_from_a_checkpoint_within_an_epoch(tmp_path, every, stops):
     """Checkpoints between epochs change nothing, whether a run is stopped once or again and again."""
     rules = settings(training={"checkpoint_every": every}, unpruned=False)
-    experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    run.run(rules, tmp_path / "whole", progress=QUIET)
     interrupted(tmp_path / "r", rules, *stops)
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
 
@@ -73,7 +74,7 @@ ATTRACTION = {
 def test_resumed_under_the_attraction_rule(tmp_path, stops):
     """What is known of κ is in the checkpoint: catches one that begins to count again, or keeps a removed gate's."""
     rules = settings(**ATTRACTION, unpruned=False)
-    summary = experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    summary = run.run(rules, tmp_path / "whole", progress=QUIET)
     steps = [row["step"] for row in summary["runs"]["pruned"]["removals"]]
     assert any(step < 4 * STEPS for step in steps)
     interrupted(tmp_path / "r", rules, *stops)
@@ -84,7 +85,7 @@ def test_resumed_under_the_attraction_rule(tmp_path, stops):
 def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch, name, left):
     """A test of the test above: a resume that forgets it is found out."""
     rules = settings(**ATTRACTION, unpruned=False)
-    experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    run.run(rules, tmp_path / "whole", progress=QUIET)
     load = checkpoint.load
 
     def forgetful(directory):
@@ -100,13 +101,13 @@ def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch,
 def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
     """Catches a checkpoint_every that nobody obeys."""
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings(training={"checkpoint_every": 4}), tmp_path / "r", progress=Interrupt(11))
+        run.run(settings(training={"checkpoint_every": 4}), tmp_path / "r", progress=Interrupt(11))
     assert checkpoint.load(tmp_path / "r" / "pruned").state.step == 8
 
 
 def test_an_interruption_between_an_epochs_last_step_and_its_score(tmp_path):
     rules = settings(training={"checkpoint_every": STEPS}, unpruned=False)
-    experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    run.run(rules, tmp_path / "whole", progress=QUIET)
     interrupted(tmp_path / "r", rules, 2 * STEPS)
     assert_same_runs(tmp_path / "whole", tmp_path / "r")
 
@@ -128,55 +129,55 @@ def test_an_interruption_outside_the_steps(whole, tmp_path, monkeypatch, module,
 
     monkeypatch.setattr(module, name, stopping)
     try:
-        experiment.run(settings(), tmp_path / "r", progress=QUIET)
+        run.run(settings(), tmp_path / "r", progress=QUIET)
     except KeyboardInterrupt:
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
     else:
         assert len(calls) < call
     assert_same_runs(whole[0], tmp_path / "r")
 
 
 def test_a_finished_run_is_only_summarised_again(whole, tmp_path):
-    experiment.run(settings(), tmp_path / "r", progress=QUIET)
+    run.run(settings(), tmp_path / "r", progress=QUIET)
     before = {name: content for name, (content, _) in files(tmp_path / "r").items()}
-    assert without_seconds(experiment.resume(tmp_path / "r", progress=Interrupt(1))) == without_seconds(whole[1])
+    assert without_seconds(run.resume(tmp_path / "r", progress=Interrupt(1))) == without_seconds(whole[1])
     assert {name: content for name, (content, _) in files(tmp_path / "r").items()} == before
 
 
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(InputError, match=r"no run to resume here \(config\.toml is missing\)"):
-        experiment.resume(tmp_path, progress=QUIET)
+        run.resume(tmp_path, progress=QUIET)
 
 
 def test_another_configuration_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings(), tmp_path / "r", progress=Interrupt(9))
+        run.run(settings(), tmp_path / "r", progress=Interrupt(9))
     file = tmp_path / "r" / "config.toml"
     file.write_text(file.read_text().replace("seed = 4", "seed = 5"))
     before = files(tmp_path / "r" / "pruned")
     with pytest.raises(InputError, match=r"checkpoint\.json: made by another run, network or configuration"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
     assert files(tmp_path / "r" / "pruned") == before
 
 
 def test_a_corrupt_checkpoint_is_refused_and_kept(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings(), tmp_path / "r", progress=Interrupt(9))
+        run.run(settings(), tmp_path / "r", progress=Interrupt(9))
     (path,) = (tmp_path / "r" / "pruned").glob("*.npz")
     path.write_bytes(path.read_bytes()[:-1])
     before = files(tmp_path / "r" / "pruned")
     with pytest.raises(InputError, match="SHA-256 differs"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
     assert files(tmp_path / "r" / "pruned") == before
 
 
 def test_metrics_shorter_than_the_checkpoint_says_are_refused_or_stay_json(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(settings(unpruned=False), tmp_path / "r", progress=Interrupt(9))
+        run.run(settings(unpruned=False), tmp_path / "r", progress=Interrupt(9))
     file = tmp_path / "r" / "pruned" / "metrics.jsonl"
     file.write_bytes(file.read_bytes()[:100])
     try:
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
     except InputError:
         return
     assert lines(tmp_path / "r" / "pruned")
@@ -188,10 +189,10 @@ def test_a_checkpoint_of_the_other_run_is_refused(whole, tmp_path):
     shutil.rmtree(tmp_path / "r" / "unpruned")
     shutil.copytree(tmp_path / "r" / "pruned", tmp_path / "r" / "unpruned")
     with pytest.raises(InputError, match=r"unpruned.checkpoint\.json: made by another run, network or configuration"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
 
 
-@pytest.mark.parametrize("field", experiment.LOG_FIELDS)
+@pytest.mark.parametrize("field", run.LOG_FIELDS)
 def test_a_checkpoint_without_its_log_is_refused(whole, tmp_path, field):
     shutil.copytree(whole[0], tmp_path / "r")
     path = tmp_path / "r" / "pruned" / checkpoint.NAME
@@ -201,7 +202,7 @@ def test_a_checkpoint_without_its_log_is_refused(whole, tmp_path, field):
     header["digest"] = checkpoint._digest({key: value for key, value in header.items() if key != "digest"})
     path.write_text(json.dumps(header))
     with pytest.raises(InputError, match=rf"run\.{field} is missing or of a wrong type"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
 
 
 def test_a_lost_checkpoint_is_not_a_new_run(whole, tmp_path):
@@ -210,22 +211,22 @@ def test_a_lost_checkpoint_is_not_a_new_run(whole, tmp_path):
     (tmp_path / "r" / "pruned" / checkpoint.NAME).unlink()
     before = files(tmp_path / "r")
     with pytest.raises(InputError, match=r"checkpoint\.json: is missing, but checkpoint-.*npz is there"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
     assert files(tmp_path / "r") == before
 
 
 def test_a_folder_that_another_run_has_just_taken_is_refused(tmp_path, monkeypatch):
     """Two runs into one folder at once: what the second finds after its own check is the first one's config.toml."""
-    made = experiment.set_up
+    made = run.set_up
 
     def meanwhile(*arguments):
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "config.toml").write_text("taken")
         return made(*arguments)
 
-    monkeypatch.setattr(experiment, "set_up", meanwhile)
+    monkeypatch.setattr(run, "set_up", meanwhile)
     with pytest.raises(InputError, match="another run has just begun there"):
-        experiment.run(settings(), tmp_path / "r", progress=QUIET)
+        run.run(settings(), tmp_path / "r", progress=QUIET)
     assert (tmp_path / "r" / "config.toml").read_text() == "taken"
 
 
@@ -234,7 +235,7 @@ def test_a_spoilt_environment_is_refused(whole, tmp_path, content):
     shutil.copytree(whole[0], tmp_path / "r")
     (tmp_path / "r" / "environment.json").write_text(content)
     with pytest.raises(InputError, match=r"environment\.json: "):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
 
 
 def test_other_data_are_refused_and_other_versions_said(whole, tmp_path, monkeypatch, capsys):
@@ -242,18 +243,18 @@ def test_other_data_are_refused_and_other_versions_said(whole, tmp_path, monkeyp
     path = tmp_path / "r" / "environment.json"
     environment = json.loads(path.read_text())
     path.write_text(json.dumps(environment | {"numpy": "1.0"}))
-    experiment.resume(tmp_path / "r", progress=Progress())
+    run.resume(tmp_path / "r", progress=Progress())
     assert f"resumed in another environment (numpy 1.0 → {np.__version__}): the bits may differ" in capsys.readouterr().out
     path.write_text(json.dumps({key: value for key, value in environment.items() if key != "code_sha256"}))
-    experiment.resume(tmp_path / "r", progress=Progress())  # of a refprune that did not write it down
+    run.resume(tmp_path / "r", progress=Progress())  # of a refprune that did not write it down
     assert "another environment" not in capsys.readouterr().out
     path.write_text(json.dumps(environment | {"code_sha256": "0"}))
-    experiment.resume(tmp_path / "r", progress=Progress())
+    run.resume(tmp_path / "r", progress=Progress())
     assert "resumed in another environment (code_sha256 0 → " in capsys.readouterr().out
     other = dataclasses.replace(TINY, test_labels=(TINY.test_labels + 1) % 10)
     monkeypatch.setattr(sets, "load", lambda name, directory=None: other)
     with pytest.raises(InputError, match=r"environment\.json: the run began with other data"):
-        experiment.resume(tmp_path / "r", progress=QUIET)
+        run.resume(tmp_path / "r", progress=QUIET)
 
 
 # kill -9 ------------------------------------------------------------------------------------------------------------------
@@ -294,7 +295,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(small_mnist, tmp_path, 
     assert not (folder / "summary.json").exists()
     assert STEPS <= checkpoint.load(folder / "pruned").state.step < 40 * STEPS
     assert cli.main(["run", "--resume", str(folder), "--data-dir", str(small_mnist)]) == 0
-    experiment.run(rules, tmp_path / "whole", data_directory=str(small_mnist), progress=QUIET)
+    run.run(rules, tmp_path / "whole", data_directory=str(small_mnist), progress=QUIET)
     assert_same_runs(tmp_path / "whole", folder)
 
 
@@ -303,7 +304,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(small_mnist, tmp_path, 
 
 def test_a_run_on_the_compiled_backend_resumes_to_the_same_bits(tmp_path):
     rules = settings(training={"backend": "numba", "threads": 1, "epochs": 2}, unpruned=False)
-    whole = experiment.run(rules, tmp_path / "whole", progress=QUIET)
+    whole = run.run(rules, tmp_path / "whole", progress=QUIET)
     assert whole["runs"]["pruned"]["masked_compact_error"] <= 1.0
     interrupted(tmp_path / "r", rules, STEPS + 3)
     assert_same_runs(tmp_path / "whole", tmp_path / "r")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refprune import experiment
 from refprune.data import folder, sets
 from refprune.errors import DataError, InputError
+from refprune.experiments import run
 from refprune.training import config
 
 
@@ -77,7 +77,7 @@ def test_load_by_name_and_run(tree, tmp_path):
             "unpruned": False,
         }
     )
-    assert experiment.run(settings, tmp_path / "run")["runs"]["pruned"]["steps"] == 2
+    assert run.run(settings, tmp_path / "run")["runs"]["pruned"]["steps"] == 2
 
 
 def broken(tree, how):

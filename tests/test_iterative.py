@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from refprune import cli, iterative
+from refprune import cli
 from refprune.analysis import candidates
 from refprune.analysis.scores import CRITERIA, Subject, ranked
 from refprune.backend import ORACLE
@@ -14,8 +14,8 @@ from refprune.data import dataset, digits, sets, standardise
 from refprune.errors import InputError
 from refprune.exchange import load, trained
 from refprune.exchange.trained import Trained
-from refprune.experiments import layer_pruning_report
-from refprune.iterative import Plan
+from refprune.experiments import layer_pruning, layer_pruning_report
+from refprune.experiments.layer_pruning import Plan
 from refprune.output import files
 from refprune.output.progress import Progress
 from refprune.passes.parameters import initial_statistics, initialise
@@ -47,7 +47,7 @@ def section(channels):
 LAYERS = (MaxPool((4, 4), (4, 4)), Conv(6, (1, 1)), *map(section, (5, 4, 3, 2)), GlobalAveragePool(), Dense(10))
 NETWORK = Network((1, 28, 28), LAYERS)
 TRAINED = Trained(NETWORK, initialise(NETWORK, Streams(0), dtype="float32"), {})
-SETTINGS = iterative.settings_for(
+SETTINGS = layer_pruning.settings_for(
     "synthetic-digits", 2, 3, {"training": {"backend": "oracle", "batch_size": 8}, "optimiser": {"learning_rate": 0.05}}
 )
 PLAN = Plan("cka", samples=20, finetune=2, filter_rounds=1)
@@ -59,7 +59,7 @@ def tiny_data(monkeypatch):
 
 
 def run(folder, plan=PLAN, settings=SETTINGS):
-    return iterative.run(TRAINED, plan, settings, folder, progress=QUIET)
+    return layer_pruning.run(TRAINED, plan, settings, folder, progress=QUIET)
 
 
 def timeless(value):
@@ -187,14 +187,14 @@ def test_an_interruption_anywhere_changes_no_bit(whole, tmp_path, monkeypatch, s
         run(mine)
     if saves == 1:  # nothing had begun
         with pytest.raises(InputError, match="no checkpoint can be read here"):
-            iterative.resume(mine, progress=QUIET)
+            layer_pruning.resume(mine, progress=QUIET)
         return
     set_count(saves - 2 if saves > 3 else saves)
     again = None
     try:
-        again = iterative.resume(mine, progress=QUIET)
+        again = layer_pruning.resume(mine, progress=QUIET)
     except Stop:
-        again = iterative.resume(mine, progress=QUIET)
+        again = layer_pruning.resume(mine, progress=QUIET)
     assert_the_same_run(folder, summary, mine, again)
 
 
@@ -205,12 +205,12 @@ def elaborate(tmp_path_factory):
     weights = initialise(small, Streams(1), dtype="float32")
     trained = Trained(small, weights, initial_statistics(small, dtype="float32"))
     changes = {"data": {"augmentation": "crop_flip"}, "training": {"backend": "oracle", "batch_size": 8}}
-    settings = iterative.settings_for("synthetic-digits", 1, 3, changes)
+    settings = layer_pruning.settings_for("synthetic-digits", 1, 3, changes)
     how = (trained, Plan("random", finetune=1, anneal=0.1, samples=0), settings)
     folder = tmp_path_factory.mktemp("elaborate") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sets, "load", lambda name, directory=None: TINY)
-        return how, folder, iterative.run(*how, folder, progress=QUIET)
+        return how, folder, layer_pruning.run(*how, folder, progress=QUIET)
 
 
 @pytest.mark.parametrize("saves", [2, 3, 4, 5, 7, 8, 9, 10])
@@ -220,8 +220,8 @@ def test_an_interruption_of_all_that_a_run_may_hold(elaborate, tmp_path, monkeyp
     assert len({record["learning_rate"] for record in summary["rounds"][1:]}) == 3
     stopped_at(monkeypatch, saves)
     with pytest.raises(Stop):
-        iterative.run(*how, tmp_path / "run", progress=QUIET)
-    again = iterative.resume(tmp_path / "run", progress=QUIET)
+        layer_pruning.run(*how, tmp_path / "run", progress=QUIET)
+    again = layer_pruning.resume(tmp_path / "run", progress=QUIET)
     assert_the_same_run(folder, summary, tmp_path / "run", again)
 
 
@@ -249,12 +249,12 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
 def test_two_processes_never_work_in_one_folder(whole):
     folder, _ = whole
     with files.locked(folder / "plan.json"), pytest.raises(InputError, match="another process is at work here"):
-        iterative.resume(folder, progress=QUIET)
+        layer_pruning.resume(folder, progress=QUIET)
 
 
 def test_a_finished_run_resumes_to_its_summary(whole):
     folder, summary = whole
-    assert iterative.resume(folder, progress=QUIET) == summary
+    assert layer_pruning.resume(folder, progress=QUIET) == summary
 
 
 def test_stops_at_the_target(tmp_path):
@@ -294,24 +294,30 @@ def test_filters_with_the_smallest_norm_go():
 
 REFUSED = {
     "epochs": (
-        lambda: iterative.settings_for("x", 1, 0, {"training": {"epochs": 2}}),
+        lambda: layer_pruning.settings_for("x", 1, 0, {"training": {"epochs": 2}}),
         "--set training.epochs: --finetune",
     ),
-    "nu": (lambda: iterative.settings_for("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
-    "gates": (lambda: iterative.check(zoo.residual_mlp(3, 4), Plan("l1")), "network: has 3 gates; trained networks have none"),
-    "one image": (lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(samples=1)), "--samples: CKA takes at least 2 images"),
-    "no maps": (lambda: iterative.check(ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
+    "nu": (lambda: layer_pruning.settings_for("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
+    "gates": (
+        lambda: layer_pruning.check(zoo.residual_mlp(3, 4), Plan("l1")),
+        "network: has 3 gates; trained networks have none",
+    ),
+    "one image": (
+        lambda: layer_pruning.check(zoo.resnet_cifar_keras(), Plan(samples=1)),
+        "--samples: CKA takes at least 2 images",
+    ),
+    "no maps": (lambda: layer_pruning.check(ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
     "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
     "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
     "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
     "anneal": (lambda: Plan(anneal=0.0), r"--anneal: is a share and must lie in \(0, 1\], got 0.0"),
     "minimum": (
-        lambda: iterative.check(zoo.resnet_cifar_keras(), Plan(target_macs=0.2)),
+        lambda: layer_pruning.check(zoo.resnet_cifar_keras(), Plan(target_macs=0.2)),
         r"0.2 of 125,747,840 MACs cannot be reached: .* the minimum is 0.2120 \(26,657,408 MACs\)",
     ),
-    "no candidates": (lambda: iterative.check(zoo.lenet5(), Plan()), "no section can be removed"),
-    "table": (lambda: iterative.settings_for("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data, "),
-    "key": (lambda: iterative.settings_for("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
+    "no candidates": (lambda: layer_pruning.check(zoo.lenet5(), Plan()), "no section can be removed"),
+    "table": (lambda: layer_pruning.settings_for("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data, "),
+    "key": (lambda: layer_pruning.settings_for("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
 }
 
 
@@ -331,20 +337,20 @@ def test_nothing_is_written_for_a_run_that_cannot_be(tmp_path):
         run(folder, settings=fewer)
     small = zoo.resnet_cifar_keras((3,), width=1)
     with pytest.raises(InputError, match=r"has images \(1, 28, 28\)"):
-        iterative.run(Trained(small, {}, {}), Plan(samples=4), SETTINGS, folder, progress=QUIET)
+        layer_pruning.run(Trained(small, {}, {}), Plan(samples=4), SETTINGS, folder, progress=QUIET)
     assert not folder.exists()
     folder.mkdir()
     (folder / "x").touch()
     with pytest.raises(InputError, match="not an empty folder"):
         run(folder)
     with pytest.raises(InputError, match="no pruning run to resume here"):
-        iterative.resume(folder)
+        layer_pruning.resume(folder)
 
 
 def test_the_command(tmp_path, capsys):
     """From a file of weights to table and report; the result is a checkpoint that other commands take; then resumed."""
     np.savez(tmp_path / "a.npz", **TRAINED.params)
-    (tmp_path / "spec.json").write_text(json.dumps(iterative.checkpoint.spec.to_json(NETWORK)))
+    (tmp_path / "spec.json").write_text(json.dumps(layer_pruning.checkpoint.spec.to_json(NETWORK)))
     given = ["prune", tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--samples", 20]
     given += ["--criterion", "l1", "--backend", "oracle", "--set", "training.batch_size=8", "--out", tmp_path / "run"]
     assert cli.main([str(a) for a in given]) == 0
@@ -417,7 +423,7 @@ def test_images_are_scaled_as_the_network_saw_them(tmp_path):
     """A network trained on the first 11 images: fine-tuning and the checkpoint's readers scale by those."""
     trained = TRAINED._replace(training_images=11)
     plan = dataclasses.replace(PLAN, finetune=0, filter_rounds=0)
-    iterative.run(trained, plan, SETTINGS, tmp_path / "run", progress=QUIET)
+    layer_pruning.run(trained, plan, SETTINGS, tmp_path / "run", progress=QUIET)
     again = load.load(tmp_path / "run" / "round-01")
     assert (again.data, again.training_images) == ("synthetic-digits", 11)
     x = standardise.standardisation(TINY, "channel", images=11, dtype="float32")(TINY.test_images)
@@ -435,7 +441,9 @@ def test_batch_norm_statistics_go_on(tmp_path):
     small = dataclasses.replace(zoo.resnet_cifar_keras((3,), width=1), input_shape=(1, 28, 28))
     statistics = initial_statistics(small, dtype="float32")
     trained = Trained(small, initialise(small, Streams(1), dtype="float32"), statistics)
-    iterative.run(trained, dataclasses.replace(PLAN, finetune=1, filter_rounds=0), SETTINGS, tmp_path / "run", progress=QUIET)
+    layer_pruning.run(
+        trained, dataclasses.replace(PLAN, finetune=1, filter_rounds=0), SETTINGS, tmp_path / "run", progress=QUIET
+    )
     after = checkpoint.load(tmp_path / "run" / "round-01").state.statistics
     assert 0 < len(after) < len(statistics)
     assert all((after[name] != statistics[name]).any() for name in after)

@@ -7,8 +7,8 @@ import pytest
 from test_expected_cost import GATED
 from tolerance import assert_identical
 
-from refprune import experiment
 from refprune.errors import InputError
+from refprune.experiments import run
 from refprune.gates.magnitude import filter_norms, keep_largest
 from refprune.passes.parameters import initialise
 from refprune.spec import cost
@@ -61,20 +61,20 @@ def test_equal_norms_go_from_the_end():
 
 def test_a_run_prunes_once_and_goes_on(tmp_path):
     """Widths 6, 15, 150 of 20, 50, 500; θ stays 1."""
-    summary = experiment.run(config.from_dict(RULES), tmp_path / "a")["runs"]["pruned"]
+    summary = run.run(config.from_dict(RULES), tmp_path / "a")["runs"]["pruned"]
     (removal,) = summary["removals"]
     assert removal["step"] == 6
     assert list(removal["removed"].values()) == [14, 35, 350]
     assert summary["parameters"] == 6 * 26 + 15 * (25 * 6 + 1) + 150 * (16 * 15 + 1) + 10 * 151
     assert summary["masked_compact_error"] <= 1.0
     assert summary["decisions"] == []
-    assert cost.parameters(experiment.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
+    assert cost.parameters(run.checkpoint.load(tmp_path / "a" / "pruned").state.network) == summary["parameters"]
 
 
 @pytest.mark.parametrize("steps", [5, 6, 7, 9])
 def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, steps):
     """Before, at and after the removal at step 6, and in the epoch behind it: the same bits at the end."""
-    whole = experiment.run(config.from_dict(RULES), tmp_path / "whole")["runs"]["pruned"]
+    whole = run.run(config.from_dict(RULES), tmp_path / "whole")["runs"]["pruned"]
     step, done = training_step.train_step, []
 
     def cut_off(*a, **k):
@@ -85,11 +85,11 @@ def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, s
 
     monkeypatch.setattr(training_step, "step", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(config.from_dict(RULES), tmp_path / "cut")
+        run.run(config.from_dict(RULES), tmp_path / "cut")
     monkeypatch.undo()
-    again = experiment.resume(tmp_path / "cut")["runs"]["pruned"]
+    again = run.resume(tmp_path / "cut")["runs"]["pruned"]
     assert [row["step"] for row in again["removals"]] == [row["step"] for row in whole["removals"]] == [6]
-    ends = [experiment.checkpoint.load(tmp_path / name / "pruned").state for name in ("whole", "cut")]
+    ends = [run.checkpoint.load(tmp_path / name / "pruned").state for name in ("whole", "cut")]
     for name, array in ends[0].params.items():
         assert_identical(name, ends[1].params[name], array)
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, s
 def test_a_network_without_unit_gates_is_refused(tmp_path):
     rules = RULES | {"network": {"name": "lenet-5"}}
     with pytest.raises(InputError, match=r"gates\.magnitude: 0\.7 removes units, but the network has no unit gates"):
-        experiment.run(config.from_dict(rules), tmp_path / "a")
+        run.run(config.from_dict(rules), tmp_path / "a")
 
 
 @pytest.mark.parametrize("gates", [{"initial": 0.9}, {"floor": 0.1, "threshold": 0.2}, {"magnitude_epoch": 2}])

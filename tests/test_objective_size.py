@@ -8,9 +8,10 @@ import pytest
 from tolerance import assert_close, assert_identical, gamma
 from training import NETWORKS, U, batches, convolutional, e2, images, mlp, plain, settings, start
 
-from refprune import experiment, report
 from refprune.backend import ORACLE
 from refprune.errors import InputError
+from refprune.experiments import report
+from refprune.experiments import run as experiment
 from refprune.gates.penalty import reference
 from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from refprune.sweep import run_directory
+from refprune.experiments.sweep_file import run_directory
 from refprune.training import config
 from validation import premature
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from refprune import experiment
 from refprune.data import dataset
 from refprune.data import sets as image_sets
+from refprune.experiments import run as experiment
 from refprune.output.progress import Progress
 from refprune.training import checkpoint, config, presets
 

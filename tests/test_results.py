@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refprune import sweep
+from refprune.experiments import sweep, sweep_file
 from refprune.training import config
 from validation import tables
 
@@ -22,7 +22,7 @@ class Refusing(Executor):
 
 
 def planned(name):
-    return sweep.load(tables.HERE / "sweeps" / f"{name}.toml")
+    return sweep_file.load_sweep(tables.HERE / "sweeps" / f"{name}.toml")
 
 
 def test_there_are_some():
@@ -33,7 +33,7 @@ def test_there_are_some():
 @pytest.mark.parametrize("name", tables.names())
 def test_they_are_of_the_recipe_as_it_stands(name):
     """Else a sweep would refuse to go on, and the ledger's command would not give the ledger's numbers."""
-    jobs = {Path(job.directory): job for job in sweep.jobs(planned(name), tables.RESULTS / name)}
+    jobs = {Path(job.directory): job for job in sweep_file.jobs(planned(name), tables.RESULTS / name)}
     there = [path.parent for path in (tables.RESULTS / name).glob("*/*/config.toml")]
     assert there
     for folder in there:
@@ -46,7 +46,7 @@ def test_a_sweep_goes_on_from_them(name, tmp_path):
     """What has ended is not done again, and the page made from the runs' summaries is the one that is kept."""
     kept = json.loads((tables.RESULTS / name / "sweep.json").read_text(encoding="utf-8"))
     shutil.copytree(tables.RESULTS / name, tmp_path / "out")
-    sweep.run(planned(name), tmp_path / "out", executor=Refusing(), say=lambda line: None)
+    sweep.run_sweep(planned(name), tmp_path / "out", executor=Refusing(), say=lambda line: None)
     made = json.loads((tmp_path / "out" / "sweep.json").read_text(encoding="utf-8"))
     assert made["results"] == kept["results"]
     assert any(result["seeds"] for result in kept["results"])

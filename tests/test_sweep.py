@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import cli, report, sweep, sweep_report
+from refprune import cli
 from refprune.errors import InputError
+from refprune.experiments import report, sweep, sweep_file, sweep_pictures, sweep_report, sweep_results
 from refprune.output import files
 
 TINY = """
@@ -39,7 +40,7 @@ network.width = 8
 def plan(tmp_path, text=TINY, name="tiny"):
     path = tmp_path / f"{name}.toml"
     path.write_text(textwrap.dedent(text))
-    return sweep.load(path)
+    return sweep_file.load_sweep(path)
 
 
 def quiet(text):
@@ -70,7 +71,7 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
     last = found.settings[-1].configs[1]
     assert (last.seed, last.gates.estimator, last.objective.penalty) == (1, "paired", 0.01)
     assert (last.gates.protect, last.training.epochs, last.network["sections"]) == (("section1",), 2, 2)
-    jobs = sweep.jobs(found, tmp_path)
+    jobs = sweep_file.jobs(found, tmp_path)
     assert [job.seed for job in jobs] == [0] * 8 + [1] * 8
     assert len({job.directory for job in jobs}) == 16
 
@@ -125,7 +126,7 @@ def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
         ("b, penalty 1.0", "few", (7,)),
     ]
     assert [c.seed for c in found.settings[2].configs] == [7]
-    jobs = sweep.jobs(found, tmp_path)
+    jobs = sweep_file.jobs(found, tmp_path)
     assert [(job.label[0], job.seed) for job in jobs] == [("a", 0), ("a", 0), ("b", 7), ("b", 7), ("a", 1), ("a", 1)]
     assert ["seed = 7" in job.configuration for job in jobs] == [False, False, True, True, False, False]
 
@@ -133,7 +134,7 @@ def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
 def test_a_sweep_runs_restarts_and_reports(tmp_path):
     found = plan(tmp_path, TINY + "[grid]\nobjective.penalty = [0.0, 1.0]\n")
     out = tmp_path / "out"
-    outcomes = sweep.run(found, out, workers=2, say=quiet)
+    outcomes = sweep.run_sweep(found, out, workers=2, say=quiet)
     assert [o.problem for o in outcomes] == [""] * 4
     page = sweep_report.read(out)
     kept = {r["label"]: r["runs"]["pruned"]["sections"] for r in page["results"]}
@@ -147,7 +148,7 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     stamp = untouched.stat().st_mtime_ns
     shutil.rmtree(out / "penalty-1.0" / "seed-1")  # as if it had never begun
     (out / "penalty-1.0" / "seed-0" / "summary.json").unlink()  # as if it had been stopped at its end: resumed
-    sweep.run(found, out, workers=2, say=quiet)
+    sweep.run_sweep(found, out, workers=2, say=quiet)
     assert untouched.stat().st_mtime_ns == stamp
 
     def results(content):
@@ -159,7 +160,9 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     assert results((out / "sweep.json").read_bytes()) == results(first)
 
     with pytest.raises(InputError, match="another configuration"):
-        sweep.run(plan(tmp_path, TINY.replace("epochs = 2", "epochs = 3") + "[grid]\nobjective.penalty = [0.0, 1.0]\n"), out)
+        sweep.run_sweep(
+            plan(tmp_path, TINY.replace("epochs = 2", "epochs = 3") + "[grid]\nobjective.penalty = [0.0, 1.0]\n"), out
+        )
 
     assert sweep_report.write_html(out) is not None
     html = (out / "report.html").read_text()
@@ -188,18 +191,18 @@ def test_a_failed_run_stops_nothing_and_is_repeated(tmp_path, monkeypatch, capsy
 def test_a_damaged_folder_of_a_run_stops_nothing(tmp_path):
     """A summary that is none is made again; a configuration that cannot be read fails that run alone, in its own words."""
     found = plan(tmp_path)
-    assert all(outcome.summary for outcome in sweep.run(found, tmp_path / "out", say=quiet))
-    first, second = (Path(job.directory) for job in sweep.jobs(found, tmp_path / "out"))
+    assert all(outcome.summary for outcome in sweep.run_sweep(found, tmp_path / "out", say=quiet))
+    first, second = (Path(job.directory) for job in sweep_file.jobs(found, tmp_path / "out"))
     (first / "summary.json").write_text("[]")
     (second / "config.toml").write_text("no = [toml")
-    outcomes = sweep.run(found, tmp_path / "out", say=quiet)
+    outcomes = sweep.run_sweep(found, tmp_path / "out", say=quiet)
     assert set(outcomes[0].summary["runs"]) == {"pruned"}
     assert re.match(r"exit code 2: refprune: .*config\.toml", outcomes[1].problem)
 
 
 def test_a_failure_is_told_by_its_own_words(tmp_path, monkeypatch):
     """Not by the last line that an earlier attempt left in the log."""
-    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    (job, _) = sweep_file.jobs(plan(tmp_path), tmp_path / "out")
     Path(job.directory).parent.mkdir(parents=True)
     Path(job.directory).with_name("seed-0.log").write_text("refprune: an error of last week\n")
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
@@ -210,7 +213,7 @@ def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):
     """Planted: a run that is killed, and an executor whose worker dies."""
     found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    (outcome,) = sweep.run(found, tmp_path / "a", say=quiet)
+    (outcome,) = sweep.run_sweep(found, tmp_path / "a", say=quiet)
     assert outcome.summary is None
     assert "exit code 1" in outcome.problem
 
@@ -220,7 +223,7 @@ def test_a_dead_process_and_a_dead_executor_are_failures(tmp_path, monkeypatch):
             future.set_exception(RuntimeError("the worker has gone"))
             return future
 
-    (outcome,) = sweep.run(found, tmp_path / "b", executor=Dying(), say=quiet)
+    (outcome,) = sweep.run_sweep(found, tmp_path / "b", executor=Dying(), say=quiet)
     assert outcome.problem == "RuntimeError: the worker has gone"
 
 
@@ -231,7 +234,7 @@ def test_a_process_that_ends_before_it_has_read_its_job(tmp_path, monkeypatch):
             process.wait()
             return process
 
-    (job, _) = sweep.jobs(plan(tmp_path), tmp_path / "out")
+    (job, _) = sweep_file.jobs(plan(tmp_path), tmp_path / "out")
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert sweep.execute(job, Slow()).problem == "exit code 1: no message"
 
@@ -241,7 +244,7 @@ def test_an_executor_that_takes_no_more_jobs(tmp_path):
         def submit(self, function, *arguments):
             raise RuntimeError("closed")
 
-    outcomes = sweep.run(plan(tmp_path), tmp_path / "out", executor=Full(), say=quiet)
+    outcomes = sweep.run_sweep(plan(tmp_path), tmp_path / "out", executor=Full(), say=quiet)
     assert [outcome.problem for outcome in outcomes] == ["RuntimeError: closed"] * 2
 
 
@@ -259,7 +262,7 @@ def test_an_interrupt_leaves_no_job_waiting(tmp_path):
             raise KeyboardInterrupt
 
     with Pool(1) as pool, pytest.raises(KeyboardInterrupt):
-        sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "out", executor=pool, say=say)
+        sweep.run_sweep(plan(tmp_path, TINY.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "out", executor=pool, say=say)
     assert [future.cancelled() for future in begun][::2] == [False, True]
     assert not (tmp_path / "out" / "as-it-is" / "seed-2").exists()
 
@@ -287,19 +290,19 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on_to_the_same_bits(tmp_path)
         assert time.monotonic() < limit
         time.sleep(1.0)
     assert not (folder / "summary.json").exists()
-    (again,) = sweep.run(sweep.load(tmp_path / "tiny.toml"), out, say=quiet)
-    (fresh,) = sweep.run(sweep.load(tmp_path / "tiny.toml"), tmp_path / "fresh", say=quiet)
+    (again,) = sweep.run_sweep(sweep_file.load_sweep(tmp_path / "tiny.toml"), out, say=quiet)
+    (fresh,) = sweep.run_sweep(sweep_file.load_sweep(tmp_path / "tiny.toml"), tmp_path / "fresh", say=quiet)
     for name in ("test_loss", "objective", "training_macs"):
         assert again.summary["runs"]["pruned"][name] == fresh.summary["runs"]["pruned"][name]
 
 
 def test_two_processes_never_write_one_run(tmp_path):
     found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
-    (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+    (outcome,) = sweep.run_sweep(found, tmp_path / "out", say=quiet)
     folder = tmp_path / "out" / "as-it-is" / "seed-0"
     (folder / "summary.json").unlink()
     with files.locked(folder / "config.toml"):
-        (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+        (outcome,) = sweep.run_sweep(found, tmp_path / "out", say=quiet)
     assert "another process is at work here" in outcome.problem
 
 
@@ -307,11 +310,11 @@ def test_two_processes_never_write_one_run(tmp_path):
 def test_a_damaged_summary_is_made_again(tmp_path, content):
     """From the checkpoint of the run, which has ended; the table is what it was."""
     found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
-    sweep.run(found, tmp_path / "out", say=quiet)
+    sweep.run_sweep(found, tmp_path / "out", say=quiet)
     before = sweep_report.rows(sweep_report.read(tmp_path / "out"))
     summary = tmp_path / "out" / "as-it-is" / "seed-0" / "summary.json"
     summary.write_text(content)
-    (outcome,) = sweep.run(found, tmp_path / "out", say=quiet)
+    (outcome,) = sweep.run_sweep(found, tmp_path / "out", say=quiet)
     assert outcome.summary == json.loads(summary.read_text())
     assert sweep_report.rows(sweep_report.read(tmp_path / "out")) == before
 
@@ -328,7 +331,7 @@ def test_a_run_that_ended_while_it_made_its_folder_is_begun_again(tmp_path):
     folder.mkdir(parents=True)
     (folder / "config.toml").touch()
     (folder / "environment.json.part").write_text("{")
-    (outcome,) = sweep.run(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "out", say=quiet)
+    (outcome,) = sweep.run_sweep(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "out", say=quiet)
     assert outcome.summary is not None
 
 
@@ -336,7 +339,7 @@ def test_shares_are_of_the_network_that_was_pruned(tmp_path):
     """The network that is left, trained from scratch, costs what it costs, not 100 % of itself."""
     text = TINY + 'from_scratch = true\ngates.protect = ["section1"]\nobjective.penalty = 1.0\n'
     found = plan(tmp_path, text)
-    outcomes = sweep.run(found, tmp_path / "out", workers=2, say=quiet)
+    outcomes = sweep.run_sweep(found, tmp_path / "out", workers=2, say=quiet)
     runs = sweep_report.read(tmp_path / "out")["results"][0]["runs"]
     assert runs["from-scratch"]["macs_share"] == runs["pruned"]["macs_share"]
     assert runs["from-scratch"]["macs_share"][0] < 1.0
@@ -356,14 +359,14 @@ def test_threads_are_set_before_the_process_begins(tmp_path, monkeypatch):
     spy.write_text("#!/bin/sh\nread job\necho $NUMBA_NUM_THREADS $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS\nexit 3\n")
     spy.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(spy))
-    (outcome, _) = sweep.run(plan(tmp_path), tmp_path / "out", threads=3, say=quiet)
+    (outcome, _) = sweep.run_sweep(plan(tmp_path), tmp_path / "out", threads=3, say=quiet)
     assert outcome.problem == "exit code 3: 3 3 3"
 
 
 def test_any_executor_of_concurrent_futures_serves(tmp_path):
     found = plan(tmp_path, TINY.replace("[0, 1]", "[0]"))
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        (outcome,) = sweep.run(found, tmp_path / "out", executor=pool, say=quiet)
+        (outcome,) = sweep.run_sweep(found, tmp_path / "out", executor=pool, say=quiet)
     assert outcome.summary is not None
 
 
@@ -426,7 +429,7 @@ def test_the_check_of_the_frontier_finds_mistakes():
 
 def made(label, group, accuracies, macs, parameters, network="pruned"):
     """A setting's part of sweep.json; all networks start with 1,000 MACs and 500 parameters."""
-    values = {key: [0.0] * len(macs) for key in sweep.QUANTITIES}
+    values = {key: [0.0] * len(macs) for key in sweep_results.QUANTITIES}
     values |= {"test_accuracy": accuracies, "macs_per_image": macs, "parameters": parameters}
     values |= {"macs_share": [m / 1000 for m in macs], "parameters_share": [p / 500 for p in parameters]}
     return {"label": label, "group": group, "set": {}, "seeds": list(range(len(macs))), "runs": {network: values}}
@@ -459,7 +462,7 @@ def test_the_table_of_accuracy_against_size():
 
 def test_the_picture_of_accuracy_against_size():
     """Its lines are the frontiers, its markers the means, its bars the standard deviations, its dots the runs."""
-    left, right = sweep_report.accuracy_picture(PAGE).axes
+    left, right = sweep_pictures.accuracy_picture(PAGE).axes
     of_all = {"MACs": [(100, 94), (400, 95), (500, 96), (1000, 98)], "parameters": [(90, 96), (500, 98)]}
     of_units = {"MACs": [(100, 94), (500, 96)], "parameters": [(90, 96)]}
     for axes, cost in ((left, "MACs"), (right, "parameters")):
@@ -485,7 +488,7 @@ def test_the_picture_of_accuracy_against_size():
 def test_networks_of_different_sizes_have_no_common_share():
     page = copy.deepcopy(PAGE)
     page["results"][1]["runs"]["pruned"]["macs_share"] = [0.8]
-    left, right = sweep_report.accuracy_picture(page).axes
+    left, right = sweep_pictures.accuracy_picture(page).axes
     assert (len(left.child_axes), len(right.child_axes)) == (0, 1)
 
 
@@ -501,22 +504,22 @@ def of_one_knob(values, key="objective.nu"):
 
 
 def test_a_knob_is_the_one_key_that_differs():
-    assert sweep_report.knob(of_one_knob([0.1, 1.0])) == "objective.nu"
+    assert sweep_pictures.knob(of_one_knob([0.1, 1.0])) == "objective.nu"
     words = of_one_knob([0.1, 1.0])
     words["results"][0]["set"]["objective.nu"] = "much"
     for page in (of_one_knob([0.1]), words, of_one_knob([True, False]), PAGE):
-        assert sweep_report.knob(page) is None
+        assert sweep_pictures.knob(page) is None
     two = of_one_knob([0.1, 1.0])
     two["results"][0]["set"]["training.epochs"] = 3
-    assert sweep_report.knob(two) is None
+    assert sweep_pictures.knob(two) is None
     two["results"][1]["set"]["training.epochs"] = 4
-    assert sweep_report.knob(two) is None
+    assert sweep_pictures.knob(two) is None
 
 
 def test_the_picture_of_a_knob(tmp_path):
     """Lines through the means in the order of the values, bars of a standard deviation, a dot a run."""
     page = of_one_knob([3.0, 0.0, 1.0])
-    accuracy, left = sweep_report.pictures(page, tmp_path)["knob"].axes
+    accuracy, left = sweep_pictures.pictures(page, tmp_path)["knob"].axes
     drawn = {c.get_label(): np.round(c.lines[0].get_xydata(), 9).tolist() for c in (*accuracy.containers, *left.containers)}
     size = [[0.0, 100.0], [1.0, 50.0], [3.0, 25.0]]
     assert drawn == {
@@ -530,14 +533,14 @@ def test_the_picture_of_a_knob(tmp_path):
     assert high - low == pytest.approx(2 * 2**0.5, rel=1e-12)
     assert [len(line.get_xdata()) for line in accuracy.lines if line.get_marker() == "."] == [2, 2, 2]
     assert (accuracy.get_xscale(), left.get_ylim()[0]) == ("linear", 0.0)
-    assert sweep_report.knob_picture(of_one_knob([0.1, 1.0]), "objective.nu").axes[0].get_xscale() == "log"
+    assert sweep_pictures.knob_picture(of_one_knob([0.1, 1.0]), "objective.nu").axes[0].get_xscale() == "log"
 
 
 def test_a_setting_without_gates_on_units_has_no_point_there():
     """As ρ = 1, which fixes them."""
     page = of_one_knob([0.5, 1.0], key="objective.balance")
     page["results"][1]["runs"]["pruned"] |= {"units": [0.0, 0.0], "units_at_start": [0.0, 0.0]}
-    _, left = sweep_report.knob_picture(page, "objective.balance").axes
+    _, left = sweep_pictures.knob_picture(page, "objective.balance").axes
     points = {c.get_label(): c.lines[0].get_xdata().tolist() for c in left.containers}
     assert points == {"MACs per image": [0.5, 1.0], "parameters": [0.5, 1.0], "sections": [0.5, 1.0], "units": [0.5]}
 
@@ -546,24 +549,24 @@ def test_a_knob_without_sections_or_results(tmp_path):
     page = of_one_knob([0.1, 0.2])
     for result in page["results"]:
         result["runs"]["pruned"] |= {"sections_at_start": [0.0, 0.0], "units_at_start": [0.0, 0.0]}
-    _, left = sweep_report.knob_picture(page, "objective.nu").axes
+    _, left = sweep_pictures.knob_picture(page, "objective.nu").axes
     assert [c.get_label() for c in left.containers] == ["MACs per image", "parameters"]
     page["results"][0] |= {"runs": {}, "seeds": []}  # failed
-    _, left = sweep_report.pictures(page, tmp_path)["knob"].axes
+    _, left = sweep_pictures.pictures(page, tmp_path)["knob"].axes
     assert len(left.containers[0].lines[0].get_xdata()) == 1
 
 
 def test_pictures_where_every_run_failed(tmp_path):
     empty = {**PAGE, "results": [{**PAGE["results"][0], "seeds": [], "runs": {}}]}
     assert len(sweep_report.size_rows(empty)) == 1
-    assert set(sweep_report.pictures(empty, tmp_path)) == {"accuracy"}
+    assert set(sweep_pictures.pictures(empty, tmp_path)) == {"accuracy"}
 
 
 def test_networks_without_gates_have_no_pictures_of_pruning(tmp_path):
     page = of_one_knob([0.1, 0.2], key="optimiser.learning_rate")
     for result in page["results"]:
         result["runs"] = {"trained": result["runs"]["pruned"]}
-    assert set(sweep_report.pictures(page, tmp_path)) == {"accuracy"}
+    assert set(sweep_pictures.pictures(page, tmp_path)) == {"accuracy"}
 
 
 def test_bad_numbers_on_the_command_line(tmp_path, capsys):

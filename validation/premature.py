@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from refprune import sweep_report
 from refprune.errors import InputError
+from refprune.experiments import sweep_report
+from refprune.experiments.report import read_metrics
+from refprune.experiments.sweep_file import run_directory
 from refprune.output.tables import text_table
-from refprune.report import read_metrics
-from refprune.sweep import run_directory
 from refprune.training import config
 
 FREE = "protect none"

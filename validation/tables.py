@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refprune import sweep_report
-from refprune.sweep_report import Values, kept, spread
+from refprune.experiments import sweep_report
+from refprune.experiments.sweep_report import Values, kept, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

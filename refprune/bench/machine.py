@@ -8,7 +8,7 @@ import platform
 import time
 from typing import Any
 
-from ..environment import processor
+from ..experiments.environment import processor
 from .cases import Setting
 
 PACKAGES = ("refprune", "numpy", "numba", "llvmlite", "scipy", "torch")

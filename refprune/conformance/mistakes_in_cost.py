@@ -171,7 +171,7 @@ COST = (
     Mistake("passes of `paired` not counted", "gates.estimators:paired", field_of("macs", lambda n: 0), ("C6",)),
     Mistake(
         "expected size at the likelier gates",
-        "experiment:size_left",
+        "experiments.sizes:size_left",
         lambda f: lambda state: f(dataclasses.replace(state, theta=np.round(state.theta))),
         ("C6",),
     ),

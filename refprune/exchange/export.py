@@ -82,7 +82,7 @@ def write_checked(path: Path, trained: Trained, kind: str) -> Check:
         return compare(trained, Predictor(read.network, ORACLE, read.params, read.statistics))
     extra = {"onnx": "exchange", "torch": "torch"}[kind]
     try:
-        writer = importlib.import_module(f"{__name__}.{kind}_file")
+        writer = importlib.import_module(f"{__package__}.{kind}_file")
     except ImportError as error:
         raise InputError(f"--{kind}: needs {error.name}:  pip install -e '.[{extra}]'") from error
     for name, array in trained.params.items():

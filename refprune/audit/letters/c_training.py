@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import experiment
 from ...arrays import Array
 from ...backend import Backend
+from ...experiments import run as experiment
 from ...formulas import hyper_prior
 from ...gates.penalty import Penalty, reference
 from ...output.progress import Progress
@@ -69,7 +69,7 @@ C6 = Claim(
         "spec.cost:expected_per_layer",
         "spec.cost:flops",
         "spec.cost:training_macs",
-        "experiment:size_left",
+        "experiments.sizes:size_left",
         "passes.tape:forward",
         "passes.tape:backward",
     ),

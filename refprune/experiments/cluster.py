@@ -21,11 +21,13 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+from ..data import sets
+from ..errors import InputError
+from ..output.files import locked
 from . import environment
-from .data import sets
-from .errors import InputError
-from .output.files import locked
-from .sweep import Children, Job, Outcome, Sweep
+from .sweep import Children
+from .sweep_file import Job, Sweep
+from .sweep_results import Outcome
 
 HINT = "a sweep on a cluster needs Dask's distributed:  pip install -e '.[cluster]'"
 

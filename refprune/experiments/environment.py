@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.dataset import Dataset
-from .errors import InputError
-from .output.progress import Progress
+from ..data.dataset import Dataset
+from ..errors import InputError
+from ..output.progress import Progress
 
 
 def describe(dataset: Dataset) -> dict[str, str]:
@@ -22,7 +22,7 @@ def describe(dataset: Dataset) -> dict[str, str]:
 
     vector_bits, target_sha256: what the kernels are chosen and compiled for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change it.
     """
-    from .kernels.machine import jit, vectors
+    from ..kernels.machine import jit, vectors
 
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):

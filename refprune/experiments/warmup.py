@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from . import backend
-from .errors import InputError
-from .spec import zoo
-from .streams import Streams
-from .training import config
-from .training.config import Config
-from .training.evaluate import evaluate
-from .training.images import Images
-from .training.state import initial_state
-from .training.step import train_step
+from .. import backend
+from ..errors import InputError
+from ..spec import zoo
+from ..streams import Streams
+from ..training import config
+from ..training.config import Config
+from ..training.evaluate import evaluate
+from ..training.images import Images
+from ..training.state import initial_state
+from ..training.step import train_step
 
 EVALUATED = 1000  # images that an evaluation takes at once
 

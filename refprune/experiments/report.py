@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .output.figures import figure, svg
-from .output.files import write_atomically
-from .output.tables import html_table, page
+from ..errors import InputError
+from ..output.figures import figure, svg
+from ..output.files import write_atomically
+from ..output.tables import html_table, page
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -19,28 +19,28 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
+from .. import backend
+from ..analysis import candidates
+from ..analysis import scores as scores_
+from ..analysis.scores import CRITERIA, Subject
+from ..arrays import Array
+from ..data import sets
+from ..errors import InputError
+from ..exchange import load
+from ..exchange.trained import Trained, digest
+from ..output.files import check_unused, claim, locked, write_atomically
+from ..output.progress import Progress
+from ..spec import cost
+from ..spec.network import Network
+from ..streams import Streams
+from ..training import checkpoint, config
+from ..training.config import Config
+from ..training.evaluate import evaluate
+from ..training.images import Images, epoch_batches, prepare_images
+from ..training.removal import cut_state
+from ..training.state import State
+from ..training.step import REMEDY, NonFiniteLoss, train_step
 from . import environment as environments
-from .analysis import candidates
-from .analysis import scores as scores_
-from .analysis.scores import CRITERIA, Subject
-from .arrays import Array
-from .data import sets
-from .errors import InputError
-from .exchange import load
-from .exchange.trained import Trained, digest
-from .output.files import check_unused, claim, locked, write_atomically
-from .output.progress import Progress
-from .spec import cost
-from .spec.network import Network
-from .streams import Streams
-from .training import checkpoint, config
-from .training.config import Config
-from .training.evaluate import evaluate
-from .training.images import Images, epoch_batches, prepare_images
-from .training.removal import cut_state
-from .training.state import State
-from .training.step import REMEDY, NonFiniteLoss, train_step
 
 Record = dict[str, Any]
 #: Share of a section's filters that one round of filter pruning takes (K6).

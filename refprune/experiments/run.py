@@ -18,30 +18,31 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
+from .. import backend
+from ..arrays import Array
+from ..backend import Backend
+from ..data import sets
+from ..errors import InputError
+from ..gates import magnitude
+from ..gates.estimators import MAX_ENUMERATED_GATES
+from ..gates.penalty import reference
+from ..gates.surgery import Cut, prune
+from ..output.files import check_unused, claim, locked, write_atomically
+from ..output.progress import Progress
+from ..spec import cost as network_cost
+from ..spec import json_form, zoo
+from ..spec.layers import Section
+from ..spec.network import Network
+from ..training import checkpoint, config, decide, equivalence
+from ..training.config import Config
+from ..training.evaluate import Score, evaluate
+from ..training.images import Images, epoch_batches, prepare_images
+from ..training.pressure import penalties, penalty_of, pressed
+from ..training.removal import Pruned, gates_kept, remove_gates
+from ..training.state import State, initial_state, non_finite_parameter, ungated
+from ..training.step import NonFiniteLoss, train_step
 from . import environment as environments
-from .arrays import Array
-from .backend import Backend
-from .data import sets
-from .errors import InputError
-from .gates import magnitude
-from .gates.estimators import MAX_ENUMERATED_GATES
-from .gates.penalty import reference
-from .gates.surgery import Cut, prune
-from .output.files import check_unused, claim, locked, write_atomically
-from .output.progress import Progress
-from .spec import cost as network_cost
-from .spec import json_form, zoo
-from .spec.layers import Section
-from .spec.network import Network
-from .training import checkpoint, config, decide, equivalence
-from .training.config import Config
-from .training.evaluate import Score, evaluate
-from .training.images import Images, epoch_batches, prepare_images
-from .training.pressure import penalties, penalty_of, pressed
-from .training.removal import Pruned, gates_kept, remove_gates
-from .training.state import State, initial_state, non_finite_parameter, ungated
-from .training.step import NonFiniteLoss, train_step
+from .sizes import count_sections, count_units, layers_left, size_left, theta_by_name
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
 SCRATCH_SEED = 1_000_000
@@ -281,7 +282,7 @@ class TrainingRun:
                     state = self._remove(state, keep)
             if state.step % training.log_every == 0:
                 line: Summary = {"event": "step", "step": state.step, "loss": metrics.loss, "gates_on": metrics.gates_on}
-                self._write(line | self._spent(state) | size_left(state) | {"theta": _theta_by_name(state)})
+                self._write(line | self._spent(state) | size_left(state) | {"theta": theta_by_name(state)})
             due = training.checkpoint_every and state.step % training.checkpoint_every == 0
             if due and state.step % self.steps_per_epoch:
                 self._evaluate(state, Images(x, labels))
@@ -425,47 +426,3 @@ class TrainingRun:
                     f"{path}: has {file.tell()} bytes, {size} when the checkpoint was made; it was cut or replaced"
                 )
             file.truncate(size)
-
-
-def count_sections(network: Network) -> int:
-    return sum(isinstance(layer, Section) for layer in network.layers)
-
-
-def count_units(whole: Network, left: Network) -> dict[str, int]:
-    """Units that are left of every group of unit gates of `whole`, fixed ones too; those of removed sections are 0."""
-    shapes = left.parameter_shapes
-    made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gates if group.kind == "unit"}
-    return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
-
-
-def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
-    """MACs of one image and parameters of every layer of `start` that costs something: there, and in what is left of it."""
-
-    def sizes(cost: network_cost.Cost) -> dict[str, int]:
-        return {"macs": cost.macs, "parameters": cost.parameters}
-
-    gone = {"macs": 0, "parameters": 0}
-    now = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(left)}
-    whole = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(start)}
-    return {
-        name: now.get(name, gone) | {f"{key}_at_start": size for key, size in before.items()}
-        for name, before in whole.items()
-        if any(before.values())
-    }
-
-
-def _theta_by_name(state: State) -> dict[str, float]:
-    """θ of every layer gate, the mean θ of every group of unit gates."""
-    return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
-
-
-def size_left(state: State) -> Summary:
-    """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6)."""
-    network = state.network
-    expected = {q: float(network_cost.expected(network, state.theta, q)) for q in ("macs", "parameters")}
-    return {
-        "macs_per_image": network_cost.macs(network),
-        "parameters": network_cost.parameters(network),
-        "expected_macs_per_image": expected["macs"],
-        "expected_parameters": expected["parameters"],
-    }

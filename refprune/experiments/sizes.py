@@ -1,0 +1,53 @@
+"""What a network has left: sections, units, MACs and parameters of every layer."""
+
+from __future__ import annotations
+
+from ..spec import cost as network_cost
+from ..spec.layers import Section
+from ..spec.network import Network
+from ..training.state import State
+from .run import Summary
+
+
+def count_sections(network: Network) -> int:
+    return sum(isinstance(layer, Section) for layer in network.layers)
+
+
+def count_units(whole: Network, left: Network) -> dict[str, int]:
+    """Units that are left of every group of unit gates of `whole`, fixed ones too; those of removed sections are 0."""
+    shapes = left.parameter_shapes
+    made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gates if group.kind == "unit"}
+    return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
+
+
+def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
+    """MACs of one image and parameters of every layer of `start` that costs something: there, and in what is left of it."""
+
+    def sizes(cost: network_cost.Cost) -> dict[str, int]:
+        return {"macs": cost.macs, "parameters": cost.parameters}
+
+    gone = {"macs": 0, "parameters": 0}
+    now = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(left)}
+    whole = {cost.layer.name: sizes(cost) for cost in network_cost.per_layer(start)}
+    return {
+        name: now.get(name, gone) | {f"{key}_at_start": size for key, size in before.items()}
+        for name, before in whole.items()
+        if any(before.values())
+    }
+
+
+def theta_by_name(state: State) -> dict[str, float]:
+    """θ of every layer gate, the mean θ of every group of unit gates."""
+    return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
+
+
+def size_left(state: State) -> Summary:
+    """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6)."""
+    network = state.network
+    expected = {q: float(network_cost.expected(network, state.theta, q)) for q in ("macs", "parameters")}
+    return {
+        "macs_per_image": network_cost.macs(network),
+        "parameters": network_cost.parameters(network),
+        "expected_macs_per_image": expected["macs"],
+        "expected_parameters": expected["parameters"],
+    }

@@ -1,0 +1,36 @@
+"""One run of a sweep, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+from ..errors import InputError
+from ..training import config
+from . import run as experiment
+from .sweep_file import Job
+
+
+def _main(job: Job) -> int:
+    """In the job's own process."""
+    folder = Path(job.directory)
+    try:
+        if (folder / "config.toml").exists() and (folder / "config.toml").stat().st_size:
+            experiment.resume(folder, data_directory=job.data_directory, threads=job.threads)
+        else:
+            for name in ("config.toml", "config.toml.part", "environment.json", "environment.json.part"):
+                (folder / name).unlink(missing_ok=True)  # of a run that ended while it made its folder
+            settings = config.from_dict(tomllib.loads(job.configuration))
+            experiment.run(settings, folder, data_directory=job.data_directory, threads=job.threads)
+    except InputError as error:
+        print(f"refprune: {error}", flush=True)
+        return 2
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Whatever ends the process that holds the other end of standard input ends this one."""
+    sys.stdin.read()
+    os._exit(1)
