@@ -17,9 +17,9 @@ from refprune.audit import claims
 from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
 from refprune.audit.letters.f import _is_zero
 from refprune.audit.mathml import mathml
-from refprune.conformance import mistakes_in_layers
-from refprune.conformance.mistakes import MISTAKES, planted
 from refprune.errors import InputError
+from refprune.mistakes import layers
+from refprune.mistakes.catalogue import MISTAKES, planted
 from validation import mutants
 
 ROOT = Path(__file__).parents[1]
@@ -138,8 +138,8 @@ def test_a_wrong_version_is_made_of_the_right_function():
     """What a mistake's own module imports stays right: a mutant that calls itself would raise, and find nothing."""
     mistake = mutants.Mistake("twice", "arrays:per_channel", lambda f: lambda *a: None, ())
     with planted(mistake):
-        assert mistakes_in_layers.per_channel is not claims.resolve("arrays:per_channel")
-    assert mistakes_in_layers.per_channel is claims.resolve("arrays:per_channel")
+        assert layers.per_channel is not claims.resolve("arrays:per_channel")
+    assert layers.per_channel is claims.resolve("arrays:per_channel")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)

@@ -4,8 +4,8 @@ import pytest
 
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance import campaign
-from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
+from refprune.mistakes.catalogue import KNOWN
 from validation import published_mistakes
 from validation.published_mistakes import PUBLISHED
 

@@ -15,13 +15,13 @@ from refprune.backend import ORACLE
 from refprune.conformance import campaign, reporting, sampling, scripts, sequential
 from refprune.conformance.betting import Gamblers, interval, log_odds, lower_bound
 from refprune.conformance.calls import InProcess, describe
-from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS, SAMPLED
 from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
-from refprune.conformance.planting import planted
 from refprune.conformance.worker import Worker
 from refprune.gates import estimators
+from refprune.mistakes.catalogue import KNOWN
+from refprune.mistakes.planting import planted
 from refprune.rounding.tolerance import LAYER_FACTOR, UNIT
 
 U = UNIT["float64"]

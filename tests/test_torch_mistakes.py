@@ -10,9 +10,9 @@ from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
 from refprune.conformance.calls import InProcess
-from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
-from refprune.conformance.planting import planted
+from refprune.mistakes.catalogue import KNOWN
+from refprune.mistakes.planting import planted
 from refprune.rounding.tolerance import UNIT
 from refprune.spec import cost, zoo
 from validation.torch_mistakes import __main__ as command

@@ -18,13 +18,13 @@ from refprune import cli
 from refprune.conformance import campaign, extremes, reporting, vector_files, vectors
 from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess, describe
-from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import METHODS
-from refprune.conformance.planting import planted
 from refprune.conformance.torch_witness import Witness
 from refprune.conformance.verdicts import compare
 from refprune.errors import InputError
 from refprune.gates.estimators import ESTIMATORS
+from refprune.mistakes.catalogue import KNOWN
+from refprune.mistakes.planting import planted
 from refprune.oracle import layers
 from refprune.rounding.tolerance import UNIT
 

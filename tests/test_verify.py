@@ -17,13 +17,13 @@ from refprune.backend import ORACLE
 from refprune.conformance import campaign, methods, reporting, scripts
 from refprune.conformance.backend_adapter import BackendImplementation
 from refprune.conformance.calls import InProcess, describe, load, named
-from refprune.conformance.known import KNOWN
 from refprune.conformance.levels import LEVELS, METHODS, SAMPLED
-from refprune.conformance.planting import planted
 from refprune.conformance.strategies import networks
 from refprune.conformance.verdicts import Expectation, compare, judge
 from refprune.conformance.worker import Worker
 from refprune.errors import InputError
+from refprune.mistakes.catalogue import KNOWN
+from refprune.mistakes.planting import planted
 from refprune.oracle import layers
 from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json

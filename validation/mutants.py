@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from refprune import audit
 from refprune.audit.claims import Claim, Context, catalogue, neighbours
-from refprune.conformance.mistakes import MISTAKES, Mistake, planted
 from refprune.errors import InputError
+from refprune.mistakes.catalogue import MISTAKES, Mistake, planted
 
 
 @dataclass(frozen=True)

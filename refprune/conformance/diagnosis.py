@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array, Arrays
-from .known import KNOWN
+from ..mistakes.catalogue import KNOWN
+from ..mistakes.planting import Mistake, planted
 from .methods import Arguments, Method, widened
-from .planting import Mistake, planted
 from .verdicts import Expectation, compare
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..arrays import Arrays
+from ..mistakes.planting import Mistake
 from .calls import Reply
 from .methods import Arguments
-from .planting import Mistake
 from .verdicts import Comparison
 
 #: Findings that are mentioned, but make nothing wrong.

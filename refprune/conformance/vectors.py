@@ -21,16 +21,16 @@ from ..adapters.implementation import PYTORCH, Implementation
 from ..arrays import Arrays
 from ..backend import Backend, by_name
 from ..gates.estimators import ESTIMATORS
+from ..mistakes.catalogue import KNOWN
+from ..mistakes.planting import planted
 from ..rounding.tolerance import UNIT
 from . import vector_files
 from .backend_adapter import BackendImplementation
 from .calls import Caller, InProcess
 from .diagnosis import Evidence, explains
 from .extremes import Extreme, extremes
-from .known import KNOWN
 from .levels import METHODS
 from .methods import Arguments, Description, Method, in_precision, widened
-from .planting import planted
 from .vector_files import Flags, Vector, conventions_of, right
 from .verdicts import Expectation, compare, judge, representable
 

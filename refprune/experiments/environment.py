@@ -36,7 +36,7 @@ def describe(dataset: Dataset) -> dict[str, str]:
 
 def code_digest() -> str:
     """SHA-256 over refprune's source files: another checkout may have the same version."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())

@@ -39,7 +39,6 @@ from typing import Any
 
 from ..errors import InputError
 from .sweep_file import Job, Sweep, jobs
-from .sweep_process import _end_with_parent, _main
 from .sweep_results import Outcome, finished_summary, quantities, write_results
 
 
@@ -151,7 +150,7 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
     folder = Path(job.directory)
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(job.threads)) | {"PYTHONIOENCODING": "utf-8"}
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
     log = folder.with_name(f"{folder.name}.log")
     with open(log, "ab") as output:
@@ -176,9 +175,3 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
     code = process.returncode
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}" if code else "ended without summary.json"
     return Outcome(job, None, f"{how}: {lines[-1]}")
-
-
-if __name__ == "__main__":
-    asked = Job(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(_main(asked))

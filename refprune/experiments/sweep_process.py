@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from . import run as experiment
 from .sweep_file import Job
 
 
-def _main(job: Job) -> int:
+def main(job: Job) -> int:
     """In the job's own process."""
     folder = Path(job.directory)
     try:
@@ -34,3 +36,9 @@ def _end_with_parent() -> None:
     """Whatever ends the process that holds the other end of standard input ends this one."""
     sys.stdin.read()
     os._exit(1)
+
+
+if __name__ == "__main__":
+    asked = Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(main(asked))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refprune.adapters.pytorch.functions import pad, per_channel
 from refprune.adapters.pytorch.implementation import TorchImplementation
-from refprune.conformance.mistakes_in_parts import shifted
+from refprune.mistakes.whole_parts import shifted
 
 from .planting import Planted, asked, autograd, changed, result, tensor, with_parts
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refprune.adapters.pytorch.functions import per_channel
 from refprune.adapters.pytorch.model import Gate, Module, Residual
-from refprune.conformance.mistakes_in_structure import gates_first
+from refprune.mistakes.whole_networks import gates_first
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, MaxPool, Section, SubsamplePad
 
 from .in_layers import eps_outside, last_maximum, one_at_zero, summed_to

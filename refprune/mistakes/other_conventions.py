@@ -12,7 +12,7 @@ import numpy as np
 from ..formulas import cka, hyper_prior
 from ..gates import estimators
 from ..oracle import layers
-from .mistakes_in_cost import terms_put
+from .cost import terms_put
 from .planting import Mistake, gradient, instead, options, output, result
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
