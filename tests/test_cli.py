@@ -222,7 +222,7 @@ def test_a_run_ends_with_the_table(finished, tmp_path):
     assert tables.text_table(report.rows(summary)) in out
     pruned, unpruned = summary["runs"].values()
     for title, cells in {
-        "test accuracy": [f"{100 * run['test_accuracy']:.2f} %" for run in (pruned, unpruned)],
+        "test accuracy": [f"{100 * r['test_accuracy']:.2f} %" for r in (pruned, unpruned)],
         "sections kept": [f"{pruned['sections']} of 3", "3 of 3"],
         "parameters": [f"{pruned['parameters']:,}", f"{unpruned['parameters']:,} (100%)"],
         "MACs per image": [f"{pruned['macs_per_image']:,}", "(100%)"],

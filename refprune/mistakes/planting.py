@@ -74,7 +74,7 @@ def _replace_everywhere(right: Function, wrong: Function, undo: contextlib.ExitS
     Not where the mistakes are written down: wrong versions are made of right functions.
     """
     for key, module in list(sys.modules.items()):
-        if key.split(".")[0] == "refprune" and key != __name__ and not key.startswith(f"{__package__}.mistakes"):
+        if key.split(".")[0] == "refprune" and not key.startswith(f"{__package__}."):
             for name, value in list(vars(module).items()):
                 if value is right:
                     setattr(module, name, wrong)
