@@ -19,7 +19,7 @@ from typing import Any
 
 from . import __version__
 from . import commands as trained
-from .conformance import command as verification
+from .cli import verify as verification
 from .errors import InputError
 from .output.files import check_targets, write_atomically
 

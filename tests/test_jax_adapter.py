@@ -11,7 +11,7 @@ from jax import lax
 from refprune.adapters.jax import layers
 from refprune.adapters.jax.implementation import JaxImplementation, Model
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import LEVELS, METHODS
 from refprune.conformance.strategies import networks
 from refprune.spec.json_form import to_json

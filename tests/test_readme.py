@@ -8,7 +8,7 @@ import pytest
 
 from refprune import cli
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.training import presets
 

@@ -12,13 +12,15 @@ import refprune
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.adapters.pytorch.model import set_gates
 from refprune.backend import ORACLE
-from refprune.conformance import campaign, reporting, sampling, scripts, sequential
-from refprune.conformance.betting import Gamblers, interval, log_odds, lower_bound
-from refprune.conformance.calls import InProcess, describe
+from refprune.conformance import campaign, reporting
+from refprune.conformance.asking import scripts
+from refprune.conformance.asking.calls import InProcess, describe
+from refprune.conformance.asking.worker import Worker
+from refprune.conformance.judging import sampling, sequential
+from refprune.conformance.judging.betting import Gamblers, interval, log_odds, lower_bound
 from refprune.conformance.levels import METHODS, SAMPLED
 from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
-from refprune.conformance.worker import Worker
 from refprune.gates import estimators
 from refprune.mistakes.catalogue import KNOWN
 from refprune.mistakes.planting import planted

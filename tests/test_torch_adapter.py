@@ -12,12 +12,12 @@ from refprune.adapters.pytorch import model
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
+from refprune.conformance.asking.methods import in_precision, widened
+from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS
 from refprune.conformance.levels.networks import batch_of
-from refprune.conformance.methods import in_precision, widened
 from refprune.conformance.strategies import networks
-from refprune.conformance.verdicts import judge
 from refprune.errors import InputError
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initialise

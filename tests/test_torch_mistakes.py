@@ -9,7 +9,7 @@ import pytest
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.mistakes.catalogue import KNOWN
 from refprune.mistakes.planting import planted

@@ -9,11 +9,11 @@ from refprune.adapters.pytorch import surgery
 from refprune.adapters.pytorch.implementation import CONVENTIONS, TorchImplementation
 from refprune.adapters.pytorch.model import build
 from refprune.conformance import campaign
-from refprune.conformance.backend_adapter import BackendImplementation
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
+from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS, pruning
 from refprune.conformance.strategies.networks import Case
-from refprune.conformance.verdicts import judge
+from refprune.conformance.vectors.backend import BackendImplementation
 from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, MaxPool, Section, UnitGate

@@ -15,12 +15,13 @@ import pytest
 
 import refprune
 from refprune import cli
-from refprune.conformance import campaign, extremes, reporting, vector_files, vectors
-from refprune.conformance.backend_adapter import BackendImplementation
-from refprune.conformance.calls import InProcess, describe
+from refprune.conformance import campaign, reporting
+from refprune.conformance.asking.calls import InProcess, describe
+from refprune.conformance.judging.verdicts import compare
 from refprune.conformance.levels import METHODS
-from refprune.conformance.torch_witness import Witness
-from refprune.conformance.verdicts import compare
+from refprune.conformance.vectors import export, extremes, files
+from refprune.conformance.vectors.backend import BackendImplementation
+from refprune.conformance.vectors.torch_witness import Witness
 from refprune.errors import InputError
 from refprune.gates.estimators import ESTIMATORS
 from refprune.mistakes.catalogue import KNOWN
@@ -36,14 +37,14 @@ ORACLE = ("the oracle", lambda: InProcess(BackendImplementation()))
 
 @pytest.fixture(scope="module")
 def stored():
-    return list(vector_files.read(STORED))
+    return list(files.read(STORED))
 
 
 # The stored set -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_stored_vectors_hold_by_both_witnesses():
-    checked = list(vectors.check(STORED))
+    checked = list(export.check(STORED))
     assert [row for row in checked if not row.holds] == []
     assert [row.name for row in checked if row.second != "holds"] == []
 
@@ -53,7 +54,7 @@ def test_the_stored_set_is_small_and_covers_everything(stored):
     assert {v.method.name for v in stored if v.result == "valid"} == set(METHODS)
     values = {(name, value) for v in stored for name, found in v.flags.convention.items() for value in found}
     assert values >= {(name, value) for name, found in refprune.adapters.implementation.EVERY.items() for value in found}
-    assert {v.flags.bug_class for v in stored} == set(vector_files.BUG_CLASSES)
+    assert {v.flags.bug_class for v in stored} == set(files.BUG_CLASSES)
     assert len({v.flags.mistake for v in stored if v.result == "invalid"}) > 100
     assert all(v.flags.kinks == 0 for v in stored)
 
@@ -83,7 +84,7 @@ def test_no_right_answer_is_within_a_tolerance_of_an_invalid_vector(stored):
 
 def test_acceptable_means_another_convention_than_pytorchs(stored):
     for v in stored:
-        standard = all(value in vector_files.STANDARD[n] for n, found in v.flags.convention.items() for value in found)
+        standard = all(value in files.STANDARD[n] for n, found in v.flags.convention.items() for value in found)
         assert v.result == "invalid" or (v.result == "valid") == standard
 
 
@@ -98,8 +99,8 @@ def test_the_schema_is_one_and_the_stored_vectors_obey_it():
 
 
 def test_the_files_beside_the_vectors_are_the_packages():
-    for name, source in vector_files.BESIDE.items():
-        assert (STORED / name).read_bytes() == (Path(vector_files.__file__).parent / source).read_bytes()
+    for name, source in files.BESIDE.items():
+        assert (STORED / name).read_bytes() == (Path(files.__file__).parent / source).read_bytes()
 
 
 def _changed(content, place, value):
@@ -166,7 +167,7 @@ def test_schema_and_reader_refuse_the_same(gate, place, value, message):
     assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(content)
     (gate / "gate-valid-0.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=re.escape(message)):
-        list(vector_files.read(gate))
+        list(files.read(gate))
 
 
 @pytest.mark.parametrize(("place", "value", "message"), BEYOND)
@@ -174,18 +175,18 @@ def test_the_reader_refuses_more(gate, place, value, message):
     content = _changed(json.loads((gate / "gate-valid-0.json").read_text()), place, value)
     (gate / "gate-valid-0.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=re.escape(message)):
-        list(vector_files.read(gate))
+        list(files.read(gate))
 
 
 def test_files_that_cannot_be_read(gate, tmp_path_factory):
     with pytest.raises(InputError, match="there are no vectors"):
-        list(vector_files.read(tmp_path_factory.mktemp("empty")))
+        list(files.read(tmp_path_factory.mktemp("empty")))
     (gate / "gate-valid-0.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=re.escape("gate-valid-0.npz")):
-        list(vector_files.read(gate))
+        list(files.read(gate))
     (gate / "gate-valid-0.json").write_text("{")
     with pytest.raises(InputError, match=re.escape("gate-valid-0.json: is not JSON")):
-        list(vector_files.read(gate))
+        list(files.read(gate))
 
 
 # Checking -----------------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def _rewritten(folder, name, **changes):
 
 def test_a_damaged_value_is_seen_by_both_witnesses(gate):
     _rewritten(gate, "gate-valid-0", **{"want/dx": lambda a: a + 1e-9})
-    (row,) = vectors.check(gate, [ORACLE])
+    (row,) = export.check(gate, [ORACLE])
     assert (row.oracle, row.second) == ("deviates in dx", "deviates in dx")
     assert not row.holds
 
@@ -208,7 +209,7 @@ def test_a_damaged_value_is_seen_by_both_witnesses(gate):
 @pytest.mark.parametrize("factor", [1e3, 1e-3])
 def test_a_changed_tolerance_is_seen(gate, factor):
     _rewritten(gate, "gate-valid-0", **{"tolerance/dx": lambda a: a * factor})
-    (row,) = vectors.check(gate, [ORACLE])
+    (row,) = export.check(gate, [ORACLE])
     assert row.oracle == "another tolerance of dx"
 
 
@@ -216,7 +217,7 @@ def test_another_convention_than_flagged_is_seen(gate):
     content = json.loads((gate / "gate-valid-0.json").read_text())
     content["flags"]["convention"] = {"ties": ["last"]}
     (gate / "gate-valid-0.json").write_text(json.dumps(content))
-    (row,) = vectors.check(gate, [ORACLE])
+    (row,) = export.check(gate, [ORACLE])
     assert row.oracle == "another convention"
 
 
@@ -224,34 +225,34 @@ def test_another_convention_than_flagged_is_seen(gate):
 def invalid(tmp_path, stored):
     """A folder with one invalid vector, of a gate without its backward pass."""
     (vector,) = [v for v in stored if v.flags.mistake == "gate missing in the backward pass"]
-    vector_files.write(tmp_path, vector._replace(name="v-0"))
+    files.write(tmp_path, vector._replace(name="v-0"))
     return tmp_path
 
 
 def test_an_invalid_vector_is_rejected_by_both_witnesses(invalid):
-    (row,) = vectors.check(invalid, [ORACLE])
+    (row,) = export.check(invalid, [ORACLE])
     assert (row.result, row.oracle, row.second) == ("invalid", "holds", "holds")
 
 
 def test_a_witness_with_the_mistake_agrees_with_the_invalid_vector(invalid):
     mistake = next(m for m in KNOWN if m.name == "gate missing in the backward pass")
     wrong = dataclasses.replace(refprune.backend.ORACLE, gate_vjp=mistake.wrong(layers.gate_vjp))
-    (row,) = vectors.check(invalid, [("mutant", lambda: InProcess(BackendImplementation(wrong)))])
+    (row,) = export.check(invalid, [("mutant", lambda: InProcess(BackendImplementation(wrong)))])
     assert row.second == "agrees in dx"
     assert not row.holds
 
 
 def test_an_invalid_vector_that_is_right_or_another_mistakes_is_seen(invalid, stored):
-    (vector,) = vector_files.read(invalid)
+    (vector,) = files.read(invalid)
     right = vector.method.expect(vector.arguments, UNIT[vector.precision]).values
-    vector_files.write(invalid, vector._replace(values={name: right[name] for name in vector.values}))
-    (row,) = vectors.check(invalid, [ORACLE])
+    files.write(invalid, vector._replace(values={name: right[name] for name in vector.values}))
+    (row,) = export.check(invalid, [ORACLE])
     assert (row.oracle, row.second) == ("agrees in dx", "agrees in dx")
-    vector_files.write(invalid, vector._replace(flags=vector.flags._replace(mistake="sign of the gate's gradient")))
-    (row,) = vectors.check(invalid, [ORACLE])
+    files.write(invalid, vector._replace(flags=vector.flags._replace(mistake="sign of the gate's gradient")))
+    (row,) = export.check(invalid, [ORACLE])
     assert row.oracle == "the mistake has other numbers"
-    vector_files.write(invalid, vector._replace(flags=vector.flags._replace(mistake="a typing error")))
-    (row,) = vectors.check(invalid, [ORACLE])
+    files.write(invalid, vector._replace(flags=vector.flags._replace(mistake="a typing error")))
+    (row,) = export.check(invalid, [ORACLE])
     assert row.oracle == "no known mistake has this name"
 
 
@@ -273,8 +274,8 @@ def test_the_second_witness_is_right_on_drawn_examples_too(estimator, method):
 def test_what_is_read_is_what_was_written(tmp_path, stored, container):
     chosen = [v for v in stored if v.method.name in ("conv2d", "network", "pruning_decision", "theta_estimate", "add")]
     for v in chosen:
-        vector_files.write(tmp_path, v, container)
-    again = list(vector_files.read(tmp_path))
+        files.write(tmp_path, v, container)
+    again = list(files.read(tmp_path))
     assert len(list(tmp_path.glob(f"*.{container}"))) == len(again) == len(chosen)
     for mine, theirs in zip(again, chosen, strict=True):
         assert mine._replace(arguments={}, values={}, tolerance={}) == theirs._replace(arguments={}, values={}, tolerance={})
@@ -284,17 +285,17 @@ def test_what_is_read_is_what_was_written(tmp_path, stored, container):
 
 
 def test_float32_vectors_hold_too(tmp_path):
-    vectors.export(tmp_path, methods=[METHODS[name] for name in ("gate", "dense", "hyper_prior")], precision="float32")
-    checked = list(vectors.check(tmp_path))
+    export.export(tmp_path, methods=[METHODS[name] for name in ("gate", "dense", "hyper_prior")], precision="float32")
+    checked = list(export.check(tmp_path))
     assert {row.result for row in checked} == {"valid", "invalid"}
     assert [row for row in checked if not row.holds] == []
-    (first, *_) = vector_files.read(tmp_path)
+    (first, *_) = files.read(tmp_path)
     assert first.arguments["x"].dtype == np.float32
 
 
 def test_exporting_again_gives_the_same_files(tmp_path):
     for folder in ("a", "b"):
-        vectors.export(tmp_path / folder, methods=[METHODS["gate"], METHODS["beta"]], seed=5)
+        export.export(tmp_path / folder, methods=[METHODS["gate"], METHODS["beta"]], seed=5)
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
@@ -419,9 +420,9 @@ def test_a_failing_case_is_stored_as_a_vector_and_asked_again(tmp_path, capsys, 
     assert cli.main(["verify", "mine.py:Mine", "--examples", "20", "--dtype", "float32"]) == 1
     printed = capsys.readouterr().out
     assert "refprune verify mine.py:Mine --vectors verify-failures --examples 0" in printed
-    (vector,) = vector_files.read(tmp_path / "verify-failures")
+    (vector,) = files.read(tmp_path / "verify-failures")
     assert (vector.name, vector.precision, vector.result) == ("gate-deviates", "float32", "valid")
-    assert [row.holds for row in vectors.check(tmp_path / "verify-failures", [ORACLE])] == [True]
+    assert [row.holds for row in export.check(tmp_path / "verify-failures", [ORACLE])] == [True]
     again = ["verify", "mine.py:Mine", "--vectors", "verify-failures", "--examples", "0", "--dtype", "float32"]
     assert cli.main([*again, "--failures", "other"]) == 1
     assert "in 1 of 1 vectors: gate-deviates" in capsys.readouterr().out
@@ -496,10 +497,10 @@ def test_every_mistake_has_a_name_of_its_own():
 
 
 def test_a_mistake_that_makes_another_shape_or_nan_is_left_out():
-    question = next(vectors._questions(METHODS["beta"], "float64", 0, [], 1))
+    question = next(export._questions(METHODS["beta"], "float64", 0, [], 1))
     right = question.expected.values["beta"]
     room = question.expected.tolerance["beta"]
     for value in (np.full((2,), 1e9), np.asarray(np.nan), right + 1.5 * room):
-        assert vectors._shown(question, {"beta": value}, UNIT["float64"]) == {}
-    assert vectors._shown(question, {"beta": right + 3.0 * room}, UNIT["float64"]).keys() == {"beta"}
+        assert export._shown(question, {"beta": value}, UNIT["float64"]) == {}
+    assert export._shown(question, {"beta": right + 3.0 * room}, UNIT["float64"]).keys() == {"beta"}
     assert compare("beta", right, right, room, unit=UNIT["float64"]).holds

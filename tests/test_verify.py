@@ -14,13 +14,14 @@ import pytest
 import refprune
 from refprune import arrays, cli
 from refprune.backend import ORACLE
-from refprune.conformance import campaign, methods, reporting, scripts
-from refprune.conformance.backend_adapter import BackendImplementation
-from refprune.conformance.calls import InProcess, describe, load, named
+from refprune.conformance import campaign, reporting
+from refprune.conformance.asking import methods, scripts
+from refprune.conformance.asking.calls import InProcess, describe, load, named
+from refprune.conformance.asking.worker import Worker
+from refprune.conformance.judging.verdicts import Expectation, compare, judge
 from refprune.conformance.levels import LEVELS, METHODS, SAMPLED
 from refprune.conformance.strategies import networks
-from refprune.conformance.verdicts import Expectation, compare, judge
-from refprune.conformance.worker import Worker
+from refprune.conformance.vectors.backend import BackendImplementation
 from refprune.errors import InputError
 from refprune.mistakes.catalogue import KNOWN
 from refprune.mistakes.planting import planted

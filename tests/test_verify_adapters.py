@@ -16,13 +16,14 @@ import pytest
 
 import refprune
 from refprune import cli
-from refprune.conformance import campaign, reporting, scripts
-from refprune.conformance.calls import InProcess, describe, load
+from refprune.conformance import campaign, reporting
+from refprune.conformance.asking import scripts
+from refprune.conformance.asking.calls import InProcess, describe, load
+from refprune.conformance.asking.worker import Worker
+from refprune.conformance.judging.traced import Traced, expectation
+from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS
 from refprune.conformance.testing import conformance
-from refprune.conformance.traced import Traced, expectation
-from refprune.conformance.verdicts import judge
-from refprune.conformance.worker import Worker
 from refprune.errors import InputError
 from refprune.rounding.tolerance import UNIT
 

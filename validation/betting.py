@@ -17,12 +17,12 @@ import numpy as np
 
 from refprune.adapters.implementation import PYTORCH
 from refprune.backend import ORACLE
-from refprune.conformance import sampling
-from refprune.conformance.betting import SHARES, log_odds
+from refprune.conformance.asking.methods import Description
+from refprune.conformance.judging import sampling
+from refprune.conformance.judging.betting import SHARES, log_odds
+from refprune.conformance.judging.sequential import DRAWS, FALSE_ALARM, Series
 from refprune.conformance.levels.networks import loss_of
 from refprune.conformance.levels.sampled import cases
-from refprune.conformance.methods import Description
-from refprune.conformance.sequential import DRAWS, FALSE_ALARM, Series
 from refprune.rounding.tolerance import UNIT
 
 RUNS, CALLS = 400, 8

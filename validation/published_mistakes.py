@@ -18,7 +18,7 @@ from refprune.adapters.pytorch.functions import hsic
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.adapters.pytorch.model import build
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.spec.json_form import from_json
 

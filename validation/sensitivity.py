@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from refprune.adapters.pytorch.implementation import TorchImplementation
-from refprune.conformance.calls import perform
+from refprune.conformance.asking.calls import perform
+from refprune.conformance.asking.methods import in_precision, widened
+from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS
-from refprune.conformance.methods import in_precision, widened
-from refprune.conformance.verdicts import judge
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json

@@ -13,14 +13,14 @@ import numpy as np
 from ..arrays import Arrays
 from ..errors import InputError
 from ..rounding.tolerance import UNIT
-from . import sequential
-from .calls import Caller, Reply
-from .diagnosis import Evidence, named
-from .findings import Finding, Outcome
+from .asking.calls import Caller, Reply
+from .asking.methods import Arguments, Method, dtype_of, in_precision, widened
+from .judging import sequential
+from .judging.diagnosis import Evidence, named
+from .judging.findings import Finding, Outcome
+from .judging.verdicts import Expectation, Verdict, form, judge
 from .levels import LEVELS, METHODS, SAMPLED
-from .methods import Arguments, Method, dtype_of, in_precision, widened
-from .vector_files import Vector
-from .verdicts import Expectation, Verdict, form, judge
+from .vectors.files import Vector
 
 #: Of each method, so many first calls are made twice.
 REPEATED = 5

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..output import figures, tables
-from .findings import HARMLESS, Finding, Outcome
-from .methods import Description
-from .verdicts import EXACT, Comparison
+from .asking.methods import Description
+from .judging.findings import HARMLESS, Finding, Outcome
+from .judging.verdicts import EXACT, Comparison
 
 #: What neither XML nor a terminal should get; what an implementation raises may hold it.
 CONTROL = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -8,7 +8,7 @@ from typing import Any
 from ..adapters.implementation import Implementation
 from ..errors import InputError
 from . import campaign, reporting
-from .calls import InProcess
+from .asking.calls import InProcess
 
 
 def conformance(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from refprune.conformance import campaign
-from refprune.conformance.calls import InProcess
+from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
 from validation.published_mistakes import PUBLISHED
 

@@ -4,7 +4,7 @@ What is in LEVELS has one right answer; what is in SAMPLED gives random numbers,
 
 from __future__ import annotations
 
-from ..methods import Method
+from ..asking.methods import Method
 from . import complexity, layers, networks, pruning, sampled, scalars, similarity, theta, training
 
 #: Levels, from the smallest part to the whole.

@@ -11,10 +11,10 @@ from ...gates.penalty import Penalty, reference
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
 from ...spec import cost
 from ...spec.json_form import from_json, to_json
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from ..verdicts import Expectation
 
 
 @st.composite

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...rounding.tolerance import layer_tolerance
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.verdicts import Expectation
 from ..strategies import layers as strategies
 from ..strategies.structures import few
-from ..verdicts import Expectation
 
 #: Layer → names of the arrays that have gradients, and of its constants.
 ARRAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -13,10 +13,10 @@ from ...backend import Backend
 from ...passes.batch_loss import BatchLoss
 from ...passes.statistics import update_statistics
 from ...spec.json_form import from_json, to_json
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.traced import Traced, expectation, watching
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from ..traced import Traced, expectation, watching
 
 
 def batch_of(case: strategies.Case) -> Arguments:

@@ -16,11 +16,11 @@ from ...passes.tape import forward
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.traced import Traced, expectation, watching
+from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from ..traced import Traced, expectation, watching
-from ..verdicts import Expectation
 from .networks import _of_layers, batch_of
 
 #: Distance from the border of the domain of attraction, relative to the two summands, within which nothing is judged.

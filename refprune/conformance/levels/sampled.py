@@ -9,10 +9,10 @@ from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...spec.layers import Activation, BatchNorm, Dense, Section, UnitGate
 from ...spec.network import Loss, Network
-from ..methods import Arguments, Description, Method
-from ..sampling import Facts, expected, facts
+from ..asking.methods import Arguments, Description, Method
+from ..judging.sampling import Facts, expected, facts
+from ..judging.verdicts import Expectation
 from ..strategies.networks import Case
-from ..verdicts import Expectation
 from .networks import batch_of, loss_of
 
 TANH = Activation("tanh")

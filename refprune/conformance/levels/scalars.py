@@ -17,8 +17,8 @@ from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import hyper_prior, priors, scalar
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ..methods import Arguments, Method
-from ..verdicts import Expectation
+from ..asking.methods import Arguments, Method
+from ..judging.verdicts import Expectation
 from .training import moved_theta
 
 #: Relative step of the differences that measure how a formula depends on its inputs.

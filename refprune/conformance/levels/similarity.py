@@ -16,9 +16,9 @@ from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import cka
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.verdicts import Expectation
 from ..strategies.structures import few
-from ..verdicts import Expectation
 
 
 class Features(NamedTuple):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...gates import estimators
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.traced import Traced, expectation, watching
+from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from ..traced import Traced, expectation, watching
-from ..verdicts import Expectation
 from .networks import batch_of, loss_of
 
 #: Enumeration takes 2^G passes.

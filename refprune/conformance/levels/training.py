@@ -17,10 +17,10 @@ from ...passes.tape import Gradients
 from ...spec.json_form import from_json
 from ...training.config import Config
 from ...training.state import project_theta
-from ..methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method
+from ..judging.traced import Traced, expectation, watching
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from ..traced import Traced, expectation, watching
 from .networks import averaging, batch_of
 
 

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..arrays import Arrays
-from ..mistakes.planting import Mistake
-from .calls import Reply
-from .methods import Arguments
+from ...arrays import Arrays
+from ...mistakes.planting import Mistake
+from ..asking.calls import Reply
+from ..asking.methods import Arguments
 from .verdicts import Comparison
 
 #: Findings that are mentioned, but make nothing wrong.

@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array
-from ..backend import Backend
-from ..gates import estimators
-from ..passes.batch_loss import BatchLoss, Evaluation
-from ..rounding.tolerance import LAYER_FACTOR
+from ...arrays import Array
+from ...backend import Backend
+from ...gates import estimators
+from ...passes.batch_loss import BatchLoss, Evaluation
+from ...rounding.tolerance import LAYER_FACTOR
 from .traced import Traced, expectation
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..mistakes.catalogue import KNOWN
-from ..mistakes.planting import Mistake, planted
-from .methods import Arguments, Method, widened
+from ...arrays import Array, Arrays
+from ...mistakes.catalogue import KNOWN
+from ...mistakes.planting import Mistake, planted
+from ..asking.methods import Arguments, Method, widened
 from .verdicts import Expectation, compare
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.implementation import EVERY, Implementation
-from ..arrays import Array, Arrays
-from ..backend import ORACLE, Backend, by_name
-from ..gates.surgery import prune
-from ..passes.tape import forward
-from ..spec.json_form import from_json
-from .levels import LEVELS, METHODS
-from .methods import dtype_of
+from ...adapters.implementation import EVERY, Implementation
+from ...arrays import Array, Arrays
+from ...backend import ORACLE, Backend, by_name
+from ...gates.surgery import prune
+from ...passes.tape import forward
+from ...spec.json_form import from_json
+from ..asking.methods import dtype_of
+from ..levels import LEVELS, METHODS
 
 
 class BackendImplementation(Implementation):

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapters.pytorch.implementation import TorchImplementation
-from ..adapters.pytorch.model import Module, set_gates
-from ..arrays import Array
-from ..spec.json_form import from_json
-from ..spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
-from ..spec.network import Network
+from ...adapters.pytorch.implementation import TorchImplementation
+from ...adapters.pytorch.model import Module, set_gates
+from ...arrays import Array
+from ...spec.json_form import from_json
+from ...spec.layers import BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
+from ...spec.network import Network
 
 #: Gate vectors are enumerated up to so many gates.
 MOST_GATES = 12

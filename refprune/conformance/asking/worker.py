@@ -19,7 +19,7 @@ import threading
 import traceback
 from typing import IO, Any
 
-from ..errors import InputError
+from ...errors import InputError
 from .calls import Reply, describe, load, perform
 from .methods import Arguments, Method
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.implementation import EVERY
-from ..spec.json_form import to_json
-from ..spec.layers import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, Section, UnitGate
-from ..spec.network import Loss, Network
-from .levels.layers import arguments_of
-from .levels.networks import batch_of
-from .methods import Arguments
-from .strategies import layers, networks
+from ...adapters.implementation import EVERY
+from ...spec.json_form import to_json
+from ...spec.layers import Activation, AveragePool, BatchNorm, Conv, Dense, Flatten, Layer, MaxPool, Section, UnitGate
+from ...spec.network import Loss, Network
+from ..asking.methods import Arguments
+from ..levels.layers import arguments_of
+from ..levels.networks import batch_of
+from ..strategies import layers, networks
 
 
 class Extreme(NamedTuple):

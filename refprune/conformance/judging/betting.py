@@ -30,7 +30,7 @@ import math
 
 import numpy as np
 
-from ..arrays import Array
+from ...arrays import Array
 
 #: Shares of the capital that gamblers stake.
 SHARES = 2.0 ** -np.arange(1.0, 9.0)

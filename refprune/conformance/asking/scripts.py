@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Finding
-from .levels import SAMPLED
+from ..judging.findings import Finding
+from ..levels import SAMPLED
 
 SCRIPT = '''"""{title}
 

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__
-from ..adapters.implementation import EVERY, PYTORCH, Conventions, Implementation
-from ..arrays import Arrays
-from ..errors import InputError
-from ..exchange import weight_files
-from ..output.files import write_atomically
-from ..rounding.tolerance import UNIT
-from .levels import LEVELS, METHODS
-from .methods import Arguments, Description, Method, in_precision, widened
-from .verdicts import Expectation, representable
+from ... import __version__
+from ...adapters.implementation import EVERY, PYTORCH, Conventions, Implementation
+from ...arrays import Arrays
+from ...errors import InputError
+from ...exchange import weight_files
+from ...output.files import write_atomically
+from ...rounding.tolerance import UNIT
+from ..asking.methods import Arguments, Description, Method, in_precision, widened
+from ..judging.verdicts import Expectation, representable
+from ..levels import LEVELS, METHODS
 
 FORMAT = "refprune-vector-2"
 

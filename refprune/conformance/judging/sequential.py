@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..rounding.tolerance import UNIT
+from ...arrays import Array, Arrays
+from ...rounding.tolerance import UNIT
+from ..asking.calls import Caller, Reply
+from ..asking.methods import Arguments, Method, dtype_of, in_precision, widened
+from ..levels import SAMPLED
+from ..levels.sampled import cases, facts_of
 from .betting import Gamblers, interval, log_odds
-from .calls import Caller, Reply
 from .diagnosis import Evidence, named
 from .findings import Finding, Outcome
-from .levels import SAMPLED
-from .levels.sampled import cases, facts_of
-from .methods import Arguments, Method, dtype_of, in_precision, widened
 from .sampling import Facts, passes
 from .verdicts import Expectation, compare, form
 

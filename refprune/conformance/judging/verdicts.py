@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..rounding.tolerance import UNIT, smallest_normal
+from ...arrays import Array, Arrays
+from ...rounding.tolerance import UNIT, smallest_normal
 
 #: So many worst entries of a tensor are kept.
 WORST = 5

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..backend import ORACLE, Backend
-from ..rounding.tolerance import LAYER_FACTOR, noise_tolerance, smallest_normal
+from ...arrays import Array, Arrays
+from ...backend import ORACLE, Backend
+from ...rounding.tolerance import LAYER_FACTOR, noise_tolerance, smallest_normal
 from .verdicts import Expectation
 
 #: All choices of so many ambiguous branches are tried; more make a case undecided.

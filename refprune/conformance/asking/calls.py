@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..adapters.implementation import EVERY, PYTORCH, Implementation
-from ..arrays import Array, Arrays
-from ..errors import InputError
-from ..gates.estimators import ESTIMATORS
+from ...adapters.implementation import EVERY, PYTORCH, Implementation
+from ...arrays import Array, Arrays
+from ...errors import InputError
+from ...gates.estimators import ESTIMATORS
 from .methods import Arguments, Description, Method
 
 

@@ -17,22 +17,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapters.implementation import PYTORCH, Implementation
-from ..arrays import Arrays
-from ..backend import Backend, by_name
-from ..gates.estimators import ESTIMATORS
-from ..mistakes.catalogue import KNOWN
-from ..mistakes.planting import planted
-from ..rounding.tolerance import UNIT
-from . import vector_files
-from .backend_adapter import BackendImplementation
-from .calls import Caller, InProcess
-from .diagnosis import Evidence, explains
+from ...adapters.implementation import PYTORCH, Implementation
+from ...arrays import Arrays
+from ...backend import Backend, by_name
+from ...gates.estimators import ESTIMATORS
+from ...mistakes.catalogue import KNOWN
+from ...mistakes.planting import planted
+from ...rounding.tolerance import UNIT
+from ..asking.calls import Caller, InProcess
+from ..asking.methods import Arguments, Description, Method, in_precision, widened
+from ..judging.diagnosis import Evidence, explains
+from ..judging.verdicts import Expectation, compare, judge, representable
+from ..levels import METHODS
+from . import files
+from .backend import BackendImplementation
 from .extremes import Extreme, extremes
-from .levels import METHODS
-from .methods import Arguments, Description, Method, in_precision, widened
-from .vector_files import Flags, Vector, conventions_of, right
-from .verdicts import Expectation, compare, judge, representable
+from .files import Flags, Vector, conventions_of, right
 
 #: Of every method so many drawn examples are tried with every mistake, beside the extremes.
 TRIED = 6
@@ -109,10 +109,10 @@ def export(
     The folder must be new or hold vectors only; those that it holds are replaced. Returns how many there are of each kind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    old = vector_files.files_of(directory)
+    old = files.files_of(directory)
     given = list(extremes())
     asked = {m.name: list(_questions(m, precision, seed, given, max(per_method, TRIED))) for m in methods}
-    counts: dict[str, int] = dict.fromkeys(vector_files.RESULTS, 0)
+    counts: dict[str, int] = dict.fromkeys(files.RESULTS, 0)
     numbers: dict[tuple[str, str], int] = {}
     found = [*_right(asked, precision, per_method), *_wrong(asked, precision)]
     for path in old:
@@ -120,9 +120,9 @@ def export(
     for vector in found:
         key = (vector.method.name, vector.result)
         numbers[key] = numbers.get(key, -1) + 1
-        vector_files.write(directory, vector._replace(name=f"{key[0]}-{key[1]}-{numbers[key]}"), container)
+        files.write(directory, vector._replace(name=f"{key[0]}-{key[1]}-{numbers[key]}"), container)
         counts[vector.result] += 1
-    vector_files.write_beside(directory)
+    files.write_beside(directory)
     return counts
 
 
@@ -237,7 +237,7 @@ WITNESSES: tuple[Witness, ...] = (
 
 def check(directory: Path, witnesses: Sequence[Witness] = WITNESSES) -> Iterator[Checked]:
     """Each vector, derived again by the oracle and by the first other witness that does not decline it, in float64."""
-    for vector in vector_files.read(directory):
+    for vector in files.read(directory):
         oracle = _by_oracle(vector)
         second, witness = "declined", ""
         for name, make in witnesses:

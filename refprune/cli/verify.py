@@ -64,8 +64,9 @@ def require(*packages: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command; 0 conforms, 1 deviates, 2 could not run (InputError) or nothing to judge, 3 undecided in a method."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
-    from . import campaign, reporting, vector_files
-    from .worker import Worker
+    from ..conformance import campaign, reporting
+    from ..conformance.asking.worker import Worker
+    from ..conformance.vectors import files
 
     fewest = 1 if options.vectors is None else 0
     if options.examples < fewest:
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if options.failures.exists() and not options.failures.is_dir():
         raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
     methods = campaign.chosen(_named(options.level))
-    stored = [] if options.vectors is None else list(vector_files.read(options.vectors))
+    stored = [] if options.vectors is None else list(files.read(options.vectors))
     if options.structures is not None and options.structures < 1:
         raise InputError(f"--structures: must be at least 1, got {options.structures}")
     worker = Worker(options.adapter, options.time_limit, options.dtype)
@@ -117,12 +118,13 @@ def _named(listed: str) -> list[str]:
 
 def _export(options: argparse.Namespace) -> int:
     require("hypothesis", *(["safetensors"] if options.format == "safetensors" else []))
-    from . import campaign, vectors
-    from .levels import METHODS
+    from ..conformance import campaign
+    from ..conformance.levels import METHODS
+    from ..conformance.vectors import export
 
     if options.per_method < 1:
         raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
-    counts = vectors.export(
+    counts = export.export(
         options.directory,
         methods=campaign.chosen(_named(options.level), METHODS),  # random results have no vectors
         per_method=options.per_method,
@@ -137,9 +139,9 @@ def _export(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     require("hypothesis", "torch")
-    from . import vectors
+    from ..conformance.vectors import export
 
-    checked = list(vectors.check(options.directory))
+    checked = list(export.check(options.directory))
     for row in checked:
         if not row.holds:
             print(f"{options.directory / row.name}.json ({row.result}): oracle {row.oracle}; {row.witness} {row.second}")
@@ -155,9 +157,9 @@ def _say(outcome: Any) -> None:
 
 def _write_failures(options: argparse.Namespace, precision: str, findings: list[Any]) -> None:
     """Every finding's example as a script that runs alone, and as a vector with the right values."""
-    from . import vector_files
-    from .levels import METHODS
-    from .scripts import script
+    from ..conformance.asking.scripts import script
+    from ..conformance.levels import METHODS
+    from ..conformance.vectors import files
 
     if not findings:
         return
@@ -167,7 +169,7 @@ def _write_failures(options: argparse.Namespace, precision: str, findings: list[
         path = options.failures / f"{name}.py"
         write_atomically(path, script(finding, options.adapter, precision).encode())
         aim = f"for which {options.adapter} was found to fail: {finding.kind}"
-        vector = vector_files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim)
-        vector_files.write(options.failures, vector)
+        vector = files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim)
+        files.write(options.failures, vector)
         print(f"python {path}  runs the smallest example of: {finding.method} {finding.kind}")
     print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..adapters.implementation import Conventions
-from ..arrays import Arrays
-from ..backend import ORACLE, Backend
-from ..rounding.noise import map_floats
-from .verdicts import Expectation
+from ...adapters.implementation import Conventions
+from ...arrays import Arrays
+from ...backend import ORACLE, Backend
+from ...rounding.noise import map_floats
+from ..judging.verdicts import Expectation
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
