@@ -336,11 +336,11 @@ def _warmup(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     for library in ("OPENBLAS", "MKL", "VECLIB") if options.threads else ():  # read when NumPy is loaded
         os.environ.setdefault(f"{library}_NUM_THREADS", str(options.threads))
-    from . import bench
     from .bench import cases, machine, pictures
+    from .bench import run as benchmark
     from .output import files, tables
 
-    chosen = bench.select(options.names)
+    chosen = benchmark.select(options.names)
     for name in ("threads", "repeats"):
         number = getattr(options, name)
         if number is not None and number < 1:
@@ -351,7 +351,7 @@ def _bench(options: argparse.Namespace) -> int:
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
     if options.against:
-        bench.require_torch()
+        benchmark.require_torch()
     setting = cases.Setting(
         threads=options.threads or cases.all_threads(),
         dtype=options.dtype,
@@ -364,13 +364,13 @@ def _bench(options: argparse.Namespace) -> int:
     peaks = (where["peak_gflops_1_thread"], where["peak_gflops"], where["memory_gbytes"])
     print("peak {:.0f} GFLOP/s with one thread, {:.0f} with all; memory {:.1f} GB/s\n".format(*peaks), flush=True)
 
-    def say(result: bench.Result) -> None:
+    def say(result: benchmark.Result) -> None:
         if sys.stderr.isatty():
             print(f"{result['label']}: done", file=sys.stderr)
 
-    results = bench.run(chosen, setting, bench.Options(repeats=options.repeats), say)
-    print(tables.text_table(bench.table(results)))
-    print("\n".join(["", *bench.notes(results)]))
+    results = benchmark.run_bench(chosen, setting, benchmark.Options(repeats=options.repeats), say)
+    print(tables.text_table(benchmark.table(results)))
+    print("\n".join(["", *benchmark.notes(results)]))
     if options.json:
         files.write_atomically(options.json, json.dumps({"results": results, "machine": where}, indent=1).encode())
     title = f"{where['cpu']}, {setting.threads} threads, {setting.dtype}"
@@ -378,34 +378,36 @@ def _bench(options: argparse.Namespace) -> int:
         pictures.bars(options.picture, results, title)
     if options.roofline:
         pictures.roofline(options.roofline, results, where, title)
-    return 0 if bench.holds(results) else 1
+    return 0 if benchmark.holds(results) else 1
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from . import audit
-    from .audit.claims import Context
+    from .audit import run as auditing
+    from .audit.catalogue import Context
     from .output import files
 
-    claims = audit.select(options.only)
-    audit.require("sympy", "mpmath", *(["matplotlib"] if options.report else []))
+    claims = auditing.select(options.only)
+    auditing.require("sympy", "mpmath", *(["matplotlib"] if options.report else []))
     files.check_targets(report=options.report, json=options.json)
     context, started = Context(options.seed), time.monotonic()
-    print(audit.row(None) + "\n" + "-" * audit.LINE)
-    results = audit.run(claims, context, lambda result: print(audit.row(result), flush=True))
+    print(auditing.row(None) + "\n" + "-" * auditing.LINE)
+    results = auditing.run_audit(claims, context, lambda result: print(auditing.row(result), flush=True))
     failed = [r for r in results if not r.holds]
     red = dict.fromkeys(r.claim.number for r in failed)
-    verdict = "all hold" if audit.holds(results) else f"NOT: {', '.join(red)}"
+    verdict = "all hold" if auditing.holds(results) else f"NOT: {', '.join(red)}"
     if failed:
-        print("\n" + "\n".join(("What does not hold:", *map(audit.row, failed))))
+        print("\n" + "\n".join(("What does not hold:", *map(auditing.row, failed))))
     print(f"\n{len(claims)} claims, {len(results)} witnesses, {time.monotonic() - started:.1f} s: {verdict}")
     if options.json:
-        files.write_atomically(options.json, json.dumps(audit.as_json(results, context), indent=1, ensure_ascii=False).encode())
+        files.write_atomically(
+            options.json, json.dumps(auditing.as_json(results, context), indent=1, ensure_ascii=False).encode()
+        )
     if options.report:
         from .audit.page import page
 
         files.write_atomically(options.report, page(results, context).encode())
         print(f"report: {options.report}")
-    return 0 if audit.holds(results) else 1
+    return 0 if auditing.holds(results) else 1
 
 
 if __name__ == "__main__":

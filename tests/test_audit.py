@@ -12,10 +12,25 @@ import pytest
 import sympy
 from scipy import stats
 
-from refprune import audit, cli
-from refprune.audit import claims
-from refprune.audit.claims import Context, Finding, catalogue, neighbours, worst
-from refprune.audit.letters.f import _is_zero
+from refprune import cli
+from refprune.audit import run
+from refprune.audit.catalogue import (
+    FALSE_ALARM,
+    LETTERS,
+    Claim,
+    Context,
+    Finding,
+    catalogue,
+    close,
+    exact,
+    location,
+    neighbours,
+    resolve,
+    worst,
+    z_bound,
+    z_score,
+)
+from refprune.audit.claims.hyper_prior import _is_zero
 from refprune.audit.mathml import mathml
 from refprune.errors import InputError
 from refprune.mistakes import layers
@@ -29,7 +44,7 @@ SPEC = (ROOT / "validation" / "SPEC.md").read_text(encoding="utf-8")
 def test_every_number_of_the_spec_has_a_claim():
     numbers = set(re.findall(r"^([A-Z]\d+)  ", SPEC, flags=re.M))
     assert {c.number for c in catalogue()} == numbers
-    assert "".join(dict.fromkeys(c.letter for c in catalogue())) == claims.LETTERS
+    assert "".join(dict.fromkeys(c.letter for c in catalogue())) == LETTERS
 
 
 @pytest.mark.parametrize("claim", catalogue(), ids=lambda c: c.number)
@@ -37,7 +52,7 @@ def test_every_claim_is_whole(claim):
     """At least two witnesses, by different methods, and code that exists."""
     assert len({method for method, _ in claim.witnesses}) == len(claim.witnesses) >= 2
     for code in claim.code:
-        file, _, line = claims.location(code).rpartition(":")
+        file, _, line = location(code).rpartition(":")
         assert (ROOT / file).is_file()
         assert int(line) > 0
     assert claim.source.strip()
@@ -48,8 +63,8 @@ def test_every_claim_is_whole(claim):
     "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E", "O1,O2,O3,O4,O5,O6,O7,O8,O9", "K6", "D3,D5,D7", "C"]
 )
 def test_claims_hold(only):
-    red = [r for r in audit.run(audit.select(only), Context(seed=0)) if not r.holds]
-    assert not red, "\n".join(map(audit.row, red))
+    red = [r for r in run.run_audit(run.select(only), Context(seed=0)) if not r.holds]
+    assert not red, "\n".join(map(run.row, red))
 
 
 #: Witnesses of D of seconds each, which the whole audit asks: flows of networks, and integration over many systems.
@@ -58,16 +73,16 @@ LONG = re.compile("networks with a proved κ|flows of networks|projected Euler s
 
 @pytest.mark.parametrize("number", ["D2", "D4", "D6"])
 def test_quick_witnesses_of_the_dynamics(number):
-    (claim,) = audit.select(number)
+    (claim,) = run.select(number)
     quick = dataclasses.replace(claim, witnesses=[w for w in claim.witnesses if not LONG.search(w[0])])
-    found = audit.run([quick], Context(seed=0))
+    found = run.run_audit([quick], Context(seed=0))
     assert found
-    assert all(r.holds for r in found), "\n".join(map(audit.row, found))
+    assert all(r.holds for r in found), "\n".join(map(run.row, found))
     assert len(found) < len(claim.witnesses)
 
 
 def test_another_seed():
-    assert audit.holds(audit.run(audit.select("P,F,O8,K3"), Context(seed=11)))
+    assert run.holds(run.run_audit(run.select("P,F,O8,K3"), Context(seed=11)))
 
 
 # It must be able to fail ----------------------------------------------------------------------------------------------
@@ -89,15 +104,15 @@ def test_a_planted_mistake_turns_its_claims_red_and_no_other(mistake):
 def test_every_claim_has_a_mistake():
     assert {n for m in MISTAKES for n in m.claims} == {c.number for c in catalogue()}
     assert len({m.name for m in MISTAKES}) == len(MISTAKES)
-    assert all(claims.resolve(m.target) for m in MISTAKES)
+    assert all(resolve(m.target) for m in MISTAKES)
 
 
 def test_a_mistake_is_taken_back():
-    before = [claims.resolve(m.target) for m in MISTAKES]
+    before = [resolve(m.target) for m in MISTAKES]
     for mistake in MISTAKES:
         with planted(mistake):
-            assert claims.resolve(mistake.target) not in before
-    assert all(a is b for a, b in zip(before, [claims.resolve(m.target) for m in MISTAKES], strict=True))
+            assert resolve(mistake.target) not in before
+    assert all(a is b for a, b in zip(before, [resolve(m.target) for m in MISTAKES], strict=True))
 
 
 def test_a_survivor_is_reported():
@@ -126,20 +141,20 @@ def test_an_error_is_no_kill_unless_it_is_declared():
 
 
 def test_a_witness_that_raises_gives_the_next_its_turn():
-    claim = claims.Claim("X1", "", "x", "", ())
+    claim = Claim("X1", "", "x", "", ())
     claim.witness("raises")(lambda context: 1 / 0)
-    claim.witness("sees")(lambda context: claims.exact(1))
-    claim.witness("is not asked")(lambda context: claims.exact(0))
-    assert [r.method for r in audit.run([claim], Context(), stop=True)] == ["raises", "sees"]
-    assert len(audit.run([claim], Context())) == 3
+    claim.witness("sees")(lambda context: exact(1))
+    claim.witness("is not asked")(lambda context: exact(0))
+    assert [r.method for r in run.run_audit([claim], Context(), stop=True)] == ["raises", "sees"]
+    assert len(run.run_audit([claim], Context())) == 3
 
 
 def test_a_wrong_version_is_made_of_the_right_function():
     """What a mistake's own module imports stays right: a mutant that calls itself would raise, and find nothing."""
     mistake = mutants.Mistake("twice", "arrays:per_channel", lambda f: lambda *a: None, ())
     with planted(mistake):
-        assert layers.per_channel is not claims.resolve("arrays:per_channel")
-    assert layers.per_channel is claims.resolve("arrays:per_channel")
+        assert layers.per_channel is not resolve("arrays:per_channel")
+    assert layers.per_channel is resolve("arrays:per_channel")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)
@@ -150,17 +165,17 @@ def test_the_code_of_a_mistake_is_cited(mistake):
 def test_findings():
     nan = float("nan")
     assert not Finding(nan, 1.0).holds
-    assert not claims.close([1.0, nan], [1.0, 1.0], 1.0, 10).holds
-    assert not claims.close([2.0], [1.0], 1.0, 10).holds
-    assert claims.close([float("inf")], [float("inf")], 1.0, 0).holds
+    assert not close([1.0, nan], [1.0, 1.0], 1.0, 10).holds
+    assert not close([2.0], [1.0], 1.0, 10).holds
+    assert close([float("inf")], [float("inf")], 1.0, 0).holds
     assert worst(Finding(1.0, 100.0), Finding(3.0, 2.0), Finding(90.0, 100.0)).deviation == 3.0
-    assert worst(claims.exact(0), Finding(0.5, 1.0)).bound == 1.0
+    assert worst(exact(0), Finding(0.5, 1.0)).bound == 1.0
     z = Context(seed=3).normal("z", 4000, 2)
-    assert claims.z_score(z, 0.0).holds
-    assert not claims.z_score(z, [0.0, 0.2]).holds
-    assert 5.0 < claims.z_bound(2) < claims.z_bound(200) < 6.5
+    assert z_score(z, 0.0).holds
+    assert not z_score(z, [0.0, 0.2]).holds
+    assert 5.0 < z_bound(2) < z_bound(200) < 6.5
     for samples in (60, 400):
-        assert 3 * 2 * stats.t.sf(claims.z_bound(3, samples), samples - 1) == pytest.approx(claims.FALSE_ALARM, rel=1e-6)
+        assert 3 * 2 * stats.t.sf(z_bound(3, samples), samples - 1) == pytest.approx(FALSE_ALARM, rel=1e-6)
 
 
 def test_symbolic_zeros_assume_nothing():
@@ -172,13 +187,13 @@ def test_symbolic_zeros_assume_nothing():
 
 
 def test_a_witness_that_raises_is_red_and_an_empty_audit_is_not_green():
-    broken = claims.Claim("X1", "", "x", "", ())
+    broken = Claim("X1", "", "x", "", ())
     broken.witness("raises")(lambda context: 1 / 0)
-    (found,) = audit.run([broken], Context())
+    (found,) = run.run_audit([broken], Context())
     assert not found.holds
-    assert "ZeroDivisionError" in audit.row(found)
-    assert not audit.holds([])
-    assert "ERROR" in audit.row(found)
+    assert "ZeroDivisionError" in run.row(found)
+    assert not run.holds([])
+    assert "ERROR" in run.row(found)
 
 
 def test_neighbours_are_those_that_cite_the_code():
@@ -226,7 +241,7 @@ def test_the_command_goes_red(capsys, tmp_path):
     line = next(line for line in running.splitlines() if line.endswith("FAILS"))
     assert line in summary
     assert "in units of eps·size" in summary
-    assert max(map(len, out.splitlines())) <= audit.LINE < 80
+    assert max(map(len, out.splitlines())) <= run.LINE < 80
     assert not json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["holds"]
 
 
@@ -254,7 +269,7 @@ def test_a_missing_extra_is_one_sentence_and_never_a_pass(monkeypatch, capsys, p
     assert cli.main(["audit", "--only", "N2"]) == 2
     assert capsys.readouterr().err.strip() == f"refprune: audit: {package} is not installed:  pip install -e '.[audit]'"
     with pytest.raises(InputError, match=package):
-        audit.require(package)
+        run.require(package)
 
 
 def test_a_picture_that_raises_leaves_the_report_whole(tmp_path, capsys):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refprune import bench, cli
-from refprune.bench import agreement, cases, machine, memory, pictures, timing, torch_side
+from refprune import cli
+from refprune.bench import agreement, cases, machine, memory, pictures, run, timing, torch_side
 from refprune.errors import InputError
 from refprune.kernels.machine import peak
 from refprune.oracle.layers import conv2d
 
-QUICK = bench.Options(repeats=1, compile_seconds=(0.0, 0.0), memory=False)
+QUICK = run.Options(repeats=1, compile_seconds=(0.0, 0.0), memory=False)
 
 
 @pytest.fixture
@@ -104,12 +104,12 @@ def test_the_peak_kernel_does_its_work():
 
 
 def chosen(name, *tasks):
-    return [case for case in bench.select([name]) if not tasks or case.task in tasks]
+    return [case for case in run.select([name]) if not tasks or case.task in tasks]
 
 
 @pytest.mark.parametrize(("name", "task"), [("lenet-300-100", "train"), ("lenet-300-100", "infer"), ("gates", "half sampled")])
 def test_equal_results_are_timed(small, name, task):
-    for r in bench.run(chosen(name, task), small, QUICK):
+    for r in run.run_bench(chosen(name, task), small, QUICK):
         assert r["equal"], r
         assert r["ratio"] > 0
         assert r["ratio_quartiles"][0] <= r["ratio"] <= r["ratio_quartiles"][1]
@@ -120,14 +120,14 @@ def test_equal_results_are_timed(small, name, task):
 def test_convolutions(small, task, monkeypatch):
     """Equal to PyTorch; the time of the weights' gradient alone is taken off."""
     case = cases.Case("conv", task, lambda setting: cases.convolution((3, 5, 6), task, setting))
-    (r,) = bench.run([case], small, QUICK)
+    (r,) = run.run_bench([case], small, QUICK)
     assert r["equal"], r
     assert r["label"] == f"conv 3→5 6² {task}"
     assert r["share_of_peak"] > 0
     assert set(r["ratios"]) == {"torch contiguous", "torch channels_last"}
     right = torch_side.convolution
     monkeypatch.setattr(torch_side, "convolution", lambda *a: lambda: 1.001 * right(*a)())
-    (r,) = bench.run([case], small, QUICK)
+    (r,) = run.run_bench([case], small, QUICK)
     assert not r["equal"]
 
 
@@ -143,12 +143,12 @@ def test_a_planted_wrong_step_fails(small, monkeypatch):
     right = torch_side.Training
     wrong = lambda *a, momentum, **k: right(*a, momentum=0.9 * momentum, **k)  # noqa: E731
     monkeypatch.setattr(torch_side, "Training", wrong)
-    (r,) = bench.run(chosen("lenet-300-100", "train"), small, QUICK)
+    (r,) = run.run_bench(chosen("lenet-300-100", "train"), small, QUICK)
     assert not r["equal"]
     assert "milliseconds" not in r
-    assert not bench.holds([r])
-    assert "NOT EQUAL" in bench.table([r])[1]
-    assert any("not timed" in line for line in bench.notes([r]))
+    assert not run.holds([r])
+    assert "NOT EQUAL" in run.table([r])[1]
+    assert any("not timed" in line for line in run.notes([r]))
 
 
 @pytest.mark.parametrize("factor", [1e-4, np.nan])
@@ -162,11 +162,11 @@ def test_a_planted_wrong_gradient_entry_fails(small, monkeypatch, factor):
         return found
 
     monkeypatch.setattr(torch_side, "gradients", wrong)
-    (r,) = bench.run(chosen("lenet-300-100", "train"), small, QUICK)
+    (r,) = run.run_bench(chosen("lenet-300-100", "train"), small, QUICK)
     assert not r["equal"]
     assert r["worst"] == "dense3.weight"
     json.dumps(r, allow_nan=False)
-    assert any("dense3.weight is" in line for line in bench.notes([r]))
+    assert any("dense3.weight is" in line for line in run.notes([r]))
 
 
 def test_a_planted_nan_fails():
@@ -199,10 +199,10 @@ def test_cka(small, monkeypatch, estimator):
         return lambda x, y, *, estimator, product: SimpleNamespace(value=factor * naive_cka(x, y, estimator))
 
     monkeypatch.setattr(cases.cka, "cka", stub(1.0))
-    (r,) = bench.run(chosen("cka", estimator), small, QUICK)
+    (r,) = run.run_bench(chosen("cka", estimator), small, QUICK)
     assert r["equal"], r
     monkeypatch.setattr(cases.cka, "cka", stub(1.0 + 1e-9))
-    assert not bench.run(chosen("cka", estimator), small, QUICK)[0]["equal"]
+    assert not run.run_bench(chosen("cka", estimator), small, QUICK)[0]["equal"]
 
 
 def test_compiling_has_a_limit():
@@ -248,7 +248,7 @@ def test_the_whole_command(small, quick_machine, tmp_path, capsys):
 
 def test_without_against_there_are_refprunes_own_figures(small, quick_machine, monkeypatch, capsys):
     monkeypatch.setattr(cases, "CASES", chosen("lenet-300-100", "infer"))
-    monkeypatch.setattr(bench, "CASES", cases.CASES)
+    monkeypatch.setattr(run, "CASES", cases.CASES)
     assert cli.main(["bench", "lenet-300-100", "--repeats", "1", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "lenet-300-100 infer, 256 images" in out
@@ -312,6 +312,6 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_every_network_of_the_benchmark_is_in_the_list():
-    assert set(cases.TRAINING_BATCH) <= set(bench.NAMES)
-    assert bench.select([]) == cases.CASES
-    assert [case.task for case in bench.select(["cka"])] == ["biased", "unbiased"]
+    assert set(cases.TRAINING_BATCH) <= set(run.NAMES)
+    assert run.select([]) == cases.CASES
+    assert [case.task for case in run.select(["cka"])] == ["biased", "unbiased"]

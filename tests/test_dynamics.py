@@ -11,7 +11,7 @@ import pytest
 from test_tests import fails
 from tolerance import assert_close, gamma
 
-from refprune.audit.flows import Sections, euler, linear_solution, outcome, random_comparison, random_point
+from refprune.audit.witnesses.flows import Sections, euler, linear_solution, outcome, random_comparison, random_point
 from refprune.errors import InputError
 from refprune.gates.dynamics import Comparison, in_domain, network_field, projected_flow
 from refprune.rounding.tolerance import UNIT

@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refprune import audit
-from refprune.audit.claims import Claim, Context, catalogue, neighbours
+from refprune.audit import run
+from refprune.audit.catalogue import Claim, Context, catalogue, neighbours
 from refprune.errors import InputError
 from refprune.mistakes.catalogue import MISTAKES, Mistake, planted
 
@@ -55,7 +55,7 @@ def try_out(mistake: Mistake, seed: int = 0, *, all_claims: bool = False) -> Out
     start, near = time.monotonic(), {claim.number for claim in concerned(mistake)}
     claims = [claim for claim in catalogue() if all_claims or claim.number in near]
     with planted(mistake) as backend:
-        results = audit.run(claims, Context(seed, backend), stop=True)
+        results = run.run_audit(claims, Context(seed, backend), stop=True)
     wrong = {r.claim.number for r in results if r.found_wrong}
     red = wrong | {r.claim.number for r in results if not r.holds}
     undeclared = [c.number for c in claims if c.number in red and c.number not in mistake.claims]
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all-claims", action="store_true", help="run every claim on every mutant")
     options = parser.parse_args(arguments)
     try:
-        audit.require("sympy", "mpmath")
+        run.require("sympy", "mpmath")
     except InputError as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2

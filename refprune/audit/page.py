@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..output.figures import svg
-from . import Result, holds, one_line
-from .claims import Claim, Context, location
+from .catalogue import Claim, Context, location
 from .mathml import mathml
+from .run import Result, holds, one_line
 
 STYLE = """body{font:15px/1.45 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}
 h2{border-bottom:1px solid #999;margin-top:2em}

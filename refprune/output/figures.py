@@ -47,6 +47,11 @@ def figure(title: str, x: str, y: str, size: tuple[float, float] = (7.2, 3.6)) -
     return drawing, axes
 
 
+def small_figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+    """As `figure`, a little smaller: for pages with many of them."""
+    return figure(title, x, y, size=(6.4, 3.4))
+
+
 def svg(drawing: Any) -> str:
     """The figure as an <svg> element."""
     buffer = io.StringIO()

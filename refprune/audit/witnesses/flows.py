@@ -14,14 +14,14 @@ from functools import cached_property
 
 import numpy as np
 
-from ..arrays import Array
-from ..backend import ORACLE, Backend
-from ..gates import dynamics
-from ..gates.dynamics import Comparison, Field, Flow
-from ..passes.batch_loss import BatchLoss
-from ..spec.layers import Activation, Dense, Section
-from ..spec.network import Network
-from ..streams import Streams
+from ...arrays import Array
+from ...backend import ORACLE, Backend
+from ...gates import dynamics
+from ...gates.dynamics import Comparison, Field, Flow
+from ...passes.batch_loss import BatchLoss
+from ...spec.layers import Activation, Dense, Section
+from ...spec.network import Network
+from ...streams import Streams
 
 
 @dataclass(frozen=True)

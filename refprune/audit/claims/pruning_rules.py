@@ -15,8 +15,8 @@ from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
 from ...training.config import from_dict
-from ..claims import EPS, OURS, Claim, Context, Finding, close, exact, worst
-from ..flows import judge
+from ..catalogue import EPS, OURS, Claim, Context, Finding, close, exact, worst
+from ..witnesses.flows import judge
 
 D6 = Claim(
     "D6",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ...formulas import hyper_prior, scalar
-from .. import figures
-from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst
-from ..digits import Exactly, ulps
+from ...output import figures
+from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst
+from ..witnesses.many_digits import Exactly, ulps
 
 F1 = Claim(
     "F1",
@@ -163,7 +163,7 @@ def _(context: Context) -> Finding:
 
 @F1.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.make("Density of π for several γ", "π", "p(π|γ)")
+    figure, axes = figures.small_figure("Density of π for several γ", "π", "p(π|γ)")
     p = np.linspace(0, 1, 401)
     for log_gamma in (-5.0, -2.0, 0.0, 2.0, 5.0):
         axes.plot(p, hyper_prior.density(p, log_gamma), label=f"log γ = {log_gamma:g}")
@@ -260,7 +260,7 @@ def _(context: Context) -> Finding:
 
 @F3.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.make("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
+    figure, axes = figures.small_figure("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
     theta = np.linspace(0, 1, 201)
     for log_gamma in (-4.0, -2.0, 2.0):
         axes.plot(theta, hyper_prior.penalty(theta, log_gamma), label=f"min over π, log γ = {log_gamma:g}")

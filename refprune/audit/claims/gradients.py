@@ -11,8 +11,8 @@ import numpy as np
 
 from ...arrays import Array
 from ...spec.layers import Activation
-from ..claims import OURS, Claim, Context, Finding, close, exact, worst
-from ..examples import convolutional_network, dense_network, loss_of
+from ..catalogue import OURS, Claim, Context, Finding, close, exact, worst
+from ..witnesses.examples import convolutional_network, dense_network, loss_of
 
 G1 = Claim(
     "G1",

@@ -15,8 +15,8 @@ from ...passes.tape import forward
 from ...spec import cost, zoo
 from ...spec.layers import Activation, Conv, Dense, Section
 from ...spec.network import Network
-from ..claims import LP, OURS, Claim, Context, Finding, close, exact, worst
-from ..examples import convolutional_network, dense_network, loss_of, params_of
+from ..catalogue import LP, OURS, Claim, Context, Finding, close, exact, worst
+from ..witnesses.examples import convolutional_network, dense_network, loss_of, params_of
 
 N1 = Claim(
     "N1",

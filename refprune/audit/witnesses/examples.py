@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array, Arrays
-from ..passes.batch_loss import BatchLoss, Evaluation
-from ..spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
-from ..spec.network import Loss, Network
-from .claims import Context
+from ...arrays import Array, Arrays
+from ...passes.batch_loss import BatchLoss, Evaluation
+from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, SubsamplePad, UnitGate
+from ...spec.network import Loss, Network
+from ..catalogue import Context
 
 SAME = ((1, 1), (1, 1))
 

@@ -10,8 +10,8 @@ import numpy as np
 from ...arrays import Array
 from ...passes.batch_loss import BatchLoss
 from ...rounding.tolerance import LAYER_FACTOR, UNIT, inner_product_bound, layer_tolerance, network_tolerance
-from ..claims import OURS, Claim, Context, Finding, close, exact, worst
-from ..examples import convolutional_network, dense_network, loss_of
+from ..catalogue import OURS, Claim, Context, Finding, close, exact, worst
+from ..witnesses.examples import convolutional_network, dense_network, loss_of
 
 E1 = Claim(
     "E1",

@@ -15,8 +15,8 @@ from ...formulas.cka import Estimator, MiniBatches, cka, hsic
 from ...gates.surgery import prune
 from ...passes.tape import forward
 from ...spec import cost, zoo
-from ..claims import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
-from ..examples import convolutional_network, loss_of
+from ..catalogue import CKA, OURS, Claim, Context, Finding, close, exact, worst, z_bound
+from ..witnesses.examples import convolutional_network, loss_of
 
 K1 = Claim(
     "K1",

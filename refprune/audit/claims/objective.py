@@ -12,14 +12,14 @@ import numpy as np
 from ...arrays import Array
 from ...formulas import hyper_prior
 from ...gates import estimators
+from ...output import figures
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Section
 from ...spec.network import Network
 from ...training import config
 from ...training.pressure import penalties
-from .. import figures
-from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
-from ..examples import (
+from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
+from ..witnesses.examples import (
     dense_network,
     linear_network,
     loss_of,
@@ -316,7 +316,9 @@ def _(context: Context) -> Finding:
 
 @O5.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.make("Estimators of ∂C/∂θ, 400 samples: bias (cross) and standard deviation (bar)", "gate", "error")
+    figure, axes = figures.small_figure(
+        "Estimators of ∂C/∂θ, 400 samples: bias (cross) and standard deviation (bar)", "gate", "error"
+    )
     plain, theta = _three_gates(context)
     loss = remembered(plain)
     want = estimators.exact_theta_gradient(loss, theta)

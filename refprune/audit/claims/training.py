@@ -21,8 +21,8 @@ from ...training.pressure import schedule_factor
 from ...training.removal import remove_gates
 from ...training.state import State, initial_state
 from ...training.step import train_step
-from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
-from ..examples import dense_network, loss_of, losses_at, remembered, slopes_of
+from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
+from ..witnesses.examples import dense_network, loss_of, losses_at, remembered, slopes_of
 
 O6 = Claim(
     "O6",

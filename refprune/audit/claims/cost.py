@@ -16,9 +16,19 @@ from ...spec.layers import Conv, Dense, GlobalAveragePool, Layer, Section, UnitG
 from ...spec.network import Network
 from ...training import pressure as pressure_
 from ...training.config import Config, Objective
-from ..claims import CA, Claim, Context, Finding, close, exact, worst
-from ..counting import QUANTITIES, balanced, by_arrays, chain_network, eighths, is_layer, left, sections_network, table
-from ..examples import SAME, vertices_of
+from ..catalogue import CA, Claim, Context, Finding, close, exact, worst
+from ..witnesses.counting import (
+    QUANTITIES,
+    balanced,
+    by_arrays,
+    chain_network,
+    eighths,
+    is_layer,
+    left,
+    sections_network,
+    table,
+)
+from ..witnesses.examples import SAME, vertices_of
 
 C1 = Claim(
     "C1",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...formulas import hyper_prior, priors, scalar
-from .. import figures
-from ..claims import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
+from ...output import figures
+from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 
 P1 = Claim(
     "P1",
@@ -187,7 +187,7 @@ def _(context: Context) -> Finding:
 
 @P1.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.make("Scale mixtures of normals", "w", "log p(w)")
+    figure, axes = figures.small_figure("Scale mixtures of normals", "w", "log p(w)")
     w = np.linspace(-3, 3, 601)
     for name, prior in (("spike and slab", SLAB), ("Student-t", STUDENT), ("Laplace", LAPLACE), ("horseshoe", HORSESHOE)):
         block = isinstance(prior, priors.SpikeSlab | priors.StudentT)

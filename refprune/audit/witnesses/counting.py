@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..arrays import Array
-from ..gates.surgery import prune
-from ..spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
-from ..spec.network import Network
-from .claims import Context
+from ...arrays import Array
+from ...gates.surgery import prune
+from ...spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool, Section, UnitGate
+from ...spec.network import Network
+from ..catalogue import Context
 from .examples import SAME, loss_of, probabilities, vertices_of
 
 QUANTITIES = ("parameters", "macs", "flops")

@@ -26,8 +26,8 @@ from ...training.pressure import penalty_of
 from ...training.removal import remove_gates
 from ...training.state import State, initial_state
 from ...training.step import train_step
-from ..claims import CA, Claim, Context, Finding, close, exact, worst
-from ..counting import (
+from ..catalogue import CA, Claim, Context, Finding, close, exact, worst
+from ..witnesses.counting import (
     QUANTITIES,
     balanced,
     balanced_at_vertices,
@@ -39,7 +39,7 @@ from ..counting import (
     sections_network,
     table,
 )
-from ..examples import dense_network, loss_of, losses_at, moved_to, probabilities, slopes_of, vertices_of
+from ..witnesses.examples import dense_network, loss_of, losses_at, moved_to, probabilities, slopes_of, vertices_of
 
 C4 = Claim(
     "C4",
