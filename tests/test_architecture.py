@@ -174,7 +174,7 @@ def _imports_of(source: str, path: Path) -> list[tuple[str, bool]]:
 def test_importing_loads_no_numba_and_no_scipy():
     """`import refprune` alone stays far below 0.3 s because it loads nothing heavy; the command line loads no numba."""
     code = "import sys, refprune; heavy = {'numpy', 'scipy', 'numba'}; print(sorted(heavy & set(sys.modules)), end=' ')\n"
-    code += "import refprune.cli, refprune.training.config; print('numba' in sys.modules)"
+    code += "import refprune.cli.main, refprune.training.config; print('numba' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] False"
 

@@ -12,7 +12,6 @@ import pytest
 import sympy
 from scipy import stats
 
-from refprune import cli
 from refprune.audit import run
 from refprune.audit.catalogue import (
     FALSE_ALARM,
@@ -32,6 +31,7 @@ from refprune.audit.catalogue import (
 )
 from refprune.audit.claims.hyper_prior import _is_zero
 from refprune.audit.mathml import mathml
+from refprune.cli import main as cli
 from refprune.errors import InputError
 from refprune.mistakes import layers
 from refprune.mistakes.catalogue import MISTAKES, planted

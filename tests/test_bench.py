@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refprune import cli
 from refprune.bench import agreement, cases, machine, memory, pictures, run, timing, torch_side
+from refprune.cli import main as cli
 from refprune.errors import InputError
 from refprune.kernels.machine import peak
 from refprune.oracle.layers import conv2d

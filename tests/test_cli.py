@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.data import dataset, digits, sets
 from refprune.errors import InputError
 from refprune.experiments import report, run
@@ -413,7 +413,7 @@ def test_the_equivalence_in_words(removals, error, text):
 
 def test_a_terminal_that_cannot_show_a_sign_shows_another():
     """Catches a UnicodeEncodeError at the end of a long run."""
-    code = "import sys; from refprune.cli import main; sys.exit(main(['zoo', 'lenet-5']))"
+    code = "import sys; from refprune.cli.main import main; sys.exit(main(['zoo', 'lenet-5']))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert "431,080" in run.stdout
@@ -452,7 +452,7 @@ def test_a_name_cannot_leave_the_folder_of_runs(command, tiny_data):
 
 def test_a_reader_that_leaves_is_no_error():
     """`refprune zoo … | head -1`."""
-    code = "import sys; from refprune.cli import main; sys.exit(main(['zoo', 'residual-mlp']))"
+    code = "import sys; from refprune.cli.main import main; sys.exit(main(['zoo', 'residual-mlp']))"
     line = f'{sys.executable} -c "{code}" | true'
     run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert run.stderr == ""

@@ -10,7 +10,7 @@ import time
 import pytest
 from test_sweep import TINY, plan, quiet
 
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiments import cluster, environment, sweep, sweep_file

@@ -27,7 +27,7 @@ from experiments import (
     without_seconds,
 )
 
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.experiments import run
@@ -283,7 +283,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_killed(small_mnist, tmp_path, 
     (tmp_path / "tiny.toml").write_text(config.to_toml(rules))
     command = ["run", str(tmp_path / "tiny.toml"), "--data-dir", str(small_mnist), "--out"]
     folder = tmp_path / "killed"
-    child = subprocess.Popen([sys.executable, "-m", "refprune.cli", *command, str(folder)], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-m", "refprune", *command, str(folder)], stdout=subprocess.DEVNULL)
     metrics = folder / "pruned" / "metrics.jsonl"
     give_up = time.monotonic() + 30.0
     while not (metrics.exists() and f'"step": {STEPS + 1},' in metrics.read_text()):

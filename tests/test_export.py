@@ -14,8 +14,8 @@ from test_torch_adapter import odd_network
 from test_zoo_residual import torch_imagenet
 from torch import nn
 
-from refprune import cli
 from refprune.backend import ORACLE
+from refprune.cli import main as cli
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.exchange import export, load, onnx_file, torch_file

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from refprune import cli
 from refprune.analysis import candidates
 from refprune.analysis.scores import CRITERIA, Subject, ranked
 from refprune.backend import ORACLE
+from refprune.cli import main as cli
 from refprune.data import dataset, digits, sets, standardise
 from refprune.errors import InputError
 from refprune.exchange import load, trained

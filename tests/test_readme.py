@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.conformance import campaign
 from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
@@ -58,7 +58,7 @@ def test_the_commands_parse():
     ]
     assert len(lines) >= 5
     for line in lines:
-        options = cli._parser().parse_args(shlex.split(line)[1:])
+        options = cli.parser().parse_args(shlex.split(line)[1:])
         name = getattr(options, "experiment", None)
         assert name is None or name.endswith(".toml") or name in presets.experiments()
 

@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 from tolerance import assert_close, assert_identical
 
-from refprune import cli
 from refprune.adapters.pytorch import model
 from refprune.analysis import pictures, robustness
 from refprune.analysis.robustness import CORRUPTIONS, SEVERITIES, Row, corrupt
 from refprune.backend import ORACLE
+from refprune.cli import main as cli
 from refprune.data import dataset, digits, sets
 from refprune.data.standardise import Scaling
 from refprune.errors import InputError

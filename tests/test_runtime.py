@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune import cli
 from refprune.backend import by_name
+from refprune.cli import main as cli
 from refprune.kernels.machine import cache, kernel, threads
 from refprune.spec import zoo
 from refprune.training import config
@@ -468,7 +468,7 @@ TINY = [
 
 
 def refprune(cwd, *arguments):
-    code = f"import sys; from refprune import cli; sys.exit(cli.main({[str(a) for a in arguments]!r}))"
+    code = f"import sys; from refprune.cli.main import main; sys.exit(main({[str(a) for a in arguments]!r}))"
     process = python(f"import os; os.chdir({str(cwd)!r}); {code}", REFPRUNE_CACHE=str(cwd / "cache"))
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err

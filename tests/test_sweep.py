@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.errors import InputError
 from refprune.experiments import report, sweep, sweep_file, sweep_pictures, sweep_report, sweep_results
 from refprune.output import files

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.conformance import campaign, reporting
 from refprune.conformance.asking.calls import InProcess, describe
 from refprune.conformance.judging.verdicts import compare

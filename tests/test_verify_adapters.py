@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import refprune
-from refprune import cli
+from refprune.cli import main as cli
 from refprune.conformance import campaign, reporting
 from refprune.conformance.asking import scripts
 from refprune.conformance.asking.calls import InProcess, describe, load
@@ -381,7 +381,7 @@ def test_options_that_cannot_be_are_refused_before_anything_runs(folder, capsys,
 
 
 def _run(folder, *arguments):
-    command = [sys.executable, "-P", "-m", "refprune.cli", "verify", *arguments]
+    command = [sys.executable, "-P", "-m", "refprune", "verify", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -411,7 +411,7 @@ def test_nothing_judged_is_no_success(folder, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interruption_ends_both_processes_quietly(folder):
     (folder / "mine.py").write_text(ADAPTER.format(body="open('called', 'w').write(str(os.getpid())); time.sleep(300)"))
-    command = [sys.executable, "-P", "-m", "refprune.cli", "verify", "mine.py:Mine"]
+    command = [sys.executable, "-P", "-m", "refprune", "verify", "mine.py:Mine"]
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=folder, preexec_fn=heard, **pipes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,8 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{path.parent}: another process is at work here ({error})") from error
         yield
+
+
+def as_folder(name: str) -> str:
+    """The name with every run of characters that do not belong into a folder's name replaced by a dash."""
+    return re.sub(r"[^\w-]+", "-", name)

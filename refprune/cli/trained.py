@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -84,16 +84,16 @@ def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None
 
 
 def _engine(options: argparse.Namespace) -> Any:
-    from . import backend
+    from .. import backend
 
     return backend.by_name(options.backend or "numba", threads=options.threads)
 
 
 def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:
     """The networks in `sources`, each with its data set, and how that becomes inputs."""
-    from .data import standardise
-    from .data.sets import load
-    from .exchange import load as loading
+    from ..data import standardise
+    from ..data.sets import load
+    from ..exchange import load as loading
 
     found, sets = [], {}
     for source in sources:
@@ -123,7 +123,7 @@ def _count(option: str, wanted: int, there: int) -> int:
 
 def _check_outputs(picture: Path | None = None, **paths: Path | None) -> None:
     """Before anything is computed: can the files be written?"""
-    from .output import figures, files
+    from ..output import figures, files
 
     files.check_targets(picture=picture, **paths)
     if picture is not None:
@@ -137,11 +137,11 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from .exchange import load as loading
-    from .experiments import layer_pruning, layer_pruning_report
-    from .output import figures, tables
-    from .output.progress import Progress
-    from .training import config
+    from ..exchange import load as loading
+    from ..experiments import layer_pruning, layer_pruning_report
+    from ..output import figures, tables
+    from ..output.progress import Progress
+    from ..training import config
 
     if options.compare:
         return _compare(options)
@@ -176,8 +176,8 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .experiments import layer_pruning_report
-    from .output import figures, tables
+    from ..experiments import layer_pruning_report
+    from ..output import figures, tables
 
     if others := _given(options, "compare", "picture"):
         raise InputError(f"--compare: only shows runs; only --picture may be given beside it, got {others[0]}")
@@ -193,8 +193,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from fractions import Fraction
 
-    from .analysis import pictures, robustness
-    from .output import figures, files, tables
+    from ..analysis import pictures, robustness
+    from ..output import figures, files, tables
 
     try:
         eps = [float(Fraction(value)) for value in filter(None, options.fgsm.split(","))]
@@ -228,9 +228,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _similarity(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from .analysis import layer_similarity, pictures
-    from .output import figures, files
-    from .output.progress import Progress
+    from ..analysis import layer_similarity, pictures
+    from ..output import figures, files
+    from ..output.progress import Progress
 
     _check_outputs(options.picture, json=options.json)
     ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
@@ -268,9 +268,9 @@ def _similarity(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from .analysis import stability
-    from .output import files, tables
-    from .output.progress import Progress
+    from ..analysis import stability
+    from ..output import files, tables
+    from ..output.progress import Progress
 
     if options.repeats < 1:
         raise InputError(f"--repeats: must be at least 1, got {options.repeats}")

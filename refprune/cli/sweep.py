@@ -1,0 +1,53 @@
+"""`refprune sweep`: many runs over settings and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..output.files import as_folder
+
+
+def add(commands: Any) -> None:
+    """Add the parser to argparse's `commands`."""
+    sweep = commands.add_parser("sweep", help="many runs over settings and seeds; what is done already is not done again")
+    sweep.add_argument("file", metavar="FILE.toml", type=Path)
+    sweep.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/sweep-NAME)")
+    sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
+    sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each run (default: 1)")
+    sweep.add_argument("--data-dir", metavar="DIR")
+    sweep.add_argument(
+        "--scheduler",
+        metavar="tcp://HOST:PORT",
+        help="run on the workers of this Dask scheduler; they share the folder (--out)",
+    )
+    sweep.set_defaults(command=_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from ..experiments import cluster, sweep, sweep_file, sweep_report
+    from ..output import figures
+
+    for name in ("jobs", "threads"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise InputError(f"--{name}: must be at least 1, got {number}")
+    if options.jobs and options.scheduler:
+        raise InputError("--jobs: with --scheduler the workers' threads say how many runs there are at a time")
+    plan = sweep_file.load_sweep(options.file)
+    directory = options.out or Path("runs") / f"sweep-{as_folder(plan.name)}"
+    how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
+    if options.scheduler:
+        with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
+            outcomes = sweep.run_sweep(plan, directory, executor=executor, **how)
+    else:
+        workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
+        outcomes = sweep.run_sweep(plan, directory, workers=workers, **how)
+    print("\n" + sweep_report.text(directory))
+    page = sweep_report.write_html(directory)
+    print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
+    failed = [outcome for outcome in outcomes if outcome.summary is None]
+    return 1 if failed else 0
