@@ -34,7 +34,8 @@ from refprune.audit.mathml import mathml
 from refprune.cli import main as cli
 from refprune.errors import InputError
 from refprune.mistakes import layers
-from refprune.mistakes.catalogue import MISTAKES, planted
+from refprune.mistakes.catalogue import MISTAKES
+from refprune.mistakes.planting import planted
 from validation import mutants
 
 ROOT = Path(__file__).parents[1]

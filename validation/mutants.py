@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from refprune.audit import run
 from refprune.audit.catalogue import Claim, Context, catalogue, neighbours
 from refprune.errors import InputError
-from refprune.mistakes.catalogue import MISTAKES, Mistake, planted
+from refprune.mistakes.catalogue import MISTAKES
+from refprune.mistakes.planting import Mistake, planted
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""?"""
+"""Questions to a trained network: similarity of layers, scores of sections, robustness."""

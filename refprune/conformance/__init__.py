@@ -1,1 +1,1 @@
-"""Other implementations beside refprune: adapters that import a framework, and are themselves imported only on use."""
+"""`refprune verify`: is an implementation right, where does it first differ, and which known mistake is that?"""

@@ -1,1 +1,1 @@
-"""?"""
+"""Trained networks in and out of files."""

@@ -1,40 +1,65 @@
-"""Pruning rules: which gates go for good while training goes on (SPEC D6, D7; the rules are *derived here*)."""
+"""Rules of removal: which gates go for good while training goes on (*derived here*; SPEC D6, D7)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..arrays import Array
 from ..spec.network import Network
-from ..training.config import Config
 from .closing_weights import block_norms, blocks
 from .dynamics import in_domain
 from .surgery import spare_plain_layers
 
 
-def rule_keep(
-    network: Network,
-    params: Mapping[str, Array],
-    theta: Array,
-    slope: Array,
-    seen: Array,
-    config: Config,
-    *,
-    beta: float,
-    decay: float,
-) -> Array:
-    """What the rule `gates.rule` leaves: (G,), False where a gate goes. β and λ are per sample (O1); slope, seen: `observe`.
+@dataclass(frozen=True)
+class Rule:
+    """When a gate is removed.
 
-    β is `objective.penalty`, under C4 the floor that D asks for: β_g(θ) = β + ν ∂R_ρ/∂θ_g ≥ β at every θ and after every
-    removal, because no gate lowers R_ρ (validation/SPEC.md, D6).
+    kind: "threshold" (θ ≤ τ), "attraction" (θ and its weights lie in the domain of attraction of 0) or "both".
+    threshold: τ.
+    kappa_factor: κ is taken as this factor times the largest slope seen.
+    kappa_warmup: steps with a slope before κ counts as known.
+    beta: β per sample. Under a penalty of size it is the floor that the domain asks for: β + ν ∂R_ρ/∂θ_g ≥ β at every θ and
+        after every removal, because no gate lowers R_ρ (SPEC D6).
+    decay: λ per sample.
+    decayed: the arrays that λ acts on, "all" or "weights".
+    ratio: r = η_θ(1 − momentum)/η, the speed of θ over that of W.
+    floor: δ, the least θ of the projection.
     """
+
+    kind: str = "threshold"
+    threshold: float = 0.0
+    kappa_factor: float = 2.0
+    kappa_warmup: int = 100
+    beta: float = 0.0
+    decay: float = 0.0
+    decayed: str = "all"
+    ratio: float = 1.0
+    floor: float = 0.0
+
+
+class Evidence(NamedTuple):
+    """What training has seen of κ, gate by gate.
+
+    slope: (G,) the largest ‖∂c/∂W‖ of the gate's block.
+    seen: (G,) steps in which the block had a gradient.
+    """
+
+    slope: Array
+    seen: Array
+
+
+def rule_keep(network: Network, params: Mapping[str, Array], theta: Array, evidence: Evidence, rule: Rule) -> Array:
+    """What the rule leaves: (G,), False where a gate goes. A plain layer keeps its last unit."""
     keep = np.zeros(theta.shape, dtype=bool)
-    if config.gates.rule in ("threshold", "both"):
-        keep |= above(theta, config.gates.threshold)
-    if config.gates.rule in ("attraction", "both"):
-        keep |= ~attracted(network, params, theta, slope, seen, config, beta=beta, decay=decay)
+    if rule.kind in ("threshold", "both"):
+        keep |= above(theta, rule.threshold)
+    if rule.kind in ("attraction", "both"):
+        keep |= ~attracted(network, params, theta, evidence, rule)
     return spare_plain_layers(network, keep, theta)
 
 
@@ -44,49 +69,36 @@ def above(theta: Array, threshold: float) -> Array:
     return stays
 
 
-def attracted(
-    network: Network,
-    params: Mapping[str, Array],
-    theta: Array,
-    slope: Array,
-    seen: Array,
-    config: Config,
-    *,
-    beta: float,
-    decay: float,
-) -> Array:
-    """The gates, (G,), that are in the domain of attraction H of D4 as far as κ is known.
+def attracted(network: Network, params: Mapping[str, Array], theta: Array, evidence: Evidence, rule: Rule) -> Array:
+    """The gates, (G,), that lie in the domain of attraction H of θ = 0 as far as κ is known (SPEC D4).
 
-    κ is estimated by gates.kappa_factor times the largest slope seen, after gates.kappa_warmup steps that had one. λ is 0 for
-    a block of which a part does not decay. r is η_θ(1 − momentum)/η: the schedule's factor is on both.
+    A block of which a part does not decay counts as one without decay.
     """
-    gates, optimiser = config.gates, config.optimiser
     w = block_norms(network, params)
-    known = (seen >= gates.kappa_warmup) & np.isfinite(slope) & np.isfinite(w)
-    kappa = gates.kappa_factor * np.where(known, slope, 1.0)
-    strength = decay * _decaying(network, config)
-    ratio = gates.learning_rate * (1.0 - optimiser.momentum) / optimiser.learning_rate
+    known = (evidence.seen >= rule.kappa_warmup) & np.isfinite(evidence.slope) & np.isfinite(w)
+    kappa = rule.kappa_factor * np.where(known, evidence.slope, 1.0)
+    decay = rule.decay * _decaying(network, rule.decayed)
     safe: Array = known & in_domain(
-        np.where(known, w, 0.0), theta, kappa=kappa, beta=beta, decay=strength, ratio=ratio, floor=gates.floor
+        np.where(known, w, 0.0), theta, kappa=kappa, beta=rule.beta, decay=decay, ratio=rule.ratio, floor=rule.floor
     )
     return safe
 
 
-def observe(network: Network, gradients: Mapping[str, Array], slope: Array, seen: Array) -> tuple[Array, Array]:
-    """The running evidence on κ after one more step: the largest ‖∂c/∂W‖ of each gate's block, and the steps that had one.
+def observe(network: Network, gradients: Mapping[str, Array], evidence: Evidence) -> Evidence:
+    """The evidence on κ after one more step.
 
-    gradients: ∂c/∂W of the sampled Ξ. A closed gate's block has gradient 0 (N3), which says nothing and is not counted.
+    gradients: ∂c/∂W of the sampled Ξ. A closed gate's block has gradient 0, which says nothing and is not counted (SPEC N3).
     """
     now = block_norms(network, gradients)
-    return np.maximum(slope, now), seen + (now > 0.0)
+    return Evidence(np.maximum(evidence.slope, now), evidence.seen + (now > 0.0))
 
 
-def decays(config: Config, name: str) -> bool:
-    """Does weight decay act on this parameter?"""
-    return config.objective.decay == "all" or name.endswith(".weight")
+def decays(decayed: str, name: str) -> bool:
+    """Does weight decay that acts on `decayed`, "all" or "weights", act on the parameter `name`?"""
+    return decayed == "all" or name.endswith(".weight")
 
 
-def _decaying(network: Network, config: Config) -> Array:
+def _decaying(network: Network, decayed: str) -> Array:
     """1 for a gate all of whose block decays, else 0: (G,)."""
-    groups = [np.full(b.gates, all(decays(config, name) for name in b.names), dtype=np.float64) for b in blocks(network)]
+    groups = [np.full(b.gates, all(decays(decayed, name) for name in b.names), dtype=np.float64) for b in blocks(network)]
     return np.concatenate([np.zeros(0), *groups])

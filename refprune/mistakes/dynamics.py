@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..gates.dynamics import Flow
+from ..gates.rules import Evidence, Rule
 from .planting import Function, Mistake, instead, options, result
 
 
@@ -44,16 +45,11 @@ def _decayed_twice(f: Function) -> Function:
     return lambda self, w, theta: f(dataclasses.replace(self, decay=2.0 * self.decay), w, theta)
 
 
-def _with_gates(**changes: Any) -> Any:
-    """`attracted` with other rules."""
-
-    def plant(f: Function) -> Function:
-        def wrong(n: Any, p: Any, t: Any, s: Any, seen: Any, c: Any, **k: Any) -> Any:
-            return f(n, p, t, s, seen, dataclasses.replace(c, gates=dataclasses.replace(c.gates, **changes)), **k)
-
-        return wrong
-
-    return plant
+def _with_rule(**changes: Any) -> Any:
+    """`attracted` by another rule."""
+    return lambda f: (
+        lambda network, params, theta, evidence, rule: f(network, params, theta, evidence, dataclasses.replace(rule, **changes))
+    )
 
 
 def _dropped(name: str) -> Callable[[Function], Function]:
@@ -64,9 +60,10 @@ def _dropped(name: str) -> Callable[[Function], Function]:
 def _smallest(f: Function) -> Function:
     """The smallest slope in the place of the largest."""
 
-    def wrong(network: Any, gradients: Any, slope: Array, seen: Array) -> Any:
-        now, count = f(network, gradients, np.zeros_like(slope), seen)
-        return np.where(seen == 0, now, np.minimum(slope, now)), count
+    def wrong(network: Any, gradients: Any, evidence: Evidence) -> Evidence:
+        slope, seen = evidence
+        now, count = f(network, gradients, Evidence(np.zeros_like(slope), seen))
+        return Evidence(np.where(seen == 0, now, np.minimum(slope, now)), count)
 
     return wrong
 
@@ -74,10 +71,9 @@ def _smallest(f: Function) -> Function:
 def _either(f: Function) -> Function:
     """`both` removes what one of the rules would."""
 
-    def wrong(*a: Any, **k: Any) -> Array:
-        *others, c = a
-        rules = ("threshold", "attraction") if c.gates.rule == "both" else (c.gates.rule,)
-        keeps = [f(*others, dataclasses.replace(c, gates=dataclasses.replace(c.gates, rule=rule)), **k) for rule in rules]
+    def wrong(network: Any, params: Any, theta: Array, evidence: Evidence, rule: Rule) -> Array:
+        kinds = ("threshold", "attraction") if rule.kind == "both" else (rule.kind,)
+        keeps = [f(network, params, theta, evidence, dataclasses.replace(rule, kind=kind)) for kind in kinds]
         found: Array = np.logical_and.reduce(keeps)
         return found
 
@@ -116,13 +112,13 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake(
         "steps with a closed gate counted",
         "gates.rules:observe",
-        lambda f: lambda n, g, s, seen: (f(n, g, s, seen)[0], seen + 1),
+        lambda f: lambda n, g, evidence: Evidence(f(n, g, evidence).slope, evidence.seen + 1),
         ("D6",),
     ),
     Mistake("either rule is enough", "gates.rules:rule_keep", _either, ("D6",)),
     Mistake(
         "a plain layer may lose all its units", "gates.surgery:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)
     ),
-    Mistake("κ without its factor", "gates.rules:attracted", _with_gates(kappa_factor=1.0), ("D6",)),
-    Mistake("rule without its warm-up", "gates.rules:attracted", _with_gates(kappa_warmup=1), ("D6",)),
+    Mistake("κ without its factor", "gates.rules:attracted", _with_rule(kappa_factor=1.0), ("D6",)),
+    Mistake("rule without its warm-up", "gates.rules:attracted", _with_rule(kappa_warmup=1), ("D6",)),
 )

@@ -1,1 +1,1 @@
-"""?"""
+"""Running a network: parameters, forward, backward, the loss of a batch, prediction."""

@@ -1,4 +1,12 @@
-"""?"""
+"""Networks as data: frozen, JSON-able specs of layers, sections, gates and conventions (SPEC N1-N5). No arrays here.
+
+A network is a chain of layers and sections. A layer maps one array to one array; a `Section` adds a path to a shortcut,
+h ↦ ρ(s(h) + ξ·path(h)). Layer gates ξ belong to sections, unit gates u are `UnitGate` layers. Conventions on which
+frameworks disagree are named fields, with PyTorch's choice as default.
+
+Names: every layer has one, unique in the network; what is left empty is filled in ("dense1", "section3.conv2"). They key
+the parameters ("section3.conv2.weight") and survive pruning, however positions shift.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +21,7 @@ from .calls import Operations, operations_of
 from .layers import Activation, BatchNorm, Layer, Section, UnitGate, chain_shape, choose
 from .unit_links import UnitLinks, unit_links
 
+#: How pixels become inputs (`refprune.data.standardise`).
 SCALINGS = ("channel", "pixel_mean")
 
 

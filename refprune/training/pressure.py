@@ -10,6 +10,7 @@ from ..arrays import Array
 from ..errors import InputError
 from ..formulas.hyper_prior import beta_from_log_gamma
 from ..gates.penalty import Penalty
+from ..gates.rules import Rule
 from ..gates.surgery import prune
 from ..spec.network import Network
 from .config import Config
@@ -49,6 +50,23 @@ def penalty_of(state: State, config: Config, samples: int) -> Penalty:
     objective = config.objective
     nu = objective.nu / (1 if objective.scaling == "per_sample" else samples)
     return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance)
+
+
+def rule_of(config: Config, samples: int) -> Rule:
+    """The rule of removal that the configuration asks for, for `samples` training images."""
+    gates, optimiser = config.gates, config.optimiser
+    beta, decay = penalties(config, samples)
+    return Rule(
+        kind=gates.rule,
+        threshold=gates.threshold,
+        kappa_factor=gates.kappa_factor,
+        kappa_warmup=gates.kappa_warmup,
+        beta=beta,
+        decay=decay,
+        decayed=config.objective.decay,
+        ratio=gates.learning_rate * (1.0 - optimiser.momentum) / optimiser.learning_rate,
+        floor=gates.floor,
+    )
 
 
 def gate_rates(network: Network, config: Config) -> Array:

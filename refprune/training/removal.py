@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..arrays import Array
-from ..gates import rules
+from ..gates.rules import Evidence, rule_keep
 from ..gates.surgery import Cut, prune
 from ..spec.layers import UnitGate
 from .config import Config
-from .pressure import learns_theta, penalties
+from .pressure import learns_theta, rule_of
 from .state import State
 
 
@@ -47,9 +47,8 @@ def gates_kept(state: State, config: Config, *, samples: int) -> Array:
     """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
     if not learns_theta(state, config, samples):
         return np.ones(state.theta.shape, dtype=bool)
-    beta, decay = penalties(config, samples)
-    evidence = state.slope, state.seen
-    return rules.rule_keep(state.network, state.params, state.theta, *evidence, config, beta=beta, decay=decay)
+    evidence = Evidence(state.slope, state.seen)
+    return rule_keep(state.network, state.params, state.theta, evidence, rule_of(config, samples))
 
 
 def remove_gates(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:

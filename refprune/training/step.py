@@ -12,6 +12,7 @@ from ..backend import Backend
 from ..errors import InputError
 from ..gates import rules
 from ..gates.estimators import ESTIMATORS, sample
+from ..gates.rules import Evidence
 from ..passes.batch_loss import BatchLoss
 from ..passes.statistics import update_statistics
 from .config import Config
@@ -62,9 +63,9 @@ def train_step(
     statistics = update_statistics(state.network, state.statistics, base.tape.batch_statistics)
     gradients = loss.gradients(base, consume=True)
     macs = base.tape.macs + gradients.macs
-    slope, seen = state.slope, state.seen
+    evidence = Evidence(state.slope, state.seen)
     if moves_theta and gates.rule != "threshold":
-        slope, seen = rules.observe(state.network, gradients.params, slope, seen)
+        evidence = rules.observe(state.network, gradients.params, evidence)
 
     theta = state.theta
     if moves_theta:
@@ -84,8 +85,8 @@ def train_step(
         velocity=velocity,
         statistics=statistics,
         theta=theta,
-        slope=slope,
-        seen=seen,
+        slope=evidence.slope,
+        seen=evidence.seen,
         step=state.step + 1,
         macs=state.macs + macs,
     )
@@ -103,7 +104,7 @@ def _momentum_step(
             gradients[name],
             learning_rate=learning_rate,
             momentum=config.optimiser.momentum,
-            decay=decay if rules.decays(config, name) else 0.0,
+            decay=decay if rules.decays(config.objective.decay, name) else 0.0,
         )
     return params, velocity
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from ...arrays import Array
 from ...gates import closing_weights, rules
+from ...gates.rules import Evidence
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
 from ...training.config import from_dict
+from ...training.pressure import rule_of
 from ..catalogue import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..witnesses.flows import judge
 
@@ -130,11 +132,12 @@ def _(context: Context) -> Finding:
     }
     network = loss.network
     for i in range(80):
-        settings = from_dict({**tables, "gates": {**tables["gates"], "rule": ("attraction", "both")[i % 2]}})
+        config = from_dict({**tables, "gates": {**tables["gates"], "rule": ("attraction", "both")[i % 2]}})
         scale, slope, theta = rng.uniform(0.0, 0.3), rng.uniform(0.1, 1.0), rng.uniform(0.0, 0.3, gates.size)
         params = {name: scale * array for name, array in loss.params.items()}
-        seen, evidence = rng.integers(1, 6, gates.size), np.full(gates.size, slope)
-        keep = rules.rule_keep(network, params, theta, evidence, seen, settings, beta=0.4, decay=0.3)
+        seen = rng.integers(1, 6, gates.size)
+        evidence = Evidence(np.full(gates.size, slope), seen)
+        keep = rules.rule_keep(network, params, theta, evidence, rule_of(config, 1))
         kappa, ratio, norms = 1.5 * slope, 0.02 * (1.0 - 0.8) / 0.01, _norms_written_out(params)
         mu = 0.5 * (-0.3 + math.sqrt(0.3**2 + 4.0 * ratio * kappa**2))
         for g in range(gates.size - 3):  # the last three are a plain layer's, of which one always stays
@@ -148,19 +151,20 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     loss, gates = _mixed(context)
     rng = context.rng("d/evidence")
-    slope, seen = np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp)
+    evidence = Evidence(np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp))
     largest, times = [0.0] * gates.size, [0] * gates.size
     for _ in range(6):
         sampled = (rng.uniform(size=gates.size) < 0.7).astype(np.float64)
         sampled[[0, 5, 9, 11]] = 1.0  # so that no gate is cut off: sections, a unit of what ends them and of the last layer
         found = loss.gradients(loss.evaluate(sampled)).params
-        slope, seen = rules.observe(loss.network, found, slope, seen)
+        evidence = rules.observe(loss.network, found, evidence)
         for g, norm in enumerate(_norms_written_out(found)):
             largest[g], times[g] = max(largest[g], norm), times[g] + (sampled[g] == 1.0)
     counted = exact(
-        int((seen != np.array(times)).sum()) + int(max(times) == min(times)), f"{min(times)} to {max(times)} of 6 steps"
+        int((evidence.seen != np.array(times)).sum()) + int(max(times) == min(times)),
+        f"{min(times)} to {max(times)} of 6 steps",
     )
-    return worst(counted, close(slope, largest, largest, 64))
+    return worst(counted, close(evidence.slope, largest, largest, 64))
 
 
 @D6.witness("flows of networks with the running maximum for κ: the rule fires where θ ends at 0, and nowhere else")

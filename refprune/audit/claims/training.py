@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import Array
-from ...gates.rules import rule_keep
+from ...gates.rules import Evidence, Rule, rule_keep
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
@@ -137,9 +137,8 @@ def _(context: Context) -> Finding:
 
 def _above(network: Network, theta: Array, threshold: float) -> Array:
     """The rule `threshold`, which asks for θ alone."""
-    rules, nothing = _rules(gates=dataclasses.replace(_rules().gates, threshold=threshold)), np.zeros(theta.size)
-    keep: Array = rule_keep(network, {}, theta, nothing, nothing, rules, beta=0.0, decay=0.0)
-    return keep
+    nothing = Evidence(np.zeros(theta.size), np.zeros(theta.size))
+    return rule_keep(network, {}, theta, nothing, Rule(threshold=threshold))
 
 
 @O7.witness("after a removal nothing of the gate is left, and a step is that of the masked network")

@@ -1,1 +1,1 @@
-"""?"""
+"""Examples with their right answers as files, for any language."""
