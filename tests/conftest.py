@@ -12,4 +12,4 @@ settings.register_profile("ci", max_examples=30, derandomize=True, **COMMON)
 settings.register_profile("campaign", max_examples=2000, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-pytest.register_assert_rewrite("experiments", "training")
+pytest.register_assert_rewrite("checkers", "layer_checks", "network_comparison", "small_experiments", "small_training")

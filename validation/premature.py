@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refprune.errors import InputError
-from refprune.experiments import sweep_report
+from refprune.experiments import sweep_tables
 from refprune.experiments.report import read_metrics
 from refprune.experiments.sweep_file import run_directory
 from refprune.output.tables import text_table
@@ -40,7 +40,7 @@ class Gain(NamedTuple):
 
 def gains(directory: Path) -> list[Gain]:
     """Of every section and seed, without sections that went by the comparison at the end. InputError for other sweeps."""
-    page = sweep_report.read(directory)
+    page = sweep_tables.read_results(directory)
     results = {result["label"]: result for result in page["results"]}
     if FREE not in results:
         raise InputError(f"{directory}: has no setting {FREE!r}; expected a sweep like mnist-resmlp-protected")

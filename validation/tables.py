@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refprune.experiments import sweep_report
-from refprune.experiments.sweep_report import Values, kept, spread
+from refprune.experiments import sweep_tables
+from refprune.experiments.sweep_tables import Values, kept, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -33,7 +33,7 @@ def names() -> list[str]:
 def table(name: str) -> list[str]:
     """Lines of Markdown: one a setting and training run, in the sweep's order; means ± standard deviations over seeds."""
     head = ["setting", "seeds", *COLUMNS]
-    page = sweep_report.read(RESULTS / name)
+    page = sweep_tables.read_results(RESULTS / name)
     lines = [_line(head), _line(["---"] * len(head))]
     for result in page["results"]:
         seeds = ", ".join(map(str, result["seeds"]))

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from ..experiments import cluster, sweep, sweep_file, sweep_report
+    from ..experiments import cluster, sweep, sweep_file, sweep_report, sweep_tables
     from ..output import figures
 
     for name in ("jobs", "threads"):
@@ -46,7 +46,7 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
         outcomes = sweep.run_sweep(plan, directory, workers=workers, **how)
-    print("\n" + sweep_report.text(directory))
+    print("\n" + sweep_tables.text(directory))
     page = sweep_report.write_html(directory)
     print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
     failed = [outcome for outcome in outcomes if outcome.summary is None]

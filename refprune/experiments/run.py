@@ -42,13 +42,10 @@ from ..training.removal import Pruned, gates_kept, remove_gates
 from ..training.state import State, initial_state, non_finite_parameter, ungated
 from ..training.step import NonFiniteLoss, train_step
 from . import environment as environments
-from .sizes import count_sections, count_units, layers_left, size_left, theta_by_name
+from .sizes import Summary, count_sections, count_units, layers_left, size_left, theta_by_name
 
 #: Added to the seed where the network that is left is trained from scratch, so that it does not begin with the same weights.
 SCRATCH_SEED = 1_000_000
-
-
-Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)

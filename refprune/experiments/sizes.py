@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..spec import cost as network_cost
 from ..spec.layers import Section
 from ..spec.network import Network
 from ..training.state import State
-from .run import Summary
+
+#: What a run or a training run says of itself when it has ended, as summary.json holds it.
+Summary = dict[str, Any]
 
 
 def count_sections(network: Network) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from ..output import figures
 from . import report
 from .sweep_file import run_directory
-from .sweep_report import COSTS, SHARES, Point, Values, _something_pruned, deviation, frontier, points
+from .sweep_tables import COSTS, SHARES, Point, Values, deviation, frontier, points, something_pruned
 
 #: The training runs in which nothing is pruned.
 UNPRUNED = ("unpruned", "trained")
@@ -101,7 +101,7 @@ def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
 
 def knob(page: Mapping[str, Any]) -> str | None:
     """The key whose numbers tell the settings apart, if it is one, all other keys are the same, and something was pruned."""
-    if not _something_pruned(page):
+    if not something_pruned(page):
         return None
     tables = [result["set"] for result in page["results"]]
     differing = {key for table in tables for key in table if any(other.get(key) != table[key] for other in tables)}
@@ -206,7 +206,7 @@ def _metrics(directory: Path, label: str, seed: int) -> list[dict[str, Any]]:
 def pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """File name → figure."""
     drawn = {"accuracy": accuracy_picture(page)}
-    if _something_pruned(page):
+    if something_pruned(page):
         drawn |= {"theta": theta_picture(page, directory), "removals": removal_picture(page, directory)}
     key = knob(page)
     return drawn if key is None else {"knob": knob_picture(page, key)} | drawn

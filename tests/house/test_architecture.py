@@ -1,0 +1,148 @@
+"""House rules that only a test keeps: who may import whom, and what `import refprune` costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "refprune"
+
+#: A module imports only what stands above it.
+ORDER = [
+    "__init__",
+    "errors",
+    "arrays",
+    "streams",
+    "output",
+    "formulas",
+    "spec",
+    "oracle",
+    "data",
+    "kernels",
+    "adapters",
+    "backend",
+    "passes",
+    "rounding",
+    "gates",
+    "training",
+    "exchange",
+    "analysis",
+    "experiments",
+    "mistakes",
+    "conformance",
+    "audit",
+    "bench",
+    "cli",
+    "__main__",
+]
+#: Files that may import a framework; everybody else imports them inside functions only.
+ADAPTERS = {
+    "adapters/jax/functions.py",
+    "adapters/jax/implementation.py",
+    "adapters/jax/layers.py",
+    "adapters/pytorch/costs.py",
+    "adapters/pytorch/functions.py",
+    "adapters/pytorch/implementation.py",
+    "adapters/pytorch/layers.py",
+    "adapters/pytorch/model.py",
+    "adapters/pytorch/surgery.py",
+    "conformance/vectors/torch_witness.py",
+    "bench/torch_side.py",
+    "exchange/onnx_file.py",
+    "exchange/torch_file.py",
+}
+#: Files that may import one inside functions.
+READERS = {"exchange/weight_files.py"}
+FRAMEWORKS = {"torch", "jax", "tensorflow", "onnx", "onnxruntime", "h5py", "keras"}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(imported module, whether it stands at the top level of the file); refprune's own modules as "refprune.x"."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    depth = len(path.relative_to(PACKAGE).parts)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = [] if node.level == depth else list(path.relative_to(PACKAGE).parts[: depth - node.level])
+            prefix = ".".join(["refprune", *base, *([node.module] if node.module else [])])
+            names = [prefix] if node.module else [f"{prefix}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole_package = node.module == "refprune"
+            names = [f"refprune.{alias.name}" for alias in node.names] if whole_package else [node.module or ""]
+        else:
+            continue
+        found += [(name, id(node) in top) for name in names]
+    return found
+
+
+def room(path: Path) -> str:
+    """The name under which a file stands in ORDER: its module, or its folder."""
+    return path.parts[0].removesuffix(".py")
+
+
+def test_every_module_has_its_place():
+    assert {room(path) for path in MODULES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_modules_import_only_what_stands_above_them(path):
+    own = room(path)
+    for name, _ in imports(PACKAGE / path):
+        if name.startswith("refprune"):
+            other = [*name.split("."), "__init__"][1]
+            other = other if other in ORDER else "__init__"
+            inside = own == other and len(path.parts) > 1
+            assert inside or ORDER.index(other) < ORDER.index(own), f"{path} imports {name}, which stands below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_numba_only_in_kernels_and_frameworks_only_in_adapters(path):
+    adapters = {f"refprune.{adapter.removesuffix('.py').replace('/', '.')}" for adapter in ADAPTERS}
+    for name, at_top in imports(PACKAGE / path):
+        package = name.split(".")[0]
+        if path.as_posix() not in ADAPTERS:
+            assert package not in FRAMEWORKS or (path.as_posix() in READERS and not at_top), f"{path} imports {name}"
+            assert name not in adapters or not at_top, f"{path} imports the adapter {name} at its top level"
+        assert package not in ("numba", "llvmlite") or room(path) == "kernels", f"{path} imports {name}"
+        assert package not in ("matplotlib", "tqdm", "sympy", "mpmath", "distributed", "dask") or not at_top, (
+            f"{path} imports the extra {name} at its top level"
+        )
+
+
+def test_the_rules_would_notice(tmp_path):
+    """The checks above are made of `imports`: it must see relative, absolute and function-level imports."""
+    source = "from . import cli\nfrom .data import load\nimport numba\n"
+    source += "def f():\n    from refprune import zoo\n    import torch.nn\n"
+    path = PACKAGE / "planted.py"
+    tree = {name for name, _ in _imports_of(source, path)}
+    assert tree == {"refprune.cli", "refprune.data", "numba", "refprune.zoo", "torch.nn"}
+
+
+def _imports_of(source: str, path: Path) -> list[tuple[str, bool]]:
+    class Planted(type(path)):  # a path with a content of its own
+        def read_text(self, **_):
+            return source
+
+    return imports(Planted(path))
+
+
+def test_importing_loads_no_numba_and_no_scipy():
+    """`import refprune` alone stays far below 0.3 s because it loads nothing heavy; the command line loads no numba."""
+    code = "import sys, refprune; heavy = {'numpy', 'scipy', 'numba'}; print(sorted(heavy & set(sys.modules)), end=' ')\n"
+    code += "import refprune.cli.main, refprune.training.config; print('numba' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[] False"
+
+
+def test_nothing_names_a_folder_outside_the_project():
+    root = PACKAGE.parent
+    outside = ".." + "/shared"
+    files = [p for folder in ("refprune", "tests", "validation", "datasets") for p in (root / folder).rglob("*") if p.is_file()]
+    texts = {p: p.read_bytes() for p in [*files, *root.glob("*.md"), root / "pyproject.toml"] if "__pycache__" not in p.parts}
+    assert [p for p, text in texts.items() if outside.encode() in text] == []
