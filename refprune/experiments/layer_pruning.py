@@ -92,7 +92,7 @@ class Plan:
 def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
     """Fine-tuning as a Config: the tables data, objective, optimiser and training count, defaults below, then `overrides`.
 
-    The rate is that of a network trained to the end: 0.01 undoes more of it than one epoch mends (validation/LEDGER.md).
+    The rate is that of a network trained to the end: 0.01 undoes more of it than one epoch mends (docs/ledger/criteria.md).
     """
     tables: dict[str, Any] = {
         "data": {"name": dataset} | ({"augmentation": "crop_flip"} if dataset == "cifar10" else {}),

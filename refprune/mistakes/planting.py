@@ -1,7 +1,7 @@
 """How a mistake is planted: one function of refprune is replaced by a wrong version of it, wherever it is used.
 
 `planted(mistake)` does so for as long as its block runs and gives the mutant backend, the oracle with the wrong function. The
-catalogue is in `mistakes`; `validation/mutants.py` proves that the audit sees every one of them.
+catalogue is in `mistakes`; `validation/mistakes/audit.py` proves that the audit sees every one of them.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def vgg16_residual(width: int = 64, shortcut: str = "A", gates: bool = True, uni
     down, before) or "B" (1×1 convolution and batch-norm), else the identity. gates: layer gates ξ; units: gates u of the
     filters: a closed one is a missing summand, the stream keeps its width. What the sections of a stage add is never negative
     and sums up, so a batch-norm stands before the dense layer; without it the network learns far worse
-    (`validation/LEDGER.md`, "VGG-16 on CIFAR-10"). Training therefore takes batches of two images or more.
+    (`docs/ledger/cifar10.md`). Training therefore takes batches of two images or more.
     """
     _check_size(width=width)
     _check_shortcut(shortcut)

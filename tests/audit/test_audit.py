@@ -36,7 +36,7 @@ from refprune.errors import InputError
 from refprune.mistakes import layers
 from refprune.mistakes.catalogue import MISTAKES
 from refprune.mistakes.planting import planted
-from validation import mutants
+from validation.mistakes import audit as mutants
 
 ROOT = Path(__file__).parents[2]
 SPEC = (ROOT / "validation" / "SPEC.md").read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ QUICK = [m for m in MISTAKES if set(m.claims) <= CHEAP]
 
 @pytest.mark.parametrize("mistake", QUICK, ids=lambda m: m.name)
 def test_a_planted_mistake_turns_its_claims_red_and_no_other(mistake):
-    """`python -m validation.mutants` does so for all mistakes."""
+    """`python -m validation.mistakes.audit` does so for all mistakes."""
     outcome = mutants.try_out(mistake)
     assert outcome.killed, outcome
 

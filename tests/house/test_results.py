@@ -11,7 +11,8 @@ from refprune.experiments import sweep, sweep_file
 from refprune.training import config
 from validation import tables
 
-LEDGER = (tables.HERE / "LEDGER.md").read_text(encoding="utf-8").splitlines()
+PAGES = (tables.HERE.parent / "docs" / "ledger").glob("*.md")
+LEDGER = {line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()}
 
 
 class Refusing(Executor):

@@ -1,6 +1,6 @@
 """Known mistakes made in the PyTorch implementation: all of the catalogue are made or excused, some of each level tried.
 
-The whole run is `python -m validation.torch_mistakes`.
+The whole run is `python -m validation.mistakes.pytorch`.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from refprune.mistakes.catalogue import KNOWN
 from refprune.mistakes.planting import planted
 from refprune.rounding.tolerance import UNIT
 from refprune.spec import cost, zoo
-from validation.torch_mistakes import __main__ as command
-from validation.torch_mistakes.catalogue import PLANTED, try_out
-from validation.torch_mistakes.in_pruning import Compacting
-from validation.torch_mistakes.in_training import ESTIMATING
-from validation.torch_mistakes.not_asked import NOT_ASKED
-from validation.torch_mistakes.planting import Planted
+from validation.mistakes.pytorch import __main__ as command
+from validation.mistakes.pytorch.catalogue import PLANTED, try_out
+from validation.mistakes.pytorch.in_pruning import Compacting
+from validation.mistakes.pytorch.in_training import ESTIMATING
+from validation.mistakes.pytorch.not_asked import NOT_ASKED
+from validation.mistakes.pytorch.planting import Planted
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance import campaign
 from refprune.conformance.levels import METHODS
 from refprune.mistakes.catalogue import KNOWN
-from validation import published_mistakes
-from validation.published_mistakes import PUBLISHED
+from validation.mistakes import published as published_mistakes
+from validation.mistakes.published import PUBLISHED
 
 #: The tensor in which each begins, and how many examples it takes.
 SEEN = {

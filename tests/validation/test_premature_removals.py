@@ -1,4 +1,4 @@
-"""validation.premature on a sweep written by hand: 10 steps an epoch, θ held for one epoch, three sections."""
+"""validation.checks.premature_removals on a sweep written by hand: 10 steps an epoch, θ held for one epoch, three sections."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from refprune.experiments.sweep_file import run_directory
 from refprune.training import config
-from validation import premature
+from validation.checks import premature_removals as premature
 
 #: J of the run in which nothing is protected, and of those in which one section is.
 FREE, PROTECTED = 1.0, {"early": 0.9, "late": 1.2, "kept": 1.01, "compared": 0.5}

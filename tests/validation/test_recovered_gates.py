@@ -1,4 +1,4 @@
-"""validation.recovered on a network of two sections whose gates go under the threshold and come back."""
+"""validation.checks.recovered_gates on a network of two sections whose gates go under the threshold and come back."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from refprune.training.config import load
 from refprune.training.images import epoch_batches, prepare_images
 from refprune.training.state import initial_state
 from refprune.training.step import train_step
-from validation import recovered
+from validation.checks import recovered_gates as recovered
 
 TINY = (
     "network.sections=4",
@@ -108,5 +108,5 @@ def test_the_command(capsys):
 def test_wrong_input_is_one_sentence(capsys, arguments, message):
     assert recovered.main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("validation.recovered: ")
+    assert error.startswith("validation.checks.recovered_gates: ")
     assert message in error

@@ -1,6 +1,6 @@
-"""Was a removal premature? `python -m validation.premature DIR`.
+"""Was a removal premature? `python -m validation.checks.premature_removals DIR`.
 
-DIR is that of `refprune sweep validation/sweeps/mnist-resmlp-protected.toml` or another sweep like it: every section in turn
+DIR is that of `refprune sweep validation/studies/mnist-resmlp-protected.toml` or another sweep like it: every section in turn
 has its gate fixed to 1.
 For every section that the run without protection removed during training, by the epoch since θ moves: J at the end of that run
 (training loss in eval mode, ½λ‖W‖², β a section that is on), minus J of the run with the same seed in which this section was
@@ -100,12 +100,12 @@ def table(found: list[Gain]) -> list[tuple[str, ...]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m validation.premature")
+    parser = argparse.ArgumentParser(prog="python -m validation.checks.premature_removals")
     parser.add_argument("directory", type=Path, metavar="DIR")
     try:
         print(text_table(table(gains(parser.parse_args(arguments).directory))))
     except InputError as error:
-        print(f"validation.premature: {error}", file=sys.stderr)
+        print(f"validation.checks.premature_removals: {error}", file=sys.stderr)
         return 2
     return 0
 

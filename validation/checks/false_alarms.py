@@ -1,6 +1,6 @@
 """How rarely the sequential test of random estimates raises a false alarm, how soon it sees a bias.
 
-`python -m validation.betting`
+`python -m validation.checks.false_alarms`
 
 Estimates are simulated from a table of the losses of one of the networks on which `theta_sample` is judged. False alarms: whole
 judgements of a right estimator, all tests of one network together, at rates large enough to be counted. Power: draws until a

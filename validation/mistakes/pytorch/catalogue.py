@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from refprune.conformance import campaign
 from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
-from validation.published_mistakes import PUBLISHED
+from validation.mistakes.published import PUBLISHED
 
 from .in_costs import IN_COSTS
 from .in_formulas import IN_FORMULAS

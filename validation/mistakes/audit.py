@@ -1,4 +1,4 @@
-"""Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mutants [NAME …] [--json FILE]`.
+"""Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mistakes.audit [NAME …] [--json FILE]`.
 
 A mutant is killed if all claims that it declares go red and none else does, among the claims that are run: the declared ones
 and all that cite the function it replaces. Nothing is said of claims that only come across that function on their way;
@@ -78,7 +78,7 @@ def verdict(o: Outcome) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m validation.mutants", description="The audit against planted mistakes.")
+    parser = argparse.ArgumentParser("python -m validation.mistakes.audit", description="The audit against planted mistakes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of the mistakes' names, or claims (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write what was found")
     parser.add_argument("--all-claims", action="store_true", help="run every claim on every mutant")

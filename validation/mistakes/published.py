@@ -1,4 +1,4 @@
-"""Mistakes found in public code, made again and verified: `python -m validation.published_mistakes [NAME …]`.
+"""Mistakes found in public code, made again and verified: `python -m validation.mistakes.published [NAME …]`.
 
 Each is a PyTorch implementation with one method as its source has it, written anew from what the source computes; no code is
 taken from there. A row a mistake: where it was found, what `refprune verify` says, what it calls it. Exit code 0 if all are

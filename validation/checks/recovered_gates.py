@@ -1,6 +1,6 @@
 """Would a gate that a rule removes have come back? (SPEC D6: how safe are the rules?)
 
-`python -m validation.recovered [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0: the
+`python -m validation.checks.recovered_gates [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0: the
 experiment is trained without removing anything, and every step asks the rules what they would have removed. A gate *recovers*
 if its θ exceeds ½ at any time after that. One JSON line a seed, and a table at the end.
 """
@@ -77,7 +77,7 @@ def summary(results: list[Summary]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser("python -m validation.recovered", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m validation.checks.recovered_gates", description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="?", default="mnist-resmlp")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(watch(settings, options.data_dir))
             print(json.dumps(results[-1]), flush=True)
     except InputError as error:
-        print(f"validation.recovered: {error}", file=sys.stderr)
+        print(f"validation.checks.recovered_gates: {error}", file=sys.stderr)
         return 2
     print("\n".join(summary(results)))
     return 0

@@ -1,4 +1,4 @@
-"""`python -m validation.torch_mistakes [NAME …] [--table FILE]`: every known mistake made in PyTorch, and `verify` on it.
+"""`python -m validation.mistakes.pytorch [NAME …] [--table FILE]`: every known mistake made in PyTorch, and `verify` on it.
 
 Exit code 0 if all are found, at least 90 % named, and nothing is found in the correct implementations of which wrong ones are
 made here.
@@ -30,8 +30,8 @@ def table(outcomes: Sequence[Found], seconds: float) -> str:
     lines = [
         "# Known mistakes made in the PyTorch implementation",
         "",
-        "Written by `python -m validation.torch_mistakes --table FILE`. Each row is the correct PyTorch implementation with",
-        "one thing wrong in its own code (`validation/torch_mistakes/`), judged by `refprune verify`; *named* means that the",
+        "Written by `python -m validation.mistakes.pytorch --table FILE`. Each row is the correct PyTorch implementation with",
+        "one thing wrong in its own code (`validation/mistakes/pytorch/`), judged by `refprune verify`; *named* means that the",
         "known mistake of that name, planted in refprune, gives the same numbers.",
         "",
         f"{found} of {len(outcomes)} found, {named} named, {seconds:.0f} s of one core.",
@@ -58,7 +58,7 @@ def _cell(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m validation.torch_mistakes", description="Known mistakes made in PyTorch.")
+    parser = argparse.ArgumentParser("python -m validation.mistakes.pytorch", description="Known mistakes made in PyTorch.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of the mistakes' names, or methods (default: all)")
     parser.add_argument("--table", metavar="FILE", type=Path, help="write the table, in Markdown")
     options = parser.parse_args(arguments)

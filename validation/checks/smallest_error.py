@@ -1,4 +1,4 @@
-"""The smallest wrong entry that is still found (E4): `python -m validation.sensitivity [--dtype float32] [--repeats N]`.
+"""The smallest wrong entry that is still found (E4): `python -m validation.checks.smallest_error [--dtype float32] [--repeats N]`.
 
 One entry of a gradient of a correct PyTorch implementation is moved by a multiple of the tensor's RMS; printed is the share of
 entries that the judgement of `refprune verify` finds, over the length n of the inner products (dense layers), and for gradients
@@ -78,7 +78,9 @@ def shares(method: str, arguments: dict[str, Any], tensors: Sequence[str], preci
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m validation.sensitivity", description="The smallest wrong entry that is found.")
+    parser = argparse.ArgumentParser(
+        "python -m validation.checks.smallest_error", description="The smallest wrong entry that is found."
+    )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     options = parser.parse_args(arguments)
