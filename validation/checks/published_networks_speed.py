@@ -1,9 +1,9 @@
 """Seconds for CIFAR-10's 10,000 test images, the five published ResNet-56 networks: `Predictor` beside eager PyTorch.
 
-`python -m validation.checks.published_networks_speed` takes batches of 250 by turns, so that a slow moment of the machine slows all sides
-alike, all cores on every side, float32, and prints a line a network: seconds and accuracy of refprune and of both memory
-layouts of PyTorch. `--images N` takes the first N. Exit code 0 if all three classify every image alike. Needs REFPRUNE_DATA
-and REFPRUNE_MODELS.
+`python -m validation.checks.published_networks_speed` takes batches of 250 by turns, so that a slow moment of the machine
+slows all sides alike, all cores on every side, float32, and prints a line a network: seconds and accuracy of refprune and of
+both memory layouts of PyTorch. `--images N` takes the first N. Exit code 0 if all three classify every image alike. Needs
+REFPRUNE_DATA and REFPRUNE_MODELS.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Would a gate that a rule removes have come back? (SPEC D6: how safe are the rules?)
 
-`python -m validation.checks.recovered_gates [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed 0: the
-experiment is trained without removing anything, and every step asks the rules what they would have removed. A gate *recovers*
-if its θ exceeds ½ at any time after that. One JSON line a seed, and a table at the end.
+`python -m validation.checks.recovered_gates [EXPERIMENT] [--set KEY=VALUE …] [--seeds S …]`, by default mnist-resmlp with seed
+0: the experiment is trained without removing anything, and every step asks the rules what they would have removed. A gate
+*recovers* if its θ exceeds ½ at any time after that. One JSON line a seed, and a table at the end.
 """
 
 from __future__ import annotations

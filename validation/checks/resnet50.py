@@ -1,8 +1,9 @@
 """ResNet-50 at 224×224, a batch of two, train mode: forward and backward of the Numba backend against PyTorch, in float64.
 
-`python -m validation.checks.resnet50` prints for the logits and for the worst of all gradients the relative L2 distance over its bound
-(what rounding and kinks explain, `bench.agreement`), and the same where one filter of a late convolution, or one filter's
-gradient, is scaled by 1.001, which must be beyond the bounds. Exit code 0 if so. Half a minute when the machine is idle.
+`python -m validation.checks.resnet50` prints for the logits and for the worst of all gradients the relative L2 distance over
+its bound (what rounding and kinks explain, `bench.agreement`), and the same where one filter of a late convolution, or one
+filter's gradient, is scaled by 1.001, which must be beyond the bounds. Exit code 0 if so. Half a minute when the machine is
+idle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The smallest wrong entry that is still found (E4): `python -m validation.checks.smallest_error [--dtype float32] [--repeats N]`.
+"""The smallest wrong entry that is still found (E4): `python -m validation.checks.smallest_error [--dtype float32] [--repeats
+N]`.
 
 One entry of a gradient of a correct PyTorch implementation is moved by a multiple of the tensor's RMS; printed is the share of
 entries that the judgement of `refprune verify` finds, over the length n of the inner products (dense layers), and for gradients

@@ -1,4 +1,5 @@
-"""Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mistakes.audit [NAME …] [--json FILE]`.
+"""Every known mistake, planted in refprune, and the audit run on it: `python -m validation.mistakes.audit [NAME …] [--json
+FILE]`.
 
 A mutant is killed if all claims that it declares go red and none else does, among the claims that are run: the declared ones
 and all that cite the function it replaces. Nothing is said of claims that only come across that function on their way;
