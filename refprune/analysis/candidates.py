@@ -40,7 +40,9 @@ def candidates(network: Network) -> list[str]:
 def without(network: Network, names: list[str]) -> Cut:
     """The network without those sections, as a cut that also cuts its arrays."""
     gated = with_layer_gates(network, names)
-    keep = np.array([group.name not in names for group in gated.gates for _ in range(group.stop - group.start)], dtype=bool)
+    keep = np.array(
+        [group.name not in names for group in gated.gate_groups for _ in range(group.stop - group.start)], dtype=bool
+    )
     return prune(gated, keep)
 
 
@@ -81,7 +83,7 @@ def thinned(network: Network, params: Mapping[str, Array], share: float) -> Cut:
     layers = tuple(_unit_gated(layer) if isinstance(layer, Section) else layer for layer in network.layers)
     gated = dataclasses.replace(network, layers=layers)
     norms, keep = filter_norms(gated, params), np.ones(gated.gate_count, dtype=bool)
-    for group in gated.gates:
+    for group in gated.gate_groups:
         if group.kind == "unit" and group.name.endswith(THINNING):
             n = group.stop - group.start
             keep[group.start + smallest(norms[group.slice], min(max(int(share * n), 1), n - 1))] = False

@@ -94,7 +94,7 @@ def similarities(
     median distance in the first batch, one for all batches. InputError: a batch of fewer than 4 images, or of more than all.
     """
     if len(x) < FEWEST["unbiased"]:
-        raise InputError(f"--samples: unbiased CKA takes at least {FEWEST['unbiased']} images, got {len(x)}")
+        raise InputError(f"--score-images: unbiased CKA takes at least {FEWEST['unbiased']} images, got {len(x)}")
     if not FEWEST["unbiased"] <= batch_size <= len(x):
         raise InputError(f"--batch-size: must lie in {FEWEST['unbiased']} … {len(x)} images, got {batch_size}")
     product, sigma = backend.cross_product, cast(Sigma, None)

@@ -68,8 +68,8 @@ def representations(
     What lies before a section is computed once for all: half of the work, on average. advance: called with the images done.
     """
     gated, head = with_layer_gates(network, names), classifier(network)
-    index = {group.name: group.start for group in gated.gates}
-    positions = [group.position for group in gated.gates if group.name in names]
+    index = {group.name: group.start for group in gated.gate_groups}
+    positions = [group.position for group in gated.gate_groups if group.name in names]
     on = np.ones(gated.gate_count)
 
     def predictor(gates: Array, start: int, stop: int) -> Predictor:
@@ -223,12 +223,12 @@ CRITERIA: dict[str, Callable[[Subject], Scores]] = {
 }
 
 
-def check(criterion: str, network: Network, samples: int) -> None:
+def check(criterion: str, network: Network, images: int) -> None:
     """InputError if the criterion cannot judge this network, or not by so many images (0: all)."""
     if criterion in ("cka", "kl"):
         classifier(network)
-    if criterion == "cka" and samples == 1:
-        raise InputError("--samples: CKA takes at least 2 images, got 1")
+    if criterion == "cka" and images == 1:
+        raise InputError("--score-images: CKA takes at least 2 images, got 1")
     if criterion == "rank":
         names = candidates(network)
         for section in (layer for layer in network.layers if isinstance(layer, Section) and layer.name in names):

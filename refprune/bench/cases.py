@@ -158,7 +158,7 @@ class Training:
         self.rules = _rules(setting, len(labels), learning_rate)
 
     def step(self) -> None:
-        self.state, _ = train_step(self.state, self.x, self.labels, self.rules, self.backend, samples=len(self.labels))
+        self.state, _ = train_step(self.state, self.x, self.labels, self.rules, self.backend, training_images=len(self.labels))
 
 
 def predictor(setting: Setting, state: State) -> Predictor:

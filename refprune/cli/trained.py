@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     _network_arguments(prune, "?")
     plan = prune.add_argument_group("what to do", argument_default=argparse.SUPPRESS)
     plan.add_argument("--criterion", metavar="NAME", help="cka, random, l1, activation, kl or rank (default: cka)")
-    plan.add_argument("--samples", metavar="N", type=int, help="training images to score with (default: 10,000; 0: all)")
+    plan.add_argument("--score-images", metavar="N", type=int, help="training images to score with (default: 10,000; 0: all)")
     plan.add_argument(
         "--target-macs", metavar="SHARE", type=float, help="stop at this share of the MACs (default: at the minimum)"
     )
@@ -51,7 +51,9 @@ def add(commands: Any) -> None:
     similarity.add_argument(
         "--points", metavar="NAME,…", default="chain", help="chain (default: chain elements), all, or names"
     )
-    similarity.add_argument("--samples", metavar="N", type=int, default=1000, help="training images (default: 1000; 0: all)")
+    similarity.add_argument(
+        "--score-images", metavar="N", type=int, default=1000, help="training images (default: 1000; 0: all)"
+    )
     similarity.add_argument("--batch-size", metavar="N", type=int, default=250, help="images of a mini-batch (default: 250)")
     similarity.add_argument("--kernel", choices=["linear", "rbf"], default="linear")
     similarity.add_argument("--json", metavar="FILE", type=Path, help="write names, values and statuses")
@@ -60,7 +62,7 @@ def add(commands: Any) -> None:
 
     score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
     _network_arguments(score)
-    score.add_argument("--samples", metavar="N", type=int, default=0, help="training images (default: all)")
+    score.add_argument("--score-images", metavar="N", type=int, default=0, help="training images (default: all)")
     score.add_argument("--subsets", metavar="N,…", default="", help="also choose from so many of them, --repeats times")
     score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
     score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
@@ -237,7 +239,7 @@ def _similarity(options: argparse.Namespace) -> int:
     network, engine = trained.network, _engine(options)
     named = {"chain": [layer.name for layer in network.layers], "all": layer_similarity.points(network)}
     points = layer_similarity.checked_points(network, named.get(options.points, options.points.split(",")))
-    x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
+    x = scaling(dataset.train_images[: _count("--score-images", options.score_images, len(dataset.train_labels))])
     progress = Progress()
     progress.start("images", len(x), 0)
     found = layer_similarity.similarities(
@@ -280,7 +282,7 @@ def _score(options: argparse.Namespace) -> int:
         raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
     _check_outputs(json=options.json)
     ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
-    x = scaling(dataset.train_images[: _count("--samples", options.samples, len(dataset.train_labels))])
+    x = scaling(dataset.train_images[: _count("--score-images", options.score_images, len(dataset.train_labels))])
     engine = _engine(options)
     progress = Progress()
     progress.start("images", len(x), 0)

@@ -54,12 +54,12 @@ WITHOUT_EFFECT = {
     "training.section_scale": "has no effect on a network that is trained already",
     "training.checkpoint_every": "a checkpoint is written after every epoch",
     "training.log_every": "every round is logged",
-} | dict.fromkeys((f"objective.{key}" for key in ("penalty", "nu", "alpha", "balance")), _NO_GATES)
+} | dict.fromkeys((f"objective.{key}" for key in ("beta", "nu", "alpha", "balance")), _NO_GATES)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """criterion: one of CRITERIA. samples: training images to score with, the same in all rounds (0: all).
+    """criterion: one of CRITERIA. score_images: training images to score with, the same in all rounds (0: all).
 
     target_macs: stop once the MACs are at most this share of those at the start (0: when no candidate is left).
     least_accuracy: stop once the accuracy after fine-tuning is below, on the test set, which such a stop therefore uses; the
@@ -69,7 +69,7 @@ class Plan:
     """
 
     criterion: str = "cka"
-    samples: int = 10_000
+    score_images: int = 10_000
     target_macs: float = 0.0
     least_accuracy: float = 0.0
     finetune: int = 1
@@ -79,7 +79,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise InputError(f"--criterion: {self.criterion!r} is not known; allowed are {', '.join(CRITERIA)}")
-        for name in ("samples", "finetune", "filter_rounds"):
+        for name in ("score_images", "finetune", "filter_rounds"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')}: must be at least 0, got {getattr(self, name)}")
         for name in ("target_macs", "least_accuracy"):
@@ -165,7 +165,7 @@ def check(network: Network, plan: Plan) -> None:
     if network.gate_count:
         raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
     candidates.check_candidates(network)
-    scores_.check(plan.criterion, network, plan.samples)
+    scores_.check(plan.criterion, network, plan.score_images)
     start, least = cost.macs(network), candidates.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:
         raise InputError(
@@ -211,8 +211,8 @@ class _Job:
         load.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
         images, test = prepare_images(dataset, settings, network.scaling, scaled_by=scaled_by)
-        if plan.samples > len(images.labels):
-            raise InputError(f"--samples: {plan.samples} exceeds the {len(images.labels)} training images")
+        if plan.score_images > len(images.labels):
+            raise InputError(f"--score-images: {plan.score_images} exceeds the {len(images.labels)} training images")
         engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
         known = environments.describe(dataset)
         return cls(written, plan, settings, directory, known, images, test, engine, progress, candidates.fewest_macs(network))
@@ -297,7 +297,7 @@ class _Job:
         record["learning_rate"] = self._rate(before.network)
         if kind == "section":
             subject = Subject(
-                before.network, self.engine, before.params, before.statistics, self._samples, self.settings.seed, number
+                before.network, self.engine, before.params, before.statistics, self._scored_images, self.settings.seed, number
             )
             scores = CRITERIA[self.plan.criterion](subject)
             name, margin = scores_.ranked(scores)
@@ -317,11 +317,11 @@ class _Job:
         return state, record
 
     @cached_property
-    def _samples(self) -> Array:
+    def _scored_images(self) -> Array:
         count = len(self.images.labels)
-        chosen = np.sort(Streams(self.settings.seed).permutation("prune/samples", 0, count)[: self.plan.samples or count])
-        samples: Array = self.images.x[chosen]
-        return samples
+        chosen = np.sort(Streams(self.settings.seed).permutation("prune/samples", 0, count)[: self.plan.score_images or count])
+        images: Array = self.images.x[chosen]
+        return images
 
     def _epoch(self, number: int, epoch: int, state: State, learning_rate: float) -> tuple[State, float]:
         """One epoch of fine-tuning; no two rounds share an order of the images. → the state, the mean training loss."""
@@ -329,11 +329,11 @@ class _Job:
             self.settings, optimiser=dataclasses.replace(self.settings.optimiser, learning_rate=learning_rate)
         )
         position = (number - 1) * self.plan.finetune + epoch
-        samples, losses = len(self.images.labels), []
-        self.progress.start(f"round {number}", samples // self.settings.training.batch_size, 0)
+        count, losses = len(self.images.labels), []
+        self.progress.start(f"round {number}", count // self.settings.training.batch_size, 0)
         try:
             for x, labels in epoch_batches(self.images, settings, position, augment=self.engine):
-                state, metrics = train_step(state, x, labels, settings, self.engine, samples=samples)
+                state, metrics = train_step(state, x, labels, settings, self.engine, training_images=count)
                 losses.append(metrics.loss)
                 self.progress.advance()
         finally:

@@ -75,7 +75,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     (gated,) = networks.values()
     if settings.gates.estimator == "exact" and gated.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {gated.gate_count}")
-    if settings.gates.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gates):
+    if settings.gate_groups.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gates):
         raise InputError(f"gates.magnitude: {settings.gates.magnitude} removes units, but the network has no unit gates")
     (outputs,) = network.output_shape
     if dataset.classes > outputs:
@@ -92,7 +92,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
 
 def protected(network: Network, groups: tuple[str, ...]) -> Network:
     """The network with the gates of these groups fixed to 1. InputError for a group that it has not."""
-    names = [group.name for group in network.gates]
+    names = [group.name for group in network.gate_groups]
     for name in groups:
         if name not in names:
             raise InputError(f"gates.protect: {name!r} is no gate of the network; there are {', '.join(names)}")
@@ -104,9 +104,9 @@ def protected(network: Network, groups: tuple[str, ...]) -> Network:
 
 def fixed_gates_gone(whole: Network, gated: Network, left: Network) -> int:
     """Gates of `whole` that are fixed to 1 in `gated` and whose section has gone on the way from there to `left`."""
-    trained = {group.name for group in gated.gates}
+    trained = {group.name for group in gated.gate_groups}
     begun, stays = ({layer.name for layer in n.layers if isinstance(layer, Section)} for n in (gated, left))
-    fixed = (group for group in whole.gates if group.name not in trained)
+    fixed = (group for group in whole.gate_groups if group.name not in trained)
     return sum(group.stop - group.start for group in fixed if whole.layers[group.position].name in begun - stays)
 
 
@@ -270,11 +270,11 @@ class TrainingRun:
         for x, labels in epoch_batches(self.setup.images, self.settings, epoch, first, augment=self.setup.engine):
             started = time.monotonic()
             state, metrics = train_step(
-                state, x, labels, self.settings, self.setup.engine, samples=len(self.setup.images.labels)
+                state, x, labels, self.settings, self.setup.engine, training_images=len(self.setup.images.labels)
             )
             self.log["first_step_seconds"] = self.log["first_step_seconds"] or time.monotonic() - started
             if state.step % self.settings.gates.removal_every == 0:
-                keep = gates_kept(state, self.settings, samples=len(self.setup.images.labels))
+                keep = gates_kept(state, self.settings, training_images=len(self.setup.images.labels))
                 if not keep.all():
                     state = self._remove(state, keep)
             if state.step % training.log_every == 0:

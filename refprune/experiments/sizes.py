@@ -20,7 +20,7 @@ def count_sections(network: Network) -> int:
 def count_units(whole: Network, left: Network) -> dict[str, int]:
     """Units that are left of every group of unit gates of `whole`, fixed ones too; those of removed sections are 0."""
     shapes = left.parameter_shapes
-    made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gates if group.kind == "unit"}
+    made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gate_groups if group.kind == "unit"}
     return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
 
 
@@ -42,7 +42,7 @@ def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
 
 def theta_by_name(state: State) -> dict[str, float]:
     """θ of every layer gate, the mean θ of every group of unit gates."""
-    return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gates}
+    return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gate_groups}
 
 
 def size_left(state: State) -> Summary:

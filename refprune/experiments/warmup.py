@@ -67,5 +67,5 @@ def warm_up(settings: Config, threads: int | None = None) -> None:
     images = Streams(settings.seed).normal("warmup", 0, (max(size, EVALUATED), *network.input_shape))
     x = images.astype(settings.training.dtype)
     labels = np.arange(len(x)) % classes
-    state, _ = train_step(state, x[:size], labels[:size], settings, engine, samples=size)
+    state, _ = train_step(state, x[:size], labels[:size], settings, engine, training_images=size)
     evaluate(state, Images(x[:EVALUATED], labels[:EVALUATED]), engine, batch_size=EVALUATED)

@@ -37,8 +37,8 @@ class Block(NamedTuple):
 
 
 def blocks(network: Network) -> tuple[Block, ...]:
-    """One Block per group of `network.gates`. InputError where a path or unit is not 0 at any value of such a block."""
-    return tuple(_block(network, group) for group in network.gates)
+    """One Block per group of `network.gate_groups`. InputError where a path or unit is not 0 at any value of such a block."""
+    return tuple(_block(network, group) for group in network.gate_groups)
 
 
 def _block(network: Network, group: GateGroup) -> Block:

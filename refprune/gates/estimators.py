@@ -91,7 +91,7 @@ def paired(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array
     """
     gates, macs = base.tape.gates, 0
     gradient = np.zeros(theta.size)
-    for group in loss.network.gates:
+    for group in loss.network.gate_groups:
         for g in range(group.start, group.stop):
             flipped = gates.copy()
             flipped[g] = 1.0 - gates[g]

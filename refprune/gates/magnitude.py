@@ -18,7 +18,7 @@ from ..spec.network import Network
 def filter_norms(network: Network, params: Mapping[str, Array]) -> Array:
     """(G,) for a unit gate Σ|W| of the row of weights that makes the unit, without its bias; +∞ for layer gates."""
     norms = np.full(network.gate_count, np.inf)
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "unit":
             weight = params[f"{network.unit_links[group.name].producer}.weight"]
             norms[group.slice] = np.abs(weight.reshape(len(weight), -1)).sum(axis=1, dtype=np.float64)
@@ -32,7 +32,7 @@ def keep_largest(network: Network, params: Mapping[str, Array], removed: float) 
     """
     norms = filter_norms(network, params)
     keep = np.ones(network.gate_count, dtype=bool)
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "unit":
             n = group.stop - group.start
             keep[group.start + smallest(norms[group.slice], min(math.floor(Fraction(str(removed)) * n), n - 1))] = False

@@ -76,17 +76,17 @@ def prune(network: Network, keep: Array, *, fix: Array | None = None, empty: str
     sizes = {name: len(index) for name, index in rows.items()}
     smaller = dataclasses.replace(network, layers=tuple(_resize(layer, sizes) for layer in layers))
 
-    left = {group.name for group in smaller.gates}
-    positions = [np.arange(g.start, g.stop)[keep[g.slice]] for g in network.gates if g.name in left]
+    left = {group.name for group in smaller.gate_groups}
+    positions = [np.arange(g.start, g.stop)[keep[g.slice]] for g in network.gate_groups if g.name in left]
     gates = np.concatenate(positions) if positions else np.zeros(0, dtype=np.intp)
     return Cut(smaller, gates, rows, columns, emptied)
 
 
 def _removed_sections(network: Network, keep: Array, *, close: bool) -> tuple[set[str], tuple[str, ...]]:
     """Names of all sections that go, and of those among them whose constant goes too, one layer having no units left."""
-    removed = {g.name for g in network.gates if g.kind == "layer" and not keep[g.slice].any()}
+    removed = {g.name for g in network.gate_groups if g.kind == "layer" and not keep[g.slice].any()}
     emptied = []
-    for group in network.gates:
+    for group in network.gate_groups:
         holder = network.layers[group.position]
         if group.kind == "layer" or keep[group.slice].any() or holder.name in removed:
             continue
@@ -104,7 +104,7 @@ def _unit_indices(network: Network, keep: Array, removed: set[str]) -> tuple[Ind
     rows: Index = {}
     columns: Index = {}
     channels: Index = {}
-    for group in network.gates:
+    for group in network.gate_groups:
         holder = network.layers[group.position]
         if group.kind == "layer" or holder.name in removed or keep[group.slice].all():
             continue
@@ -178,7 +178,7 @@ def _resize(layer: Layer, sizes: Mapping[str, int]) -> Layer:
 def spare_plain_layers(network: Network, keep: Array, theta: Array) -> Array:
     """`keep` (G,), but a plain layer never loses all its units: the one with the largest θ stays."""
     keep = keep.copy()
-    for group in network.gates:
+    for group in network.gate_groups:
         plain_layer = isinstance(network.layers[group.position], UnitGate)
         if plain_layer and not keep[group.slice].any():
             keep[group.start + int(theta[group.slice].argmax())] = True

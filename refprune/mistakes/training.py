@@ -96,7 +96,7 @@ OBJECTIVE = (
     Mistake(
         "scaling of the data set ignored",
         "training.pressure:penalties",
-        instead(lambda c, n: (c.objective.penalty, c.objective.weight_decay)),
+        instead(lambda c, n: (c.objective.beta, c.objective.weight_decay)),
         ("O1",),
     ),
     Mistake(

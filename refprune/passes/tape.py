@@ -163,8 +163,8 @@ def forward(
 ) -> Tape:
     """Run the network, or its chain elements start, start+1, … on their input x (shared prefix, O5).
 
-    x: N×input_shape. gates: (G,) in the order of `network.gates`, None for all ones; 0 and 1 in training, any value for the
-    mean evaluation. statistics: running means and variances, read in eval mode. branches: layer name → branch to take
+    x: N×input_shape. gates: (G,) in the order of `network.gate_groups`, None for all ones; 0 and 1 in training, any value for
+    the mean evaluation. statistics: running means and variances, read in eval mode. branches: layer name → branch to take
     instead of its own. run_closed: compute paths behind ξ = 0 too, for the derivative with respect to ξ.
     observe: called with (layer name, output) in data-flow order. InputError where shapes do not fit the network.
     """

@@ -198,7 +198,7 @@ class CostModel:
 def cost_model(network: Network) -> CostModel:
     """The cost model of a network; made once for a network."""
     found = terms(network)
-    units = [group for group in network.gates if group.kind == "unit"]
+    units = [group for group in network.gate_groups if group.kind == "unit"]
     number = {(group.start, group.stop): i for i, group in enumerate(units)}
     groups = np.full(network.gate_count, len(units))
     for i, group in enumerate(units):

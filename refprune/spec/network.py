@@ -155,7 +155,7 @@ class Network:
         return tuple(layer for layer, _ in self.placed() if isinstance(layer, BatchNorm))
 
     @cached_property
-    def gates(self) -> tuple[GateGroup, ...]:
+    def gate_groups(self) -> tuple[GateGroup, ...]:
         """All gates in data-flow order; a section's own gate comes before the unit gates inside it."""
         groups: list[GateGroup] = []
         start = 0
@@ -175,16 +175,16 @@ class Network:
     @cached_property
     def gate_slices(self) -> dict[str, slice]:
         """Gate group's name → its place in the gate vector."""
-        return {group.name: group.slice for group in self.gates}
+        return {group.name: group.slice for group in self.gate_groups}
 
     @property
     def gate_count(self) -> int:
-        return self.gates[-1].stop if self.gates else 0
+        return self.gate_groups[-1].stop if self.gate_groups else 0
 
     @cached_property
     def gate_positions(self) -> frozenset[int]:
         """Positions of the chain elements that hold gates."""
-        return frozenset(group.position for group in self.gates)
+        return frozenset(group.position for group in self.gate_groups)
 
     @cached_property
     def train_operations(self) -> Operations:

@@ -47,20 +47,20 @@ class Data:
 class Objective:
     """J = C + ½λ‖W‖² + Σ β θ + ν R_ρ(θ) (O1, C4).
 
-    scaling "per_sample": penalty is β, weight_decay is λ of O1 and nu is ν; "per_data_set": penalty is −log γ and weight_decay
+    per "sample": beta is β, weight_decay is λ of O1 and nu is ν; "data_set": beta is −log γ and weight_decay
     the λ of P4, and these two and nu are divided by the number N of training images. decay: which arrays λ acts on, "all"
     (PyTorch) or "weights".
     nu ≥ 0: accuracy (0) against the size of the network, R being the share of it that is expected to be left. alpha in
     [0, 1]: what size means, parameters (0) against MACs (1). balance ρ in [0, 1]: unit gates (0) against layer gates (1);
-    ½ is the true expected size. At 0 and 1, without penalty, the gates that nothing presses on are fixed to 1.
+    ½ is the true expected size. At 0 and 1, without beta, the gates that nothing presses on are fixed to 1.
     """
 
-    penalty: float = 0.0
+    beta: float = 0.0
     nu: float = 0.0
     alpha: float = 0.5
     balance: float = 0.5
     weight_decay: float = 0.0
-    scaling: str = "per_sample"
+    per: str = "sample"
     decay: str = "all"
 
 
@@ -70,7 +70,7 @@ class Gates:
 
     initial: θ₀. learning_rate: η_θ, times the schedule's factor. unit_learning_rate: with u > 0 a unit gate has
     η_θ = u·n, n being the units that its group has left, so that groups of any size move alike: one of n units costs about an
-    n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; samples: K of
+    n-th of the layer. removal_every: steps between two looks for gates to remove. estimator: one of O5; gate_samples: K of
     reinforce. paired_epochs: from so many epochs before decide_epoch, or else before training.epochs, on the estimator is
     `paired`, one partial pass a gate that is left: the bias of `taylor` can hold a θ in between, where the loss falls steeply
     at ξ = 0 and rises at ξ = 1.
@@ -88,7 +88,7 @@ class Gates:
     rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
     0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
     moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire. For β they take
-    objective.penalty, which with objective.nu > 0 is a lower bound of what presses on a gate (C5, validation/SPEC.md).
+    objective.beta, which with objective.nu > 0 is a lower bound of what presses on a gate (C5, validation/SPEC.md).
     evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
     (ξ = θ) or "sampled".
     protect: names of gate groups, as in ["section3"], whose gates are fixed to 1 from the start.
@@ -99,7 +99,7 @@ class Gates:
     unit_learning_rate: float = 0.0
     removal_every: int = 1
     estimator: str = "taylor"
-    samples: int = 1
+    gate_samples: int = 1
     paired_epochs: float = 0.0
     warmup_epochs: float = 0.0
     threshold: float = 0.0
@@ -290,7 +290,7 @@ def _check_values(config: Config, where: str) -> None:
     gates, training, objective, optimiser = config.gates, config.training, config.objective, config.optimiser
     choices = {
         "data.augmentation": (config.data.augmentation, ("none", "crop_flip")),
-        "objective.scaling": (objective.scaling, ("per_sample", "per_data_set")),
+        "objective.per": (objective.per, ("sample", "data_set")),
         "objective.decay": (objective.decay, ("all", "weights")),
         "gates.estimator": (gates.estimator, tuple(ESTIMATORS)),
         "gates.undecided": (gates.undecided, ("compare", "continue")),
@@ -309,7 +309,7 @@ def _check_values(config: Config, where: str) -> None:
         "data.train_limit": (config.data.train_limit, 0, math.inf),
         "data.holdout": (config.data.holdout, 0, math.inf),
         "data.padding": (config.data.padding, 0, math.inf),
-        "objective.penalty": (objective.penalty, 0.0, math.inf),
+        "objective.beta": (objective.beta, 0.0, math.inf),
         "objective.weight_decay": (objective.weight_decay, 0.0, math.inf),
         "objective.nu": (objective.nu, 0.0, math.inf),
         "objective.alpha": (objective.alpha, 0.0, 1.0),
@@ -321,7 +321,7 @@ def _check_values(config: Config, where: str) -> None:
         "gates.compare_at_most": (gates.compare_at_most, 0, math.inf),
         "gates.magnitude": (gates.magnitude, 0.0, 1.0),
         "gates.magnitude_epoch": (gates.magnitude_epoch, 1, math.inf),
-        "gates.samples": (gates.samples, 1, math.inf),
+        "gates.gate_samples": (gates.gate_samples, 1, math.inf),
         "gates.paired_epochs": (gates.paired_epochs, 0.0, math.inf),
         "gates.warmup_epochs": (gates.warmup_epochs, 0.0, math.inf),
         "gates.threshold": (gates.threshold, 0.0, 0.5),
@@ -365,10 +365,10 @@ def _check_values(config: Config, where: str) -> None:
         raise InputError(f"{where}: optimiser.momentum must be less than 1, or no step is ever forgotten")
     if min(max(gates.initial, gates.floor), 1.0 - gates.floor) <= gates.threshold:
         raise InputError(f"{where}: gates.initial {gates.initial} must exceed gates.threshold {gates.threshold}")
-    if gates.rule != "threshold" and objective.penalty == 0.0:
+    if gates.rule != "threshold" and objective.beta == 0.0:
         raise InputError(
             f"{where}: gates.rule {gates.rule!r} needs a lower bound of what presses on a gate: "
-            "objective.penalty, which must be > 0, also beside objective.nu (D6, C5)"
+            "objective.beta, which must be > 0, also beside objective.nu (D6, C5)"
         )
     if gates.rule != "threshold" and gates.unit_learning_rate > 0.0:
         raise InputError(
@@ -377,8 +377,10 @@ def _check_values(config: Config, where: str) -> None:
         )
     if gates.rule != "threshold" and 0.0 in (gates.learning_rate, optimiser.learning_rate):
         raise InputError(f"{where}: gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0")
-    if gates.samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
-        raise InputError(f"{where}: gates.samples = {gates.samples} is for reinforce; {gates.estimator} takes one sample")
+    if gates.gate_samples > 1 and not ESTIMATORS[gates.estimator].many_samples:
+        raise InputError(
+            f"{where}: gates.gate_samples = {gates.gate_samples} is for reinforce; {gates.estimator} takes one sample"
+        )
     if gates.undecided == "continue" and gates.max_epochs < training.epochs:
         raise InputError(f"{where}: gates.max_epochs {gates.max_epochs} must be ≥ training.epochs {training.epochs}")
     if gates.undecided == "continue" and optimiser.schedule != "constant":

@@ -103,7 +103,7 @@ def _absent(state: State, gates: Array, config: Config) -> Array:
     network, absent = state.network, np.zeros(gates.shape, dtype=bool)
     built = prune(network, gates == 1.0, empty=config.gates.empty).network
     there = {layer.name for layer in built.layers if isinstance(layer, Section)}
-    for group in network.gates:
+    for group in network.gate_groups:
         holder = network.layers[group.position]
         absent[group.slice] = group.kind == "unit" and isinstance(holder, Section) and holder.name not in there
     return absent
@@ -112,14 +112,14 @@ def _absent(state: State, gates: Array, config: Config) -> Array:
 def _open_sections(state: State, gates: Array, undecided: Array) -> Array:
     """`gates`, but no section is shut by undecided units alone: its own gate would change nothing, and nobody saw it open."""
     gates = gates.copy()
-    for group in state.network.gates:
+    for group in state.network.gate_groups:
         if group.kind == "unit" and not gates[group.slice].any():
             gates[group.slice] = undecided[group.slice]
     return gates
 
 
 def _decision(state: State, g: int, on_at: float, off_at: float | None, *, on: bool, rule: str = "compared") -> Decision:
-    (group,) = (group for group in state.network.gates if group.start <= g < group.stop)
+    (group,) = (group for group in state.network.gate_groups if group.start <= g < group.stop)
     return Decision(group.name, int(state.number[g]), float(state.theta[g]), on_at, off_at, on=on, rule=rule)
 
 

@@ -22,11 +22,11 @@ def pressed(network: Network, config: Config) -> Network:
     gates; they are fixed to 1 (C3: layers only, units only). InputError if no gate would be left."""
     objective = config.objective
     alone = {1.0: "layer", 0.0: "unit"}.get(objective.balance)
-    if alone is None or objective.penalty > 0.0 or objective.nu == 0.0:
+    if alone is None or objective.beta > 0.0 or objective.nu == 0.0:
         return network
     on = np.ones(network.gate_count, dtype=bool)
     fix = np.zeros_like(on)
-    for group in network.gates:
+    for group in network.gate_groups:
         fix[group.slice] = group.kind != alone
     if fix.size and fix.all():
         raise InputError(
@@ -36,26 +36,26 @@ def pressed(network: Network, config: Config) -> Network:
     return prune(network, on, fix=fix).network
 
 
-def penalties(config: Config, samples: int) -> tuple[float, float]:
+def penalties(config: Config, training_images: int) -> tuple[float, float]:
     """(β, λ) of the per-sample objective O1, whatever scaling the configuration uses."""
-    penalty, decay = config.objective.penalty, config.objective.weight_decay
-    if config.objective.scaling == "per_sample":
+    penalty, decay = config.objective.beta, config.objective.weight_decay
+    if config.objective.per == "sample":
         return penalty, decay
-    return beta_from_log_gamma(-penalty, samples), decay / samples
+    return beta_from_log_gamma(-penalty, training_images), decay / training_images
 
 
-def penalty_of(state: State, config: Config, samples: int) -> Penalty:
+def penalty_of(state: State, config: Config, training_images: int) -> Penalty:
     """What presses on θ, per sample: Σ β θ + ν R_ρ(θ) of the network that is left (O1, C4)."""
-    beta, _ = penalties(config, samples)
+    beta, _ = penalties(config, training_images)
     objective = config.objective
-    nu = objective.nu / (1 if objective.scaling == "per_sample" else samples)
+    nu = objective.nu / (1 if objective.per == "sample" else training_images)
     return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance)
 
 
-def rule_of(config: Config, samples: int) -> Rule:
-    """The rule of removal that the configuration asks for, for `samples` training images."""
+def rule_of(config: Config, training_images: int) -> Rule:
+    """The rule of removal that the configuration asks for, for `training_images` training images."""
     gates, optimiser = config.gates, config.optimiser
-    beta, decay = penalties(config, samples)
+    beta, decay = penalties(config, training_images)
     return Rule(
         kind=gates.rule,
         threshold=gates.threshold,
@@ -72,7 +72,7 @@ def rule_of(config: Config, samples: int) -> Rule:
 def gate_rates(network: Network, config: Config) -> Array:
     """(G,) η_θ of every gate, without the schedule's factor."""
     rates = np.full(network.gate_count, config.gates.learning_rate)
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "unit" and config.gates.unit_learning_rate > 0.0:
             rates[group.slice] = config.gates.unit_learning_rate * (group.stop - group.start)
     return rates
@@ -93,6 +93,6 @@ def schedule_factor(kind: str, progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - rise) / (1.0 - rise)))
 
 
-def learns_theta(state: State, config: Config, samples: int) -> bool:
-    warm = state.step >= config.gates.warmup_epochs * (samples // config.training.batch_size)
+def learns_theta(state: State, config: Config, training_images: int) -> bool:
+    warm = state.step >= config.gates.warmup_epochs * (training_images // config.training.batch_size)
     return warm and state.theta.size > 0 and config.gates.magnitude == 0.0

@@ -43,12 +43,12 @@ def cut_state(state: State, cut: Cut) -> State:
     )
 
 
-def gates_kept(state: State, config: Config, *, samples: int) -> Array:
+def gates_kept(state: State, config: Config, *, training_images: int) -> Array:
     """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
-    if not learns_theta(state, config, samples):
+    if not learns_theta(state, config, training_images):
         return np.ones(state.theta.shape, dtype=bool)
     evidence = Evidence(state.slope, state.seen)
-    return rule_keep(state.network, state.params, state.theta, evidence, rule_of(config, samples))
+    return rule_keep(state.network, state.params, state.theta, evidence, rule_of(config, training_images))
 
 
 def remove_gates(state: State, keep: Array, config: Config, *, fix: Array | None = None) -> tuple[State, Cut, Pruned]:
@@ -57,9 +57,9 @@ def remove_gates(state: State, keep: Array, config: Config, *, fix: Array | None
     The last unit of a plain layer is fixed to 1 too: it cannot go, so that θ = 0 would only make the network a constant.
     """
     network = state.network
-    removed = {g.name: int((~keep[g.slice]).sum()) for g in network.gates if not keep[g.slice].all()}
+    removed = {g.name: int((~keep[g.slice]).sum()) for g in network.gate_groups if not keep[g.slice].all()}
     fix = np.zeros(keep.shape, dtype=bool) if fix is None else fix.copy()
-    last = [g for g in network.gates if isinstance(network.layers[g.position], UnitGate) and keep[g.slice].sum() == 1]
+    last = [g for g in network.gate_groups if isinstance(network.layers[g.position], UnitGate) and keep[g.slice].sum() == 1]
     for group in last:
         fix[group.slice] = keep[group.slice]
     cut = prune(network, keep, fix=fix, empty=config.gates.empty)

@@ -68,7 +68,7 @@ def initial_state(config: Config, network: Network) -> State:
     params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     theta = project_theta(np.full(network.gate_count, config.gates.initial), config)
-    number = np.array([i for group in network.gates for i in range(group.stop - group.start)], dtype=np.intp)
+    number = np.array([i for group in network.gate_groups for i in range(group.stop - group.start)], dtype=np.intp)
     evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp)
     statistics = initial_statistics(network, dtype=dtype)
     return State(network, params, velocity, statistics, theta, number, *evidence, start=reference(network))
@@ -77,7 +77,7 @@ def initial_state(config: Config, network: Network) -> State:
 def gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:
     """Uniforms (K, G): gate number i of a group always gets the numbers i·K … of the group's stream, whatever was removed."""
     parts = [np.zeros((0, k))]
-    for group in state.network.gates:
+    for group in state.network.gate_groups:
         number = state.number[group.slice]
         parts.append(Streams(seed).uniform(f"{purpose}/{group.name}", state.step, (int(number.max()) + 1, k))[number])
     return np.concatenate(parts).T

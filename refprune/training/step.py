@@ -36,23 +36,23 @@ class NonFiniteLoss(InputError):
 
 @np.errstate(over="ignore", invalid="ignore")  # what overflows is found in the loss, and named
 def train_step(
-    state: State, x: Array, labels: Array, config: Config, backend: Backend, *, samples: int
+    state: State, x: Array, labels: Array, config: Config, backend: Backend, *, training_images: int
 ) -> tuple[State, StepMetrics]:
-    """One step of projected SGD on a mini-batch (O6); `samples` is N, the number of training images.
+    """One step of projected SGD on a mini-batch (O6); `training_images` is N, the number of training images.
 
     W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β_g(θ)), δ, 1−δ), β_g the slope of the penalty (C5).
     """
     gates, training = config.gates, config.training
-    steps_per_epoch = samples // training.batch_size
+    steps_per_epoch = training_images // training.batch_size
     learning = gates.decide_epoch or training.epochs
     last = gates.paired_epochs > 0.0 and state.step >= (learning - gates.paired_epochs) * steps_per_epoch
     name = "paired" if last else gates.estimator
     kind = ESTIMATORS[name]
-    _, decay = penalties(config, samples)
+    _, decay = penalties(config, training_images)
     factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / (steps_per_epoch * training.epochs))
-    moves_theta = learns_theta(state, config, samples)
+    moves_theta = learns_theta(state, config, training_images)
 
-    uniform = gate_uniforms(state, config.seed, gates.samples)
+    uniform = gate_uniforms(state, config.seed, gates.gate_samples)
     loss = BatchLoss(state.network, backend, state.params, x, labels, state.statistics)
     run_closed = moves_theta and kind.needs_closed_paths
     base = loss.evaluate(sample(state.theta, uniform[0]), run_closed=run_closed)
@@ -72,9 +72,9 @@ def train_step(
         estimate = kind.function(loss, base, gradients.gates, theta, uniform)
         wrong = np.flatnonzero(~np.isfinite(estimate.gradient))
         if wrong.size:
-            group = next(g.name for g in state.network.gates if g.start <= wrong[0] < g.stop)
+            group = next(g.name for g in state.network.gate_groups if g.start <= wrong[0] < g.stop)
             raise NonFiniteLoss(f"step {state.step}: the {name} estimate for gate {group} is not finite")
-        ascent = estimate.gradient + penalty_of(state, config, samples).gradient(theta)
+        ascent = estimate.gradient + penalty_of(state, config, training_images).gradient(theta)
         theta = project_theta(theta - gate_rates(state.network, config) * factor * ascent, config)
         macs += estimate.macs
     del base  # the update needs none of the arrays that the pass has saved

@@ -102,7 +102,7 @@ def test_two_sgd_steps_are_refprunes(name):
     def steps(backend):
         state = start
         for _ in range(2):
-            state, _ = train_step(state, loss.x, loss.target, rules, backend, samples=8)
+            state, _ = train_step(state, loss.x, loss.target, rules, backend, training_images=8)
         return state.params | state.statistics
 
     module = module_of(dataclasses.replace(loss, network=network))

@@ -289,7 +289,7 @@ def test_evaluate_refuses(network_file, given, message, capsys, tmp_path, monkey
 
 
 def test_similarity_command(network_file, tmp_path, capsys):
-    given = ["--samples", 20, "--batch-size", 10, "--json", tmp_path / "a.json", "--picture", tmp_path / "a.png"]
+    given = ["--score-images", 20, "--batch-size", 10, "--json", tmp_path / "a.json", "--picture", tmp_path / "a.png"]
     assert run("similarity", *network_file, *given) == 0
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["points"] == [layer.name for layer in SMALL.layers]
@@ -314,7 +314,7 @@ def test_score_command(tmp_path, monkeypatch, capsys):
     assert set(json.loads((tmp_path / "a.json").read_text())) == {"cka", "uncentred", "distance"}
     assert run(*given, "--subsets", "ten") == 2
     assert run(*given, "--repeats", "0") == 2
-    assert run(*given, "--samples", "31") == 2
+    assert run(*given, "--score-images", "31") == 2
 
 
 def test_pictures_that_cannot_be(tmp_path):

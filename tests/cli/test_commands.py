@@ -34,7 +34,7 @@ SET = [
         "training.backend=oracle",
         "training.log_every=1",
         "gates.learning_rate=0.3",
-        "objective.penalty=0.1",
+        "objective.beta=0.1",
     )
 ]
 

@@ -47,7 +47,7 @@ WRITERS = {"onnx": onnx_file, "torch": torch_file}
 def trained(network, seed=0):
     """Float32 weights, gains and statistics off their special values; a third of the gates closed, the others fixed."""
     keep = np.arange(network.gate_count) % 3 != 1
-    for group in network.gates:
+    for group in network.gate_groups:
         keep[group.start] = True
     smaller = prune(network, keep, fix=keep).network
     streams = Streams(seed)

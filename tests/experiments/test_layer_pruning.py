@@ -50,7 +50,7 @@ TRAINED = Trained(NETWORK, initialise(NETWORK, Streams(0), dtype="float32"), {})
 SETTINGS = layer_pruning.settings_for(
     "synthetic-digits", 2, 3, {"training": {"backend": "oracle", "batch_size": 8}, "optimiser": {"learning_rate": 0.05}}
 )
-PLAN = Plan("cka", samples=20, finetune=2, filter_rounds=1)
+PLAN = Plan("cka", score_images=20, finetune=2, filter_rounds=1)
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_fine_tuning_is_training(whole):
     images, _ = prepare_images(TINY, SETTINGS)
     for epoch in (2, 3):
         for x, labels in epoch_batches(images, SETTINGS, epoch, augment=ORACLE):
-            state, _ = training_step.train_step(state, x, labels, SETTINGS, ORACLE, samples=43)
+            state, _ = training_step.train_step(state, x, labels, SETTINGS, ORACLE, training_images=43)
     for name, array in arrays(folder / "round-02").items():
         group, _, key = name.partition("/")
         np.testing.assert_array_equal(array, getattr(state, group)[key])
@@ -142,7 +142,7 @@ def test_the_rate_falls_with_the_macs(tmp_path):
     settings = dataclasses.replace(SETTINGS, optimiser=dataclasses.replace(SETTINGS.optimiser, learning_rate=want[1]))
     images, _ = prepare_images(TINY, settings)
     for x, labels in epoch_batches(images, settings, 1, augment=ORACLE):
-        state, _ = training_step.train_step(state, x, labels, settings, ORACLE, samples=43)
+        state, _ = training_step.train_step(state, x, labels, settings, ORACLE, training_images=43)
     for name, array in state.params.items():
         np.testing.assert_array_equal(after.params[name], array)
 
@@ -206,7 +206,7 @@ def elaborate(tmp_path_factory):
     trained = Trained(small, weights, initial_statistics(small, dtype="float32"))
     changes = {"data": {"augmentation": "crop_flip"}, "training": {"backend": "oracle", "batch_size": 8}}
     settings = layer_pruning.settings_for("synthetic-digits", 1, 3, changes)
-    how = (trained, Plan("random", finetune=1, anneal=0.1, samples=0), settings)
+    how = (trained, Plan("random", finetune=1, anneal=0.1, score_images=0), settings)
     folder = tmp_path_factory.mktemp("elaborate") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sets, "load", lambda name, directory=None: TINY)
@@ -303,12 +303,12 @@ REFUSED = {
         "network: has 3 gates; trained networks have none",
     ),
     "one image": (
-        lambda: layer_pruning.check(zoo.resnet_cifar_keras(), Plan(samples=1)),
-        "--samples: CKA takes at least 2 images",
+        lambda: layer_pruning.check(zoo.resnet_cifar_keras(), Plan(score_images=1)),
+        "--score-images: CKA takes at least 2 images",
     ),
     "no maps": (lambda: layer_pruning.check(ungated(zoo.residual_mlp(3, 4)), Plan("rank")), "'rank' needs feature maps"),
     "criterion": (lambda: Plan("l3"), "--criterion: 'l3' is not known; allowed are cka, random, l1, activation, kl, rank"),
-    "samples": (lambda: Plan(samples=-1), "--samples: must be at least 0, got -1"),
+    "score_images": (lambda: Plan(score_images=-1), "--score-images: must be at least 0, got -1"),
     "share": (lambda: Plan(target_macs=1.5), r"--target-macs: is a share and must lie in \[0, 1\], got 1.5"),
     "anneal": (lambda: Plan(anneal=0.0), r"--anneal: is a share and must lie in \(0, 1\], got 0.0"),
     "minimum": (
@@ -330,14 +330,14 @@ def test_plans_that_are_refused(case):
 
 def test_nothing_is_written_for_a_run_that_cannot_be(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(InputError, match="--samples: 44 exceeds the 43 training images"):
-        run(folder, Plan(samples=44))
+    with pytest.raises(InputError, match="--score-images: 44 exceeds the 43 training images"):
+        run(folder, Plan(score_images=44))
     fewer = dataclasses.replace(SETTINGS, data=dataclasses.replace(SETTINGS.data, train_limit=16))
-    with pytest.raises(InputError, match="--samples: 20 exceeds the 16 training images"):
+    with pytest.raises(InputError, match="--score-images: 20 exceeds the 16 training images"):
         run(folder, settings=fewer)
     small = zoo.resnet_cifar_keras((3,), width=1)
     with pytest.raises(InputError, match=r"has images \(1, 28, 28\)"):
-        layer_pruning.run(Trained(small, {}, {}), Plan(samples=4), SETTINGS, folder, progress=QUIET)
+        layer_pruning.run(Trained(small, {}, {}), Plan(score_images=4), SETTINGS, folder, progress=QUIET)
     assert not folder.exists()
     folder.mkdir()
     (folder / "x").touch()
@@ -351,7 +351,7 @@ def test_the_command(tmp_path, capsys):
     """From a file of weights to table and report; the result is a checkpoint that other commands take; then resumed."""
     np.savez(tmp_path / "a.npz", **TRAINED.params)
     (tmp_path / "spec.json").write_text(json.dumps(layer_pruning.checkpoint.spec.to_json(NETWORK)))
-    given = ["prune", tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--samples", 20]
+    given = ["prune", tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--score-images", 20]
     given += ["--criterion", "l1", "--backend", "oracle", "--set", "training.batch_size=8", "--out", tmp_path / "run"]
     assert cli.main([str(a) for a in given]) == 0
     text = capsys.readouterr().out
@@ -371,7 +371,7 @@ def test_the_command(tmp_path, capsys):
         (["--resume", "y", "--criterion", "cka"], "may be given beside it, got --criterion"),
         (["--resume", "y", "--anneal", "0.1"], "may be given beside it, got --anneal"),
         (["--resume", "y", "--spec", "q"], "may be given beside it, got --spec"),
-        (["--compare", "y", "--samples", "3"], "only --picture may be given beside it, got --samples"),
+        (["--compare", "y", "--score-images", "3"], "only --picture may be given beside it, got --score-images"),
         (["x", "--picture", "a.svg"], "--picture: goes with --compare"),
     ],
 )
@@ -416,7 +416,7 @@ def test_a_run_says_what_was_pruned_and_how(whole):
     other = TRAINED._replace(params={n: p + (n == "dense1.bias") for n, p in TRAINED.params.items()})
     assert trained.digest(other) != trained.digest(TRAINED)
     facts = layer_pruning_report.facts(summary)
-    assert (facts["plan.samples"], facts["settings.optimiser.learning_rate"]) == ("20", "0.05")
+    assert (facts["plan.score_images"], facts["settings.optimiser.learning_rate"]) == ("20", "0.05")
 
 
 def test_images_are_scaled_as_the_network_saw_them(tmp_path):

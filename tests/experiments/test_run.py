@@ -198,7 +198,7 @@ def test_the_objective_is_counted_again(whole):
 
 def test_a_protected_section_has_no_gate_and_stays(tmp_path):
     """At a penalty that removes everything else."""
-    rules = settings(unpruned=False, objective={"penalty": 10.0}, gates={"protect": ["section2"]})
+    rules = settings(unpruned=False, objective={"beta": 10.0}, gates={"protect": ["section2"]})
     run = experiment.run(rules, tmp_path / "r", progress=QUIET)["runs"]["pruned"]
     assert (run["sections"], run["sections_at_start"], run["gates_on"]) == (1, 3, 1)
     state = checkpoint.load(tmp_path / "r" / "pruned").state
@@ -315,7 +315,7 @@ def test_enumeration_of_too_many_gates_is_refused_before_anything_is_written(tmp
 def test_gates_that_were_fixed_cost_as_long_as_their_section_stands():
     network = zoo.residual_mlp_bn(sections=2, width=3, units=True)
     gated = experiment.protected(network, ("section1.unitgate1", "section2.unitgate1"))
-    assert [group.name for group in gated.gates] == ["section1", "section2"]
+    assert [group.name for group in gated.gate_groups] == ["section1", "section2"]
     for keep, gone in (([True, True], 0), ([True, False], 3), ([False, False], 6)):
         left = prune(gated, np.array(keep), fix=np.array(keep)).network
         assert experiment.fixed_gates_gone(network, gated, left) == gone

@@ -33,7 +33,7 @@ def diverge(monkeypatch, at):
         if state.step >= at:
             rules = dataclasses.replace(rules, optimiser=dataclasses.replace(rules.optimiser, learning_rate=1e25))
         with np.errstate(all="ignore"):
-            return step(state, x, labels, rules, engine, samples=samples)
+            return step(state, x, labels, rules, engine, training_images=samples)
 
     monkeypatch.setattr(training_step, "step", too_long)
 
@@ -96,7 +96,7 @@ def test_training_goes_on_for_undecided_gates_to_the_last_epoch_allowed(tmp_path
 
 def test_training_goes_on_only_until_all_are_decided(tmp_path):
     gates = {"learning_rate": 0.05, "undecided": "continue", "max_epochs": 50, "threshold": 0.1}
-    rules = settings(gates=gates, objective={"penalty": 0.6}, training={"epochs": 1}, optimiser={"schedule": "constant"})
+    rules = settings(gates=gates, objective={"beta": 0.6}, training={"epochs": 1}, optimiser={"schedule": "constant"})
     summary = experiment.run(rules, tmp_path / "r", progress=QUIET)
     assert STEPS < summary["runs"]["pruned"]["steps"] < 50 * STEPS
     assert summary["runs"]["pruned"]["decisions"] == []
@@ -106,7 +106,7 @@ def test_training_goes_on_only_until_all_are_decided(tmp_path):
 
 EARLY = {
     "gates": {"decide_epoch": 2, "learning_rate": 0.1},
-    "objective": {"penalty": 0.005},
+    "objective": {"beta": 0.005},
     "optimiser": {"learning_rate": 0.1},
     "unpruned": False,
 }
@@ -126,7 +126,7 @@ def test_gates_are_decided_early_and_what_is_left_is_trained_on(tmp_path):
     state = settled.state
     for epoch in (2, 3):
         for x, labels in epoch_batches(images, rules, epoch):
-            state, _ = training_step.train_step(state, x, labels, rules, ORACLE, samples=len(images.labels))
+            state, _ = training_step.train_step(state, x, labels, rules, ORACLE, training_images=len(images.labels))
     assert any((state.params[name] != settled.state.params[name]).any() for name in state.params)
     end, expected = checkpoint.load(tmp_path / "r" / "pruned").state, decide.settle(state, images, rules, ORACLE).state
     assert (end.network, end.step, end.macs, end.finished) == (expected.network, 4 * STEPS, expected.macs, True)

@@ -64,7 +64,7 @@ def test_resumed_from_a_checkpoint_within_an_epoch(tmp_path, every, stops):
 
 
 ATTRACTION = {
-    "objective": {"penalty": 0.1, "weight_decay": 3.0},
+    "objective": {"beta": 0.1, "weight_decay": 3.0},
     "gates": {"rule": "attraction", "kappa_warmup": 3, "kappa_factor": 1.0, "warmup_epochs": 1.0},
     "training": {"checkpoint_every": 4},
 }

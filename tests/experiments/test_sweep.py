@@ -29,7 +29,7 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         TINY
         + """
         [grid]
-        objective.penalty = [0.001, 0.01]
+        objective.beta = [0.001, 0.01]
         gates.protect = [[], ["section1"]]
         [[variants]]
         name = "a"
@@ -45,7 +45,7 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         for protect in ("none", "section1")
     ]
     last = found.settings[-1].configs[1]
-    assert (last.seed, last.gates.estimator, last.objective.penalty) == (1, "paired", 0.01)
+    assert (last.seed, last.gates.estimator, last.objective.beta) == (1, "paired", 0.01)
     assert (last.gates.protect, last.training.epochs, last.network["sections"]) == (("section1",), 2, 2)
     jobs = sweep_file.jobs(found, tmp_path)
     assert [job.seed for job in jobs] == [0] * 8 + [1] * 8
@@ -94,7 +94,7 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
 def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
     """The first seed of every setting comes before the second of any."""
     variants = "[[variants]]\nname = 'a'\n[[variants]]\nname = 'b'\nseeds = [7]\ngroup = 'few'\ngates.estimator = 'paired'\n"
-    found = plan(tmp_path, TINY + variants + "[grid]\nobjective.penalty = [0.0, 1.0]\n")
+    found = plan(tmp_path, TINY + variants + "[grid]\nobjective.beta = [0.0, 1.0]\n")
     assert [(s.label, s.group, s.seeds) for s in found.settings] == [
         ("a, penalty 0.0", "a", (0, 1)),
         ("a, penalty 1.0", "a", (0, 1)),
@@ -108,7 +108,7 @@ def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
 
 
 def test_a_sweep_runs_restarts_and_reports(tmp_path):
-    found = plan(tmp_path, TINY + "[grid]\nobjective.penalty = [0.0, 1.0]\n")
+    found = plan(tmp_path, TINY + "[grid]\nobjective.beta = [0.0, 1.0]\n")
     out = tmp_path / "out"
     outcomes = sweep.run_sweep(found, out, workers=2, say=quiet)
     assert [o.problem for o in outcomes] == [""] * 4
@@ -136,9 +136,7 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     assert results((out / "sweep.json").read_bytes()) == results(first)
 
     with pytest.raises(InputError, match="another configuration"):
-        sweep.run_sweep(
-            plan(tmp_path, TINY.replace("epochs = 2", "epochs = 3") + "[grid]\nobjective.penalty = [0.0, 1.0]\n"), out
-        )
+        sweep.run_sweep(plan(tmp_path, TINY.replace("epochs = 2", "epochs = 3") + "[grid]\nobjective.beta = [0.0, 1.0]\n"), out)
 
     assert sweep_report.write_html(out) is not None
     html = (out / "report.html").read_text()
@@ -313,7 +311,7 @@ def test_a_run_that_ended_while_it_made_its_folder_is_begun_again(tmp_path):
 
 def test_shares_are_of_the_network_that_was_pruned(tmp_path):
     """The network that is left, trained from scratch, costs what it costs, not 100 % of itself."""
-    text = TINY + 'from_scratch = true\ngates.protect = ["section1"]\nobjective.penalty = 1.0\n'
+    text = TINY + 'from_scratch = true\ngates.protect = ["section1"]\nobjective.beta = 1.0\n'
     found = plan(tmp_path, text)
     outcomes = sweep.run_sweep(found, tmp_path / "out", workers=2, say=quiet)
     runs = sweep_tables.read_results(tmp_path / "out")["results"][0]["runs"]

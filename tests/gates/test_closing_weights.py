@@ -40,7 +40,7 @@ def zeroed(params, block, j):
 def check_blocks(case, blocks_of):
     """With its block at 0, a gate's value changes no bit of the output, whatever the others are."""
     __tracebackhide__ = True
-    for group, block in zip(case.network.gates, blocks_of(case.network), strict=True):
+    for group, block in zip(case.network.gate_groups, blocks_of(case.network), strict=True):
         assert block.gates == group.stop - group.start
         for j in range(block.gates):
             loss = dataclasses.replace(case.loss, params=zeroed(case.params, block, j))
@@ -77,7 +77,7 @@ def test_a_closed_gates_block_has_no_gradient(case):
     norms = block_norms(case.network, gradients)
     assert norms.shape == case.gates.shape
     assert (norms[case.gates == 0.0] == 0.0).all()
-    for group, block in zip(case.network.gates, blocks(case.network), strict=True):
+    for group, block in zip(case.network.gate_groups, blocks(case.network), strict=True):
         for j in range(block.gates):
             parts = [gradients[name] - zeroed(gradients, block, j)[name] for name in block.names]
             want = math.sqrt(math.fsum(float(v) ** 2 for part in parts for v in part.ravel()))
@@ -128,7 +128,7 @@ def _altered(group, **changes):
     def wrong(network):
         return tuple(
             block._replace(**changes) if g.name == group else block
-            for g, block in zip(network.gates, blocks(network), strict=True)
+            for g, block in zip(network.gate_groups, blocks(network), strict=True)
         )
 
     return wrong

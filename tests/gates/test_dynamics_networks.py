@@ -114,7 +114,7 @@ class Sized(Sections):
 
 
 def check_pruned_under_size(nu, count=4):
-    """What starts in H for β = objective.penalty ends at θ = 0 with ν R beside it, and D2 holds along the way (D6 under C4)."""
+    """What starts in H for β = objective.beta ends at θ = 0 with ν R beside it, and D2 holds along the way (D6 under C4)."""
     __tracebackhide__ = True
     rng = np.random.default_rng(13)
     for seed in range(count):

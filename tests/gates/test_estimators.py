@@ -417,7 +417,7 @@ def test_weight_gradient_is_theta_times_the_conditional_one(network):
     """O3 for every section: catches a probability that counts the closed branch; the sum's rounding is bounded (E1)."""
     loss, theta, case = network_case(network)
     total = exact_weight_gradient(loss, theta)
-    for group in (g for g in case.network.gates if g.kind == "layer"):
+    for group in (g for g in case.network.gate_groups if g.kind == "layer"):
         section = case.network.layers[group.position]
         inside = {part.name for part in section.path}
         conditional = {name: 0.0 for name in total if name.rpartition(".")[0] in inside}

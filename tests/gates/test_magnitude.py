@@ -33,7 +33,7 @@ def test_the_smallest_filters_go(name, removed):
     network = GATED[name]
     params = initialise(network, Streams(4))
     norms, keep = filter_norms(network, params), keep_largest(network, params, removed)
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "layer":
             assert keep[group.start]
             assert norms[group.start] == math.inf

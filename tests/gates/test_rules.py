@@ -23,7 +23,7 @@ SAMPLES = 32
 #: Weights, pull and speeds of the same size, so that every term of H counts.
 RULE = {
     "gates": {"rule": "attraction", "learning_rate": 0.02, "kappa_factor": 1.5, "kappa_warmup": 3},
-    "objective": {"penalty": 0.4, "weight_decay": 0.3},
+    "objective": {"beta": 0.4, "weight_decay": 0.3},
     "optimiser": {"learning_rate": 0.01, "momentum": 0.8},
 }
 
@@ -73,18 +73,18 @@ def check_attraction(rule):
 
 
 def test_attraction_is_the_half_plane():
-    check_attraction(lambda state, rules: gates_kept(state, rules, samples=SAMPLES))
+    check_attraction(lambda state, rules: gates_kept(state, rules, training_images=SAMPLES))
 
 
 def test_planted_mistakes_in_the_rule_are_found():
     def changed(**tables):
-        return lambda state, rules: gates_kept(state, attraction(**tables), samples=SAMPLES)
+        return lambda state, rules: gates_kept(state, attraction(**tables), training_images=SAMPLES)
 
     wrong = {
         "momentum forgotten": changed(optimiser={"momentum": 0.0}),
         "κ without its factor": changed(gates={"kappa_factor": 1.0}),
         "λ forgotten": changed(objective={"weight_decay": 0.0}),
-        "β doubled": changed(objective={"penalty": 0.8}),
+        "β doubled": changed(objective={"beta": 0.8}),
         "threshold": changed(gates={"rule": "threshold", "threshold": 0.1}),
     }
     for name, rule in wrong.items():
@@ -95,7 +95,7 @@ def everywhere_inside(rules, network=None, **evidence):
     """What is kept where every gate has θ = 0 and no weights: H contains that whenever anything is known."""
     network = mlp() if network is None else network
     state = known(network, rules, np.zeros(network.gate_count), **{"size": 0.0} | evidence)
-    return gates_kept(state, rules, samples=SAMPLES)
+    return gates_kept(state, rules, training_images=SAMPLES)
 
 
 def test_nothing_goes_before_enough_is_known():
@@ -110,8 +110,8 @@ def test_nothing_goes_while_theta_is_held():
 
 def test_per_data_set_scaling_is_the_same_rule():
     """−log γ = N β and N λ."""
-    scaled = {"penalty": 0.4 * SAMPLES, "weight_decay": 0.3 * SAMPLES, "scaling": "per_data_set"}
-    check_attraction(lambda state, rules: gates_kept(state, attraction(objective=scaled), samples=SAMPLES))
+    scaled = {"beta": 0.4 * SAMPLES, "weight_decay": 0.3 * SAMPLES, "per": "data_set"}
+    check_attraction(lambda state, rules: gates_kept(state, attraction(objective=scaled), training_images=SAMPLES))
 
 
 def test_a_bias_that_does_not_decay_takes_the_decay_out():
@@ -119,12 +119,12 @@ def test_a_bias_that_does_not_decay_takes_the_decay_out():
     network, rules = mlp(), attraction(objective={"decay": "weights"})
     theta = np.full(network.gate_count, 0.5)
     state = known(network, rules, theta, slope=0.1, size=0.0)
-    kept, ratio = gates_kept(state, rules, samples=SAMPLES), 0.02 * 0.2 / 0.01
+    kept, ratio = gates_kept(state, rules, training_images=SAMPLES), 0.02 * 0.2 / 0.01
     units = np.array([0, 0, 1, 1, 1, 1, 1, 0], dtype=bool)
     for g, w in enumerate(norms_by_hand(network, state.params)):
         assert kept[g] == (not in_half_plane(w, 0.5, 0.15, 0.4, 0.3 if units[g] else 0.0, ratio))
-    fast = attraction(objective={"decay": "weights", "penalty": 0.05})
-    assert (gates_kept(state, fast, samples=SAMPLES) == ~units).all()
+    fast = attraction(objective={"decay": "weights", "beta": 0.05})
+    assert (gates_kept(state, fast, training_images=SAMPLES) == ~units).all()
 
 
 def test_a_floor_that_is_too_high_keeps_everything():
@@ -140,7 +140,7 @@ def test_both_is_what_both_say():
         for rule in ("threshold", "attraction", "both"):
             rules = attraction(gates={"rule": rule, "threshold": 0.1})
             theta = np.random.default_rng(seed).uniform(0.0, 0.3, network.gate_count)
-            kept[rule] = gates_kept(known(network, rules, theta, size=0.5), rules, samples=SAMPLES)
+            kept[rule] = gates_kept(known(network, rules, theta, size=0.5), rules, training_images=SAMPLES)
         assert (kept["both"] == (kept["threshold"] | kept["attraction"])).all()
 
 
@@ -150,7 +150,7 @@ def test_a_plain_layer_keeps_its_best_unit_under_every_rule():
         rules = attraction(gates={"rule": rule})
         theta = np.zeros(network.gate_count)
         state = known(network, rules, theta, size=0.0)
-        assert gates_kept(state, rules, samples=SAMPLES).sum() == 2
+        assert gates_kept(state, rules, training_images=SAMPLES).sum() == 2
 
 
 # The evidence about κ -------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_the_evidence_is_the_largest_gradient(network):
         now = block_norms(network, gradients)
         assert (now[gates == 0.0] == 0.0).all()
         largest, counted = np.maximum(largest, now), counted + (now > 0.0)
-        state, _ = train_step(state, x, labels, rules, ORACLE, samples=SAMPLES)
+        state, _ = train_step(state, x, labels, rules, ORACLE, training_images=SAMPLES)
     assert_identical("slope", state.slope, largest)
     assert_identical("seen", state.seen, counted)
     assert 0 < counted.sum() < 8 * network.gate_count  # of the eight steps
@@ -232,15 +232,15 @@ def test_gates_go_while_training_goes_on(make, rule):
     network = make()
     rules = attraction(
         gates={"rule": rule, "learning_rate": 0.02, "kappa_warmup": 5},
-        objective={"penalty": 0.5, "weight_decay": 0.5},
+        objective={"beta": 0.5, "weight_decay": 0.5},
         optimiser={"learning_rate": 0.1},
         training={"epochs": 40},
     )
     state, data, gone = initial_state(rules, network), images(network), set()
     for epoch in range(40):
         for x, labels in epoch_batches(data, rules, epoch):
-            state, _ = train_step(state, x, labels, rules, ORACLE, samples=SAMPLES)
-            keep = gates_kept(state, rules, samples=SAMPLES)
+            state, _ = train_step(state, x, labels, rules, ORACLE, training_images=SAMPLES)
+            keep = gates_kept(state, rules, training_images=SAMPLES)
             if not keep.all():
                 assert (state.seen[~keep] >= 5).all()
                 assert rule == "attraction" or (state.theta[~keep] == 0.0).all()

@@ -25,7 +25,7 @@ from refprune.training.removal import cut_state, remove_gates
 from refprune.training.state import NO_REFERENCE, gate_uniforms
 from refprune.training.step import train_step
 
-KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "penalty": 0.01}
+KNOBS = {"nu": 0.3, "alpha": 0.7, "balance": 0.4, "beta": 0.01}
 
 
 def wide_convolution():
@@ -42,21 +42,21 @@ def half(network):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("scaling", ["per_sample", "per_data_set"])
-def test_the_step_on_theta(name, scaling):
+@pytest.mark.parametrize("per", ["sample", "data_set"])
+def test_the_step_on_theta(name, per):
     """θ − η_g (∂c/∂ξ + β_g): β_g from the cost of two pruned specs' worth of pairs, by differences of the penalty (O2, C5)."""
     network, samples = NETWORKS[name](), 32
-    rules = settings(objective=KNOBS | {"scaling": scaling}, gates={"learning_rate": 0.01, "unit_learning_rate": 0.5})
+    rules = settings(objective=KNOBS | {"per": per}, gates={"learning_rate": 0.01, "unit_learning_rate": 0.5})
     state, data = start(network, rules, half(network)), images(network)
     ((x, labels),) = batches(data, rules, 1)
-    got = train_step(state, x, labels, rules, ORACLE, samples=samples)[0].theta
+    got = train_step(state, x, labels, rules, ORACLE, training_images=samples)[0].theta
 
-    divisor = 1 if scaling == "per_sample" else samples
+    divisor = 1 if per == "sample" else samples
     sampled = gate_uniforms(state, rules.seed, 1)[0] < state.theta
     loss = BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
     slope = loss.gradients(loss.evaluate(sampled.astype(np.float64), run_closed=True)).gates
     want = np.empty_like(got)
-    for group in network.gates:
+    for group in network.gate_groups:
         for g in range(group.start, group.stop):
             on, off = state.theta.copy(), state.theta.copy()
             on[g], off[g] = 1.0, 0.0
@@ -74,7 +74,7 @@ def penalty_by_hand(network, theta, kind):
         macs, parameters = (cost.expected(network, gates, quantity) for quantity in ("macs", "parameters"))
         return 0.7 * macs / cost.macs(network) + 0.3 * parameters / cost.parameters(network)
 
-    layer = np.repeat([g.kind == "layer" for g in network.gates], [g.stop - g.start for g in network.gates])
+    layer = np.repeat([g.kind == "layer" for g in network.gate_groups], [g.stop - g.start for g in network.gate_groups])
     return 0.01 * theta.sum() + 0.3 * (0.8 * share(theta) + 0.2 * share(np.where(layer, 1.0, theta)))
 
 
@@ -84,7 +84,7 @@ def test_nu_needs_a_state_that_knows_its_start():
     state = dataclasses.replace(start(network, rules), start=NO_REFERENCE)
     ((x, labels),) = batches(images(network), rules, 1)
     with pytest.raises(InputError, match="needs a network that costs something"):
-        train_step(state, x, labels, rules, ORACLE, samples=32)
+        train_step(state, x, labels, rules, ORACLE, training_images=32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -104,7 +104,7 @@ def test_removal_then_step_is_step_then_removal(name):
     assert small.start == reference(network) != reference(small.network)
 
     def both(backend, jitter):
-        after = [train_step(s, x, labels, rules, backend, samples=32)[0] for s in (small, state)]
+        after = [train_step(s, x, labels, rules, backend, training_images=32)[0] for s in (small, state)]
         large = cut_state(after[1], cut)
         found = {}
         for side, now in zip(("small", "large"), (after[0], large), strict=True):
@@ -131,7 +131,7 @@ def test_layers_only_and_units_only(balance, kinds):
     rules = settings(objective={"nu": 0.1, "balance": balance})
     assert {g.kind for g in pressed(network, rules).gates} == kinds
     assert cost.macs(pressed(network, rules)) == cost.macs(network)
-    for objective in ({"nu": 0.1, "balance": balance, "penalty": 0.1}, {"balance": balance}):
+    for objective in ({"nu": 0.1, "balance": balance, "beta": 0.1}, {"balance": balance}):
         assert pressed(network, settings(objective=objective)) == network
 
 
@@ -165,7 +165,7 @@ def objective_of(state, data, rules, gates):
     built = prune(state.network, on, fix=on).network
     macs, parameters = (of(built) / of(state.network) for of in (cost.macs, cost.parameters))
     size = objective.nu * (objective.alpha * macs + (1.0 - objective.alpha) * parameters)
-    return float(np.mean(losses)) + size + objective.penalty * prune(state.network, on).network.gate_count
+    return float(np.mean(losses)) + size + objective.beta * prune(state.network, on).network.gate_count
 
 
 @pytest.mark.parametrize("nu", [0.0, 0.5, 50.0])
@@ -218,7 +218,7 @@ def test_decisions_by_comparison_count_the_share_of_the_cost(balance):
     rules = settings(objective={"nu": 3.0, "alpha": 0.25, "balance": balance})
     state, data = start(network, rules, half(network)), images(network)
     _, decisions, _ = decide.decide(state, data, rules, ORACLE)
-    places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
+    places = [(g.name, i) for g in network.gate_groups for i in range(g.stop - g.start)]
     gates = (half(network) >= 0.5).astype(np.float64)
     for d in decisions:
         where = places.index((d.gate, d.unit))
@@ -322,8 +322,8 @@ def test_identical_bits_without_nu():
     """ν = 0: α and ρ change nothing."""
     network = mlp()
     thetas = []
-    for objective in ({"penalty": 0.02}, {"penalty": 0.02, "alpha": 1.0, "balance": 0.9}):
+    for objective in ({"beta": 0.02}, {"beta": 0.02, "alpha": 1.0, "balance": 0.9}):
         rules = settings(objective=objective)
         ((x, labels),) = batches(images(network), rules, 1)
-        thetas.append(train_step(start(network, rules), x, labels, rules, ORACLE, samples=32)[0].theta)
+        thetas.append(train_step(start(network, rules), x, labels, rules, ORACLE, training_images=32)[0].theta)
     assert_identical("θ", *thetas)

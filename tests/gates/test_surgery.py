@@ -148,7 +148,7 @@ def test_layers_without_units_change_nothing(drawn):
     """keep_constant: every unit gate inside sections is 0; only constants are left, and they stay."""
     case, *_ = drawn
     keep = np.ones(case.network.gate_count, dtype=bool)
-    for group in case.network.gates:
+    for group in case.network.gate_groups:
         keep[group.slice] = group.kind == "layer"
     keep = safe(case.network, keep)
     cut = prune(case.network, keep, empty="keep_constant")
@@ -213,14 +213,14 @@ def test_gates_that_are_left_still_belong_to_their_units(drawn):
     """Cut.gates: labels on the rows of every producer come out in the order of the gates; catches a shifted θ."""
     case, keep, fix, empty = drawn
     cut = prune(case.network, keep, fix=fix, empty=empty)
-    old = {group.name: group for group in case.network.gates}
+    old = {group.name: group for group in case.network.gate_groups}
     labels = {
         name: np.arange(shape[0], dtype=np.float64)[(...,) + (None,) * (len(shape) - 1)] * np.ones(shape)
         for name, shape in case.network.parameter_shapes.items()
     }
     rows = cut.arrays(labels)
     assert len(cut.gates) == cut.network.gate_count
-    for group in cut.network.gates:
+    for group in cut.network.gate_groups:
         positions = cut.gates[group.slice] - old[group.name].start
         assert keep[cut.gates[group.slice]].all()
         if group.kind == "layer":
@@ -381,10 +381,10 @@ def test_unit_gates_are_fixed_all_together():
     undecided = np.array([False, True, False])
     one = Network((3,), (Section((Dense(3), Activation(), UnitGate(), Dense(3))), Dense(2)))
     partly = prune(one, np.ones(4), fix=np.array([True, True, False, True]))
-    assert [(g.name, g.stop - g.start) for g in partly.network.gates] == [("section1.unitgate1", 3)]
+    assert [(g.name, g.stop - g.start) for g in partly.network.gate_groups] == [("section1.unitgate1", 3)]
     assert partly.gates.tolist() == [1, 2, 3]
     wholly = prune(EMPTY, keep, fix=undecided)
-    assert [g.name for g in wholly.network.gates] == ["section1"]
+    assert [g.name for g in wholly.network.gate_groups] == ["section1"]
     assert wholly.gates.tolist() == [0]
 
 

@@ -664,7 +664,7 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
         monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
     monkeypatch.setattr(momentum, "momentum_step", lambda *a, **k: pytest.fail("fell back to momentum_step"))
     x = np.random.default_rng(0).random((8, *network.input_shape), dtype=np.float32)
-    following, _ = train_step(state, x, np.arange(8) % 10, rules, backend, samples=8)
+    following, _ = train_step(state, x, np.arange(8) % 10, rules, backend, training_images=8)
     assert all(p.dtype == np.float32 for p in following.params.values())
 
 

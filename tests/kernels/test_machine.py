@@ -367,7 +367,7 @@ def bits(threads):
     state, backend = initial_state(rules, network), by_name("numba", threads=threads)
     x = np.random.default_rng(0).random((512, 1, 28, 28), dtype=np.float32)
     for _ in range(2):
-        state, _ = train_step(state, x, np.arange(512) % 10, rules, backend, samples=512)
+        state, _ = train_step(state, x, np.arange(512) % 10, rules, backend, training_images=512)
     return b"".join([state.theta.tobytes(), *(p.tobytes() for p in state.params.values())])
 
 

@@ -409,12 +409,12 @@ def features(case):
                 yield "gated summands"
             if any(isinstance(part, UnitGate) for part in layer.path[:-1]):
                 yield "unit gate in a section"
-    for group in case.network.gates:
+    for group in case.network.gate_groups:
         holder = case.network.layers[group.position]
         if isinstance(holder, UnitGate):
             links = case.network.unit_links[holder.name]
             yield from {"plain unit gate", f"norms {min(len(links.norms), 1)}", f"block {min(links.block, 2)}"}
-    if not case.network.gates:
+    if not case.network.gate_groups:
         yield "no gates"
 
 

@@ -53,7 +53,7 @@ def everything_in(layers):
 def test_flipping_a_gate_needs_only_the_network_behind_it(case, data):
     """GateGroup.position is late enough to save and early enough to be right."""
     base = case.loss.evaluate(case.gates)
-    for group in case.network.gates:
+    for group in case.network.gate_groups:
         flipped = case.gates.copy()
         flipped[data.draw(st.integers(group.start, group.stop - 1))] -= 1.0
         partial = case.loss.evaluate(np.abs(flipped), after=base, position=group.position)

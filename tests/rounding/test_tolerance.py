@@ -242,7 +242,7 @@ def test_planted_mistakes_exceed_the_tolerance(function, mistake):
 def test_what_no_noise_reaches_must_be_exact():
     """Behind a closed gate gradients are 0 (N3): the smallest number there is an error."""
     loss, gates = small_network()
-    closed = loss.network.gates[0]
+    closed = loss.network.gate_groups[0]
     gates[closed.slice] = 0.0
     tolerance = network_tolerance(loss, gates, unit=U)
     name = f"{closed.name}.conv1.weight"

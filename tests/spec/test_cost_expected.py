@@ -119,7 +119,7 @@ def check_expected(network, seed):
     rng = np.random.default_rng(seed)
     theta = random_gates(network, seed)
     free = rng.permutation(network.gate_count)
-    spared = [g.start for g in network.gates if not isinstance(network.layers[g.position], Section)]
+    spared = [g.start for g in network.gate_groups if not isinstance(network.layers[g.position], Section)]
     theta[spared] = 1.0
     free = np.setdiff1d(free[:6], spared)
     theta[free] = rng.random(free.size)
@@ -238,7 +238,7 @@ def test_penalty_by_formula_and_complex_step(name, alpha, balance):
     theta = np.random.default_rng(5).random(network.gate_count)
     penalty = Penalty(network, reference(network), beta=beta, nu=nu, alpha=alpha, balance=balance)
     layer = np.zeros(theta.size, dtype=bool)
-    for group in network.gates:
+    for group in network.gate_groups:
         layer[group.slice] = group.kind == "layer"
     want = beta * theta.sum() + nu * (
         (1.0 - abs(2.0 * balance - 1.0)) * share_by_hand(network, theta, alpha)
@@ -257,7 +257,7 @@ def check_floor(make, network, seed):
     rng = np.random.default_rng(seed)
     knobs = {"alpha": rng.random(), "balance": rng.random(), "nu": 3.0}
     keep = rng.random(network.gate_count) < 0.7
-    for group in network.gates:
+    for group in network.gate_groups:
         keep[group.start] = True
     for left in (network, prune(network, keep).network):
         penalty = make(left, reference(network), beta=0.01, **knobs)

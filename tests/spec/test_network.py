@@ -97,7 +97,7 @@ def test_empty_names_are_filled_in():
         "dense1", "tanh1", "section1", "section1.shortcut.dense1", "section1.shortcut.batchnorm1", "section1.dense1",
         "section1.relu1", "section1.unitgate1", "section1.dense2", "tail", "tail.dense1", "head",
     ]  # fmt: skip
-    assert [(g.name, g.kind, g.start, g.stop, g.position) for g in network.gates] == [
+    assert [(g.name, g.kind, g.start, g.stop, g.position) for g in network.gate_groups] == [
         ("section1", "layer", 0, 1, 2), ("section1.unitgate1", "unit", 1, 4, 2), ("tail", "layer", 4, 5, 3),
     ]  # fmt: skip
     assert network.gate_slices["section1.unitgate1"] == slice(1, 4)

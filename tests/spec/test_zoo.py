@@ -104,7 +104,9 @@ def test_a_small_one_trains(name):
     network = zoo.build(name, {"width": 2})
     rules = config.from_dict({"training": {"batch_size": 4}})
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-    state, metrics = train_step(initial_state(rules, network), x, np.arange(4), rules, by_name("numba", threads=1), samples=4)
+    state, metrics = train_step(
+        initial_state(rules, network), x, np.arange(4), rules, by_name("numba", threads=1), training_images=4
+    )
     assert np.isfinite(metrics.loss)
     assert all((state.velocity[name] != 0).any() for name in state.velocity)
 
@@ -116,7 +118,7 @@ def test_a_small_one_trains(name):
         (lambda: zoo.build("vgg-16", {"width": 0}), "network.width: must be at least 1, got 0"),
         (lambda: zoo.build("resnet-20", {"shortcut": "C"}), "network.shortcut: 'C' is not known; allowed are 'A', 'B'"),
         (lambda: zoo.build("resnet-20", {"depth": 26}), "network.depth: resnet-20 has no such option; allowed are width"),
-        (lambda: zoo.build("resnet-20", {"gates": 1}), "network.gates: expected bool, got 1"),
+        (lambda: zoo.build("resnet-20", {"gates": 1}), "network.gate_groups: expected bool, got 1"),
         (lambda: zoo.build("resnet-21", {}), "network: 'resnet-21' is not known; allowed are .*resnet-110"),
         (lambda: zoo.resnet_cifar(21), r"depth: must be 6·n \+ 2 .*, got 21"),
         (lambda: zoo.resnet_cifar(2), r"depth: must be 6·n \+ 2 .*, got 2"),

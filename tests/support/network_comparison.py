@@ -37,7 +37,7 @@ def assert_tensors(got, want, tolerances, **context):
 def safe(network, keep):
     """No plain layer may lose all its units: its first one stays."""
     keep = keep.copy()
-    for group in network.gates:
+    for group in network.gate_groups:
         if not isinstance(network.layers[group.position], Section) and not keep[group.slice].any():
             keep[group.start] = True
     return keep

@@ -15,7 +15,7 @@ BASE = {
     "name": "tiny",
     "seed": 4,
     "network": {"name": "residual-mlp", "sections": 3, "width": 6},
-    "objective": {"penalty": 0.1, "weight_decay": 1e-3},
+    "objective": {"beta": 0.1, "weight_decay": 1e-3},
     "gates": {"learning_rate": 0.6, "estimator": "paired"},
     "optimiser": {"learning_rate": 0.05, "schedule": "one_cycle"},
     "training": {"epochs": 4, "batch_size": 8, "backend": "oracle", "log_every": 1},

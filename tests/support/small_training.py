@@ -76,7 +76,7 @@ def batches(data, rules, count):
 def run(state, data, rules, count, backend=ORACLE, after=lambda state: state):
     """`count` steps; `after` is applied to every state."""
     for x, labels in batches(data, rules, count):
-        state, _ = train_step(state, x, labels, rules, backend, samples=len(data.labels))
+        state, _ = train_step(state, x, labels, rules, backend, training_images=len(data.labels))
         state = after(state)
     return state
 

@@ -103,14 +103,14 @@ def settings_of_all_kinds(draw):
         checkpoint_every=draw(st.integers(0, 1000)),
     )
     network = draw(st.sampled_from([{"name": "lenet-5"}, {"name": "residual-mlp", "sections": 3, "width": 5}]))
-    scaling, decay = draw(st.sampled_from(["per_sample", "per_data_set"])), draw(st.sampled_from(["all", "weights"]))
+    per, decay = draw(st.sampled_from(["sample", "data_set"])), draw(st.sampled_from(["all", "weights"]))
     objective = Objective(
-        penalty=draw(positive),
+        beta=draw(positive),
         nu=draw(positive),
         alpha=draw(st.floats(0.0, 1.0)),
         balance=draw(st.floats(0.0, 1.0)),
         weight_decay=draw(positive),
-        scaling=scaling,
+        per=per,
         decay=decay,
     )
     return Config(
@@ -174,8 +174,8 @@ def test_an_unknown_experiment_lists_the_known_ones():
         ("gates.estimator=paired", lambda c: c.gates.estimator, "paired"),
         ('gates.estimator="paired"', lambda c: c.gates.estimator, "paired"),
         ("gates.initial=1", lambda c: c.gates.initial, 1.0),
-        ("objective.penalty=2e-3", lambda c: c.objective.penalty, 0.002),
-        ("objective.penalty=1_000", lambda c: c.objective.penalty, 1000.0),
+        ("objective.beta=2e-3", lambda c: c.objective.beta, 0.002),
+        ("objective.beta=1_000", lambda c: c.objective.beta, 1000.0),
         ("data.name=mnist", lambda c: c.data.name, "mnist"),
         ("data.name=a=b", lambda c: c.data.name, "a=b"),
         ("name=two words", lambda c: c.name, "two words"),
@@ -236,7 +236,7 @@ UNKNOWN = {
     "gates.tresold": "gates.threshold",
     "training.batchsize": "training.batch_size",
     "data.nam": "data.name",
-    "objective.penalti": "objective.penalty",
+    "objective.betta": "objective.beta",
     "optimiser.learning-rate": "optimiser.learning_rate",
 }
 
@@ -285,7 +285,7 @@ def test_the_network_must_have_a_name(network):
 
 CHOICES = {
     "data.augmentation": ["none", "crop_flip"],
-    "objective.scaling": ["per_sample", "per_data_set"],
+    "objective.per": ["sample", "data_set"],
     "objective.decay": ["all", "weights"],
     "gates.estimator": ["exact", "paired", "taylor", "reinforce", "arm", "disarm"],
     "gates.undecided": ["compare", "continue"],
@@ -301,7 +301,7 @@ CHOICES = {
 @pytest.mark.parametrize(("key", "allowed"), CHOICES.items())
 def test_choices(key, allowed):
     refused(nested(key, "other"), f"{key} = 'other' is not known; allowed are", *allowed)
-    needed = {"gates": {"floor": 0.1, "threshold": 0.1}, "training": {"epochs": 1}, "objective": {"penalty": 0.1}}
+    needed = {"gates": {"floor": 0.1, "threshold": 0.1}, "training": {"epochs": 1}, "objective": {"beta": 0.1}}
     for value in allowed:
         table, name = key.split(".")
         values = needed | {table: needed.get(table, {}) | {name: value} | ({"max_epochs": 1} if table == "gates" else {})}
@@ -314,7 +314,7 @@ RANGES = {
     "data.train_limit": (0, INF),
     "data.holdout": (0, INF),
     "data.padding": (0, INF),
-    "objective.penalty": (0, INF),
+    "objective.beta": (0, INF),
     "objective.weight_decay": (0, INF),
     "objective.nu": (0, INF),
     "objective.alpha": (0, 1),
@@ -323,7 +323,7 @@ RANGES = {
     "gates.learning_rate": (0, INF),
     "gates.magnitude": (0, 1),
     "gates.magnitude_epoch": (1, INF),
-    "gates.samples": (1, INF),
+    "gates.gate_samples": (1, INF),
     "gates.paired_epochs": (0, INF),
     "gates.unit_learning_rate": (0, INF),
     "gates.removal_every": (1, INF),
@@ -370,14 +370,14 @@ def test_ranges(key, bounds):
         "floor": 0.0,
         "threshold": 0.5,
         "initial": 1.0 if key in ("gates.floor", "gates.magnitude") else 0.9,
-        "estimator": "reinforce" if key == "gates.samples" else "taylor",
+        "estimator": "reinforce" if key == "gates.gate_samples" else "taylor",
     }
     inside = ([] if key == "gates.initial" else [low]) + ([] if high == INF or key == "optimiser.momentum" else [high])
     if key == "gates.floor":
         inside = [0.0, 0.4]
         needed["threshold"] = 0.4
     for value in inside:
-        values = {"gates": needed | ({"floor": 0.1} if key == "gates.samples" else {})}
+        values = {"gates": needed | ({"floor": 0.1} if key == "gates.gate_samples" else {})}
         table, name = key.split(".") if "." in key else ("", key)
         values = values | ({table: values.get(table, {}) | {name: value}} if table else {name: value})
         settings = config.from_dict(values)
@@ -403,8 +403,8 @@ def test_gates_that_would_go_at_once_are_refused():
 @pytest.mark.parametrize("rule", ["attraction", "both"])
 def test_the_proved_rules_want_a_bound_of_the_pull_and_a_speed_that_stays(rule):
     for nu in (0.0, 0.1):
-        refused({"gates": {"rule": rule}, "objective": {"nu": nu}}, "objective.penalty, which must be > 0")
-    pull = {"objective": {"nu": 0.1, "penalty": 0.01}}
+        refused({"gates": {"rule": rule}, "objective": {"nu": nu}}, "objective.beta, which must be > 0")
+    pull = {"objective": {"nu": 0.1, "beta": 0.01}}
     config.from_dict({"gates": {"rule": rule}} | pull)
     refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}} | pull, "needs a speed of θ that stays")
     refused({"gates": {"rule": rule, "learning_rate": 0.0}} | pull, "both learning rates must be > 0")
@@ -442,8 +442,8 @@ def test_a_floor_above_the_threshold_is_refused():
 
 @pytest.mark.parametrize("estimator", ["exact", "paired", "taylor", "arm", "disarm"])
 def test_many_samples_are_for_reinforce(estimator):
-    gates = {"samples": 2, "floor": 0.01, "threshold": 0.01}
-    refused({"gates": gates | {"estimator": estimator}}, "gates.samples = 2 is for reinforce", estimator)
+    gates = {"gate_samples": 2, "floor": 0.01, "threshold": 0.01}
+    refused({"gates": gates | {"estimator": estimator}}, "gates.gate_samples = 2 is for reinforce", estimator)
     config.from_dict({"gates": gates | {"estimator": "reinforce"}})
 
 

@@ -44,8 +44,8 @@ def torch_loss(state, data, rules, gates):
 def gates_left(network, gates):
     """The gates of what is built (N4): a closed section has lost its units, one without units is closed."""
     gates = gates.copy()
-    for section in [g for g in network.gates if g.kind == "layer"]:
-        units = [g for g in network.gates if g.kind == "unit" and g.position == section.position]
+    for section in [g for g in network.gate_groups if g.kind == "layer"]:
+        units = [g for g in network.gate_groups if g.kind == "unit" and g.position == section.position]
         if gates[section.start] == 0.0 or any(not gates[g.slice].any() for g in units):
             for g in (section, *units):
                 gates[g.slice] = 0.0
@@ -54,8 +54,8 @@ def gates_left(network, gates):
 
 def section_of(network, where):
     """The layer gates, none or one, above a unit gate."""
-    (group,) = [g for g in network.gates if g.start <= where < g.stop]
-    return [g.start for g in network.gates if g.kind == "layer" and g.position == group.position and g != group]
+    (group,) = [g for g in network.gate_groups if g.start <= where < g.stop]
+    return [g.start for g in network.gate_groups if g.kind == "layer" and g.position == group.position and g != group]
 
 
 @pytest.mark.parametrize(("name", "data"), [("mlp", {}), ("convolutional", {}), ("convolutional", AUGMENTED)])
@@ -63,12 +63,12 @@ def section_of(network, where):
 def test_undecided_gates_take_the_better_vertex(name, data, penalty):
     """O9, O4: J at the two vertices is computed again, by PyTorch; layers first, least certain last, the others as decided."""
     network = NETWORKS[name]()
-    rules = settings(gates={"threshold": 0.1}, objective={"penalty": penalty, "weight_decay": 0.7}, data=data)
+    rules = settings(gates={"threshold": 0.1}, objective={"beta": penalty, "weight_decay": 0.7}, data=data)
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])[: network.gate_count]
     state, data = start(network, rules, theta), images(network)
     gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
-    places = [(g.name, i) for g in network.gates for i in range(g.stop - g.start)]
-    sections = [g.start for g in network.gates if g.kind == "layer"]
+    places = [(g.name, i) for g in network.gate_groups for i in range(g.stop - g.start)]
+    sections = [g.start for g in network.gate_groups if g.kind == "layer"]
     undecided = [i for i in range(len(theta)) if 0.1 < theta[i] < 0.9]
     want, listed = np.where(theta >= 0.5, 1.0, 0.0), iter(decisions)
     for where in sorted(undecided, key=lambda i: (i not in sections, -abs(theta[i] - 0.5))):
@@ -120,7 +120,7 @@ def test_what_the_threshold_rounds_is_told():
 
 
 def test_settling_removes_fixes_lists_and_counts():
-    network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"penalty": 0.02})
+    network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"beta": 0.02})
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])
     state, data = start(network, rules, theta), images(network)
     gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
@@ -128,7 +128,7 @@ def test_settling_removes_fixes_lists_and_counts():
     assert end.decisions == decisions
     assert (end.keep == (gates == 1.0)).all()
     assert end.state.macs == state.macs + macs  # no statistics to re-estimate
-    counts = {g.name: int((gates[g.slice] == 0).sum()) for g in network.gates}
+    counts = {g.name: int((gates[g.slice] == 0).sum()) for g in network.gate_groups}
     assert end.pruned.removed == {name: n for name, n in counts.items() if n}
     assert end.state.network.gate_count == 0
     with_gates = BatchLoss(network, ORACLE, state.params, data.x, data.labels, train=False)
@@ -139,10 +139,10 @@ def test_settling_removes_fixes_lists_and_counts():
 
 
 def test_the_list_says_what_became_of_a_spared_unit():
-    network, rules = plain(), settings(objective={"penalty": 50.0})
+    network, rules = plain(), settings(objective={"beta": 50.0})
     state = start(network, rules, np.full(9, 0.4))
     end = decide.settle(state, images(network), rules, ORACLE)
-    places = {(g.name, i): g.start + i for g in network.gates for i in range(g.stop - g.start)}
+    places = {(g.name, i): g.start + i for g in network.gate_groups for i in range(g.stop - g.start)}
     assert end.keep.sum() == 2
     for d in end.decisions:
         assert d.on == end.keep[places[d.gate, d.unit]]
@@ -152,7 +152,7 @@ def test_the_list_says_what_became_of_a_spared_unit():
 def test_statistics_are_estimated_again_at_the_end(augmentation):
     """N4: averages over the batches of the network without gates, not the mixture that training left behind."""
     network = convolutional()
-    rules = settings(gates={"threshold": 0.1}, objective={"penalty": 0.02}, data=augmentation)
+    rules = settings(gates={"threshold": 0.1}, objective={"beta": 0.02}, data=augmentation)
     state, data = start(network, rules, [1.0, 1.0, 0.0, 0.8, 1.0, 1.0]), images(network)
     end = decide.settle(state, data, rules, ORACLE)
     assert end.state.network.statistics_shapes
@@ -191,7 +191,7 @@ def test_the_vertices_of_the_last_unit_are_those_of_the_network_that_is_built(em
 def test_a_section_that_is_needed_is_compared_with_it_open(compare_at_most, section, units):
     """θ just below ½ for a section without which the loss is much larger, or for all of its units: neither shuts it unseen."""
     network = Network((3,), (Dense(4), TANH, Section((Dense(5), TANH, UnitGate(), Dense(4))), Dense(3)))
-    rules = settings(gates={"threshold": 0.05, "compare_at_most": compare_at_most}, objective={"penalty": 0.001})
+    rules = settings(gates={"threshold": 0.05, "compare_at_most": compare_at_most}, objective={"beta": 0.001})
     state = start(network, rules, [section, *[units] * 5])
     louder = {name: p * (8.0 if name.startswith("section1") else 1.0) for name, p in state.params.items()}
     state, data = dataclasses.replace(state, params=louder), images(network)
@@ -209,7 +209,7 @@ def test_a_section_that_is_needed_is_compared_with_it_open(compare_at_most, sect
 def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
     path = (Dense(3), TANH, UnitGate(), Dense(3), TANH, UnitGate(), Dense(4))
     network = Network((3,), (Dense(4), TANH, Section(path), Dense(3)))
-    rules = settings(gates={"threshold": 0.05}, objective={"penalty": 0.001})
+    rules = settings(gates={"threshold": 0.05}, objective={"beta": 0.001})
     state, data = start(network, rules, [0.99, *[0.7] * 3, *[0.45] * 3]), images(network)
     louder = {name: p * (8.0 if name.startswith("section1") else 1.0) for name, p in state.params.items()}
     state = dataclasses.replace(state, params=louder)
@@ -232,7 +232,7 @@ def with_two_groups():
 def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_at_most):
     """ξ = 0 by τ, or by comparison: its undecided units are 0, cost no pass, are not listed and do not count as undecided."""
     network = with_two_groups()
-    rules = settings(gates={"threshold": 0.1, "compare_at_most": compare_at_most}, objective={"penalty": 50.0})
+    rules = settings(gates={"threshold": 0.1, "compare_at_most": compare_at_most}, objective={"beta": 50.0})
     theta = np.array([section, *[0.6] * 6, 0.4, 0.6])
     state, data = start(network, rules, theta), images(network)
     gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
@@ -251,7 +251,7 @@ def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_
 def test_a_section_that_lost_its_last_unit_asks_for_no_others(empty):
     """Its first group goes, unit by unit; that closes the section, and with it the second group, unless its constant stays."""
     network = with_two_groups()
-    rules = settings(gates={"threshold": 0.1, "empty": empty}, objective={"penalty": 50.0})
+    rules = settings(gates={"threshold": 0.1, "empty": empty}, objective={"beta": 50.0})
     state, data = start(network, rules, [1.0, *[0.3] * 3, *[0.6] * 3, 1.0, 1.0]), images(network)
     gates, decisions, _ = decide.decide(state, data, rules, ORACLE)
     asked = ["section1.unitgate1"] * 3 + ["section1.unitgate2"] * 3
@@ -259,7 +259,7 @@ def test_a_section_that_lost_its_last_unit_asks_for_no_others(empty):
     assert not gates[1:7].any()
 
 
-@pytest.mark.parametrize("objective", [{"penalty": 1.0}, {"nu": 1.0}])
+@pytest.mark.parametrize("objective", [{"beta": 1.0}, {"nu": 1.0}])
 def test_the_last_unit_of_a_section_costs_what_the_section_costs(objective):
     """Without its last unit the section goes: its whole cost is saved. The pull lies between that of the unit and of both."""
     network = Network((3,), (Dense(4), TANH, Section((Dense(1), TANH, UnitGate(), Dense(4))), Dense(3)))

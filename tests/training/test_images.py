@@ -135,7 +135,7 @@ def test_sampled_evaluation_is_the_mean_over_its_gates():
     network, rules = mlp(), settings()
     state, data = start(network, rules, np.full(8, 0.5)), images(network)
     got = evaluate(state, data, ORACLE, gates="sampled", seed=3, batch_size=16)
-    uniforms = [Streams(3).uniform(f"evaluation/{g.name}", 0, (g.stop - g.start, 2)) for g in network.gates]
+    uniforms = [Streams(3).uniform(f"evaluation/{g.name}", 0, (g.stop - g.start, 2)) for g in network.gate_groups]
     losses = []
     for i, row in enumerate((np.concatenate(uniforms).T < 0.5).astype(np.float64)):
         x, labels = data.x[16 * i : 16 * (i + 1)], data.labels[16 * i : 16 * (i + 1)]

@@ -69,7 +69,7 @@ def test_an_estimate_that_is_not_finite_stops_and_removes_nothing(estimator):
     """The base loss is finite, another pass of the estimator is not: θ must not become NaN and be taken for pruned."""
     network = Network((3,), (Dense(4), *[Section((Dense(3), Dense(4)))] * 2, Dense(3)))
     table = {"estimator": estimator, "floor": 0.01, "threshold": 0.02}
-    rules = settings(gates=table | ({"samples": 8} if estimator == "reinforce" else {}))
+    rules = settings(gates=table | ({"gate_samples": 8} if estimator == "reinforce" else {}))
     state = start(network, rules)
     big = {"section2.dense2.bias": np.full(4, 1e308), "section2.dense2.weight": np.full((4, 3), 1e308)}
     state = dataclasses.replace(state, params=state.params | big)
@@ -77,7 +77,7 @@ def test_an_estimate_that_is_not_finite_stops_and_removes_nothing(estimator):
     messages = []
     for step in range(20):
         try:
-            train_step(dataclasses.replace(state, step=step), x, labels, rules, ORACLE, samples=32)
+            train_step(dataclasses.replace(state, step=step), x, labels, rules, ORACLE, training_images=32)
         except NonFiniteLoss as error:
             messages.append(str(error))
     of_the_estimate = [m for m in messages if f"the {estimator} estimate for gate section" in m]

@@ -26,7 +26,7 @@ def narrow(name):
     width = {"resnet-20": 4, "vgg-16": 4, "vgg-16-residual": 4, "resnet-18": 4}[whole.network["name"]]
     changes = [f"network.width={width}", "unpruned=false", "training.epochs=3", "training.batch_size=8", "training.threads=1"]
     pressed = ["gates.decide_epoch=2", "gates.removal_every=1", "objective.nu=40.0"]
-    changes += pressed if whole.gates.decide_epoch else ["gates.magnitude_epoch=2"]
+    changes += pressed if whole.gate_groups.decide_epoch else ["gates.magnitude_epoch=2"]
     changes += ["network.size=32"] if name.startswith("imagenet-") else []
     return config.load(name, changes)
 
@@ -50,13 +50,13 @@ def test_each_is_expected():
 def test_it_runs_to_the_end(name, tmp_path):
     rules = narrow(name)
     network = experiment.set_up(rules, None).networks["pruned"]
-    assert tuple(any(group.kind == kind for group in network.gates) for kind in ("layer", "unit")) == GATES[name]
+    assert tuple(any(group.kind == kind for group in network.gate_groups) for kind in ("layer", "unit")) == GATES[name]
     run = experiment.run(rules, tmp_path / "run", progress=Progress(quiet=True))["runs"]["pruned"]
     state = checkpoint.load(tmp_path / "run" / "pruned").state
     assert (state.network.gate_count, run["steps"]) == (0, 6)
     assert 0 < run["macs_per_image"] < 0.95 * run["macs_per_image_at_start"]
     assert run["masked_compact_error"] <= 1.0
-    gone = {group.kind for group in network.gates for row in run["removals"] if group.name in row["removed"]}
+    gone = {group.kind for group in network.gate_groups for row in run["removals"] if group.name in row["removed"]}
     assert gone == {kind for kind, there in zip(("layer", "unit"), GATES[name], strict=True) if there}
 
 

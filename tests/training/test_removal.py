@@ -35,14 +35,14 @@ from refprune.training.step import train_step
 
 def removed_from(network, rules, theta):
     state = start(network, rules, theta)
-    keep = gates_kept(state, rules, samples=32)
+    keep = gates_kept(state, rules, training_images=32)
     smaller, cut, pruned = remove_gates(state, keep, rules)
     return state, keep, smaller, cut, pruned
 
 
 def kept(network, theta, threshold):
     rules = settings(gates={"threshold": threshold})
-    return gates_kept(start(network, rules, theta), rules, samples=32)
+    return gates_kept(start(network, rules, theta), rules, training_images=32)
 
 
 def test_the_rule_removes_at_and_below_the_threshold():
@@ -57,7 +57,7 @@ def test_a_removal_leaves_the_rest_as_it_is():
     theta = np.array([0.05, 0.7, 0.2, 0.1, 0.6, 0.0, 0.9, 0.3])
     state, keep, smaller, cut, pruned = removed_from(mlp(), rules, theta)
     assert pruned == (0, {"section1": 1, "section2.unitgate1": 2}, (), ())
-    assert [g.name for g in smaller.network.gates] == ["section2", "section2.unitgate1", "section3"]
+    assert [g.name for g in smaller.network.gate_groups] == ["section2", "section2.unitgate1", "section3"]
     assert_identical("theta", smaller.theta, theta[keep])
     assert not any(name.startswith("section1") for name in named(smaller))
     left = [0, 2, 4]
@@ -77,7 +77,7 @@ def test_a_removal_leaves_the_rest_as_it_is():
 
 def test_a_state_is_never_changed():
     """Steps and removals make new states: the old one's arrays keep their bits."""
-    network, rules = convolutional(), settings(gates={"learning_rate": 0.3}, objective={"penalty": 0.3, "weight_decay": 0.1})
+    network, rules = convolutional(), settings(gates={"learning_rate": 0.3}, objective={"beta": 0.3, "weight_decay": 0.1})
     state = start(network, rules, [0.0, 1.0, 0.0, 0.5, 0.5, 0.5])
     before = {name: array.copy() for name, array in named(state).items()}
     run(state, images(network), rules, 2)
@@ -113,7 +113,7 @@ def test_a_removed_section_is_one_that_stays_masked(name, estimator):
     network = NETWORKS[name]()
     rules = settings(
         gates={"estimator": estimator, "learning_rate": 0.1},
-        objective={"penalty": 0.05, "weight_decay": 0.1},
+        objective={"beta": 0.05, "weight_decay": 0.1},
         optimiser={"learning_rate": 0.1},
     )
     theta = np.full(network.gate_count, 0.6)
@@ -128,7 +128,7 @@ def test_removed_units_are_masked_ones(name):
     """The same for units. The gates that stay are at 1, so that no random number matters."""
     network, rules = NETWORKS[name](), settings(gates={"learning_rate": 0.0}, objective={"weight_decay": 0.1})
     theta = np.ones(network.gate_count)
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "unit":
             theta[group.start + 1 : group.start + 3] = 0.0
     compare_masked_and_compact(network, rules, theta, theta == 0.0)
@@ -151,8 +151,8 @@ def test_units_keep_their_random_numbers_when_another_unit_goes():
 def gates_at(state, rules, step):
     """The gates that a step samples, by group; seen in what the forward pass is given."""
     seen = {}
-    uniform = gate_uniforms(dataclasses.replace(state, step=step), rules.seed, rules.gates.samples)
-    for group in state.network.gates:
+    uniform = gate_uniforms(dataclasses.replace(state, step=step), rules.seed, rules.gates.gate_samples)
+    for group in state.network.gate_groups:
         seen[group.name] = uniform[:, group.slice]
     return seen
 
@@ -187,7 +187,7 @@ def test_the_last_unit_of_a_plain_layer_is_on_for_good(others):
     smaller, _, pruned = remove_gates(state, keep, rules)
     one_left = sum(others) == 1
     assert pruned.last == (("unitgate1", "unitgate2") if one_left else ("unitgate1",))
-    assert [g.name for g in smaller.network.gates] == ([] if one_left else ["unitgate2"])
+    assert [g.name for g in smaller.network.gate_groups] == ([] if one_left else ["unitgate2"])
     data = images(network)
     y = BatchLoss(smaller.network, ORACLE, smaller.params, *data).evaluate(np.ones(smaller.theta.size)).tape.output
     assert np.ptp(y, axis=0).max() > 0.0
@@ -206,14 +206,14 @@ def trained(network, rules, steps):
     """Steps with removals in between, as an experiment makes them; also the widths seen."""
     data, state, removals = images(network, 64), initial_state(rules, network), []
     for x, labels in batches(data, rules, steps):
-        state, metrics = train_step(state, x, labels, rules, ORACLE, samples=64)
+        state, metrics = train_step(state, x, labels, rules, ORACLE, training_images=64)
         assert math.isfinite(metrics.loss)
         assert 0 <= metrics.gates_on <= state.theta.size
-        keep = gates_kept(state, rules, samples=64)
+        keep = gates_kept(state, rules, training_images=64)
         if not keep.all():
             state, _, pruned = remove_gates(state, keep, rules)
             removals.append(pruned)
-        assert (gates_kept(state, rules, samples=64)).all()
+        assert (gates_kept(state, rules, training_images=64)).all()
     return state, data, removals
 
 
@@ -226,7 +226,7 @@ def units_only():
 def test_gates_go_one_after_another_and_in_the_end_none_is_left(make):
     """Training end to end with layer and unit gates: removals while it runs, then every θ exactly 0 or 1."""
     network = make()
-    rules = settings(gates={"learning_rate": 0.15, "estimator": "paired"}, objective={"penalty": 0.3})
+    rules = settings(gates={"learning_rate": 0.15, "estimator": "paired"}, objective={"beta": 0.3})
     state, data, removals = trained(network, rules, 16)
     assert removals
     assert make is mlp or any("unitgate" in group for pruned in removals for group in pruned.removed)

@@ -44,7 +44,7 @@ def torch_run(state, data, rules, count, factor):
     """The same steps with autograd and torch.optim.SGD on the sampled networks, as `named` but without statistics."""
     network, samples = state.network, len(data.labels)
     weights = torch_network.tensors(state.params, grad=True)
-    beta, decay = rules.objective.penalty, rules.objective.weight_decay
+    beta, decay = rules.objective.beta, rules.objective.weight_decay
     decays = {name: rules.objective.decay == "all" or name.endswith("weight") for name in weights}
     groups = [{"params": [p for n, p in weights.items() if decays[n] is d], "weight_decay": decay * d} for d in (True, False)]
     sgd = torch.optim.SGD([g for g in groups if g["params"]], lr=0.0, momentum=rules.optimiser.momentum)
@@ -59,7 +59,7 @@ def torch_run(state, data, rules, count, factor):
 
     for t, (x, labels) in enumerate(batches(data, rules, count)):
         x, labels = torch.tensor(x), torch.tensor(labels)
-        uniform = [Streams(rules.seed).uniform(f"gates/{g.name}", t, (1, g.stop - g.start))[0] for g in network.gates]
+        uniform = [Streams(rules.seed).uniform(f"gates/{g.name}", t, (1, g.stop - g.start))[0] for g in network.gate_groups]
         xi = (torch.tensor(np.concatenate(uniform)) < theta).to(torch.float64).requires_grad_()
         sgd.zero_grad()
         loss = c(x, labels, xi)
@@ -93,7 +93,7 @@ def test_steps_are_those_of_torch_sgd_on_the_sampled_networks(name, estimator, d
     network = NETWORKS[name]()
     rules = settings(
         gates={"estimator": estimator, "learning_rate": 0.3},
-        objective={"penalty": 0.2, "weight_decay": 0.3, "decay": decay},
+        objective={"beta": 0.2, "weight_decay": 0.3, "decay": decay},
         optimiser={"learning_rate": 0.1, "momentum": 0.7, "schedule": schedule},
     )
     data = images(network)
@@ -138,8 +138,8 @@ def test_statistics_follow_the_sampled_pass_only():
 @pytest.mark.parametrize("network", [mlp(), convolutional()])
 def test_both_scalings_are_the_same_run(network):
     """With N a power of two the conversion is exact: not one bit differs."""
-    objective = {"penalty": 0.2, "weight_decay": 0.03}
-    per_set = {key: 32 * value for key, value in objective.items()} | {"scaling": "per_data_set"}
+    objective = {"beta": 0.2, "weight_decay": 0.03}
+    per_set = {key: 32 * value for key, value in objective.items()} | {"per": "data_set"}
     ends = []
     for table in (objective, per_set):
         rules = settings(objective=table, gates={"learning_rate": 0.3, "estimator": "paired"})
@@ -151,8 +151,8 @@ def test_both_scalings_are_the_same_run(network):
 @given(penalty=st.floats(0.0, 1e3), decay=st.floats(0.0, 1e3), samples=st.integers(1, 10**7))
 def test_penalties_of_both_scalings(penalty, decay, samples):
     """β = −log γ/N, λ/N: multiplying by N and back costs two roundings."""
-    rules = settings(objective={"penalty": penalty, "weight_decay": decay})
-    whole = settings(objective={"penalty": penalty * samples, "weight_decay": decay * samples, "scaling": "per_data_set"})
+    rules = settings(objective={"beta": penalty, "weight_decay": decay})
+    whole = settings(objective={"beta": penalty * samples, "weight_decay": decay * samples, "per": "data_set"})
     assert penalties(rules, samples) == (penalty, decay)
     want = np.array([penalty, decay])
     assert_close("penalties", np.array(penalties(whole, samples)), want, gamma(2, U) * want + smallest_normal(U))
@@ -160,13 +160,13 @@ def test_penalties_of_both_scalings(penalty, decay, samples):
 
 def test_warm_up_keeps_theta_and_spends_nothing_on_it():
     network = mlp()
-    rules = settings(gates={"warmup_epochs": 1.25, "estimator": "paired", "learning_rate": 0.1}, objective={"penalty": 0.1})
+    rules = settings(gates={"warmup_epochs": 1.25, "estimator": "paired", "learning_rate": 0.1}, objective={"beta": 0.1})
     state, data = start(network, rules), images(network)
     weight = state.params["dense1.weight"]
     for t, (x, labels) in enumerate(batches(data, rules, 7)):
-        following, _ = train_step(state, x, labels, rules, ORACLE, samples=32)
+        following, _ = train_step(state, x, labels, rules, ORACLE, training_images=32)
         gates = np.concatenate(
-            [Streams(0).uniform(f"gates/{g.name}", t, (1, g.stop - g.start))[0] for g in network.gates]
+            [Streams(0).uniform(f"gates/{g.name}", t, (1, g.stop - g.start))[0] for g in network.gate_groups]
         ) < state.theta  # fmt: skip
         loss = BatchLoss(network, ORACLE, state.params, x, labels, state.statistics)
         base = loss.evaluate(gates.astype(np.float64))
@@ -188,7 +188,8 @@ def test_the_last_epochs_are_paired():
     state = start(network, rules)
     for i, (x, labels) in enumerate(batches(data, rules, 8)):
         following = {
-            name: train_step(state, x, labels, settings(gates=gates), ORACLE, samples=32)[0] for name, gates in variants.items()
+            name: train_step(state, x, labels, settings(gates=gates), ORACLE, training_images=32)[0]
+            for name, gates in variants.items()
         }
         assert (following["taylor"].theta != following["paired"].theta).any()
         assert following["taylor"].macs < following["paired"].macs
@@ -206,7 +207,7 @@ def test_paired_epochs_end_where_the_gates_are_decided():
     alone = settings(gates={"estimator": "taylor", "learning_rate": 0.1})
     state, found = start(network, rules), []
     for x, labels in batches(data, rules, 4):
-        following, taylor = (train_step(state, x, labels, r, ORACLE, samples=32)[0] for r in (rules, alone))
+        following, taylor = (train_step(state, x, labels, r, ORACLE, training_images=32)[0] for r in (rules, alone))
         found.append(following.macs > taylor.macs)
         state = following
     assert found == [False, False, True, True]
@@ -219,10 +220,10 @@ def test_past_the_epochs_the_estimator_stays():
     data = images(network)
     state = dataclasses.replace(start(network, rules), step=8)
     ((x, labels),) = batches(data, rules, 1)
-    past, _ = train_step(state, x, labels, rules, ORACLE, samples=32)
+    past, _ = train_step(state, x, labels, rules, ORACLE, training_images=32)
     longer = dataclasses.replace(rules, training=dataclasses.replace(rules.training, epochs=100))
-    within, _ = train_step(state, x, labels, longer, ORACLE, samples=32)
-    paired, _ = train_step(state, x, labels, settings(gates=gates | {"estimator": "paired"}), ORACLE, samples=32)
+    within, _ = train_step(state, x, labels, longer, ORACLE, training_images=32)
+    paired, _ = train_step(state, x, labels, settings(gates=gates | {"estimator": "paired"}), ORACLE, training_images=32)
     assert past.macs == within.macs < paired.macs
     np.testing.assert_array_equal(past.theta, within.theta)
     assert (past.theta != paired.theta).any()
@@ -251,7 +252,7 @@ def test_schedules(kind):
 def test_theta_stays_between_floor_and_one_minus_floor(penalty, rate, floor):
     network = mlp()
     gates = {"initial": 1.0, "floor": floor, "threshold": 0.49, "learning_rate": rate, "estimator": "paired"}
-    rules = settings(gates=gates, objective={"penalty": penalty})
+    rules = settings(gates=gates, objective={"beta": penalty})
     first = initial_state(rules, network)
     assert (first.theta == 1.0 - floor).all()
     seen = []
@@ -278,7 +279,7 @@ def test_the_first_state():
 
 
 def test_a_float32_run_stays_float32():
-    network, rules = convolutional(), settings(training={"dtype": "float32"}, objective={"weight_decay": 0.1, "penalty": 0.1})
+    network, rules = convolutional(), settings(training={"dtype": "float32"}, objective={"weight_decay": 0.1, "beta": 0.1})
     data = images(network)
     state = run(initial_state(rules, network), Images(data.x.astype(np.float32), data.labels), rules, 2)
     assert {a.dtype for n, a in named(state).items() if n != "theta"} == {np.dtype("float32")}

@@ -41,7 +41,7 @@ def sampled_gates(estimator, seed, theta, samples):
 def test_macs_of_a_step_by_hand(estimator, seed):
     """Catches passes that are not counted, closed sections that are, and an input gradient of the first layer."""
     samples, batch, theta = (3 if ESTIMATORS[estimator].many_samples else 1), 8, np.array([0.6, 0.4])
-    gates = {"estimator": estimator, "samples": samples, "floor": 0.01, "threshold": 0.01}
+    gates = {"estimator": estimator, "gate_samples": samples, "floor": 0.01, "threshold": 0.01}
     rules = dataclasses.replace(settings(gates=gates), seed=seed)
     network = counted()
     state = run(start(network, rules, theta), images(network), rules, 1)

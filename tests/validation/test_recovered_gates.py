@@ -42,14 +42,14 @@ def thetas(settings):
     state, path = initial_state(settings, network), []
     for epoch in range(settings.training.epochs):
         for x, labels in epoch_batches(images, settings, epoch):
-            state, _ = train_step(state, x, labels, settings, ORACLE, samples=len(images.labels))
+            state, _ = train_step(state, x, labels, settings, ORACLE, training_images=len(images.labels))
             path.append(state.theta)
     return np.array(path)
 
 
 #: θ wanders about the threshold, or is pulled down while the weights decay.
-WANDERING = (*TINY, "gates.threshold=0.495", "objective.penalty=0.0001")
-PULLED = (*TINY, "gates.estimator=paired", "gates.learning_rate=6.0", "objective.penalty=0.02")
+WANDERING = (*TINY, "gates.threshold=0.495", "objective.beta=0.0001")
+PULLED = (*TINY, "gates.estimator=paired", "gates.learning_rate=6.0", "objective.beta=0.02")
 
 
 @pytest.mark.parametrize("overrides", [WANDERING, PULLED])

@@ -45,12 +45,12 @@ def watch(settings: Config, data_directory: str | None = None) -> Summary:
     recovered = {rule: np.zeros(network.gate_count, dtype=bool) for rule in RULES}
     for epoch in range(settings.training.epochs):
         for x, labels in epoch_batches(images, watched, epoch, augment=engine):
-            state, _ = train_step(state, x, labels, watched, engine, samples=samples)
+            state, _ = train_step(state, x, labels, watched, engine, training_images=samples)
             for rule, variant in variants.items():
                 recovered[rule] |= (first[rule] >= 0) & (state.theta > BACK)
-                gone = ~gates_kept(state, variant, samples=samples)
+                gone = ~gates_kept(state, variant, training_images=samples)
                 first[rule] = np.where((first[rule] < 0) & gone, state.step, first[rule])
-    names = [f"{g.name}[{i}]" if g.kind == "unit" else g.name for g in network.gates for i in range(g.stop - g.start)]
+    names = [f"{g.name}[{i}]" if g.kind == "unit" else g.name for g in network.gate_groups for i in range(g.stop - g.start)]
     rows = [
         {"gate": name, "theta": float(state.theta[g]), "slope": float(state.slope[g])}
         | {

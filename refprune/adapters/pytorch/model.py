@@ -143,7 +143,7 @@ def build(network: Network, *, gated: bool = False) -> Module:
 
 def set_gates(module: Module, gates: Tensor) -> Module:
     """The same module with the gates (G,) in the order of the network's: 0 and 1, or any numbers; differentiable."""
-    for group in module.network.gates:
+    for group in module.network.gate_groups:
         value = gates[group.slice]
         module.gates[group.name].value = value[0] if group.kind == "layer" else value
     return module

@@ -55,7 +55,7 @@ def reached(module: Module) -> dict[Gate, Reached]:
 
 def compact(module: Module, keep: Tensor) -> tuple[nn.Module, dict[str, Tensor]]:
     """The module without the gates that are False in keep (G,), and what is left of every parameter; `module` is used up."""
-    stays = {module.gates[group.name]: keep[group.slice] for group in module.network.gates}
+    stays = {module.gates[group.name]: keep[group.slice] for group in module.network.gate_groups}
     links = reached(module)
     closed = [s for s in sections(module) if s.gate is not None and not stays[s.gate].any()]
     closed += [link.section for gate, link in links.items() if link.section is not None and not stays[gate].any()]

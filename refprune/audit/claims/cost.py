@@ -202,7 +202,7 @@ def _(context: Context) -> Finding:
 @C2.witness("LeNet-5 with gated units: its polynomials in the three widths, all units of a layer at one θ")
 def _(context: Context) -> Finding:
     network, findings = zoo.lenet5(units=True), []
-    sizes = [group.stop - group.start for group in network.gates]
+    sizes = [group.stop - group.start for group in network.gate_groups]
     for alpha, levels in ((0.0, (0.5, 0.25, 0.125)), (0.6, (0.75, 1.0, 0.5)), (1.0, (0.25, 0.5, 1.0))):
         a, b, c = (n * t for n, t in zip(sizes, levels, strict=True))
         macs = 576 * 25 * a + 64 * 25 * a * b + 16 * b * c + 10 * c
@@ -254,9 +254,9 @@ def _(context: Context) -> Finding:
     for rho, kinds in ((0.0, {"unit"}), (0.25, {"layer", "unit"}), (0.5, {"layer", "unit"}), (1.0, {"layer"})):
         for objective, gated in (
             (Objective(nu=0.1, balance=rho), kinds),
-            (Objective(nu=0.1, balance=rho, penalty=0.1), {"layer", "unit"}),
+            (Objective(nu=0.1, balance=rho, beta=0.1), {"layer", "unit"}),
         ):
             pressed = pressure_.pressed(network, dataclasses.replace(Config(), objective=objective))
-            wrong += {g.kind for g in pressed.gates} != gated
+            wrong += {g.kind for g in pressed.gate_groups} != gated
             wrong += by_arrays(pressed) != by_arrays(network)
     return exact(wrong)

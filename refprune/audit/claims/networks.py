@@ -181,7 +181,7 @@ def _(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network()):
         loss = loss_of(network, context)
-        for group in network.gates:
+        for group in network.gate_groups:
             if group.kind != "layer":
                 continue
             gates = np.ones(network.gate_count)
@@ -201,7 +201,7 @@ def _(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network("A"), convolutional_network("B")):
         loss = loss_of(network, context)
-        for group in network.gates:
+        for group in network.gate_groups:
             if group.kind == "layer":
                 gates = np.ones(network.gate_count)
                 gates[group.slice] = 0.0
@@ -217,7 +217,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     network = dense_network()
     loss, findings = loss_of(network, context), []
-    units = next(g for g in network.gates if g.kind == "unit")
+    units = next(g for g in network.gate_groups if g.kind == "unit")
     gates = np.ones(network.gate_count)
     for unit in range(units.start, units.stop - 1):
         gates[unit] = 0.0

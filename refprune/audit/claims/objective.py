@@ -134,7 +134,7 @@ def _(context: Context) -> Finding:
 @O1.witness("both scalings give the same step sizes: β = −log γ/N, λ/N, weight decay ½λ‖W‖²")
 def _(context: Context) -> Finding:
     n, log_gamma, precision = 1024, -37.5, 3.0
-    per_set = config.Config(objective=config.Objective(penalty=-log_gamma, weight_decay=precision, scaling="per_data_set"))
+    per_set = config.Config(objective=config.Objective(beta=-log_gamma, weight_decay=precision, per="data_set"))
     beta, decay = penalties(per_set, n)
     w = context.normal("O1 w", 9)
     value, saved = context.backend.weight_decay(w, strength=decay)

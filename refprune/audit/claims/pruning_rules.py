@@ -51,7 +51,7 @@ def gates_that_matter(context: Context, kind: str) -> Finding:
     """Gates whose value changes the output although their block is 0; the norms of the blocks counted by zeroing too."""
     loss, gates = _mixed(context)
     wrong = count = 0
-    for group, block in zip(loss.network.gates, closing_weights.blocks(loss.network), strict=True):
+    for group, block in zip(loss.network.gate_groups, closing_weights.blocks(loss.network), strict=True):
         for j in range(block.gates if group.kind == kind else 0):
             params, squares = dict(loss.params), 0.0
             for name in block.names:
@@ -80,7 +80,7 @@ def _(context: Context) -> Finding:
     """The bound of a deviation is what 16 nodes do better than 12, and the rounding of the sum."""
     loss, gates = _mixed(context)
     norms, findings = closing_weights.block_norms(loss.network, loss.params), []
-    for group, block in zip(loss.network.gates, closing_weights.blocks(loss.network), strict=True):
+    for group, block in zip(loss.network.gate_groups, closing_weights.blocks(loss.network), strict=True):
         for j in range(block.gates if group.kind == "unit" else 0):
             g = group.start + j
             integrals, largest = [], 0.0
@@ -128,7 +128,7 @@ def _(context: Context) -> Finding:
     tables: dict[str, Any] = {
         "gates": {"learning_rate": 0.02, "kappa_factor": 1.5, "kappa_warmup": 3, "threshold": 0.1},
         "optimiser": {"learning_rate": 0.01, "momentum": 0.8},
-        "objective": {"penalty": 0.4, "weight_decay": 0.3},
+        "objective": {"beta": 0.4, "weight_decay": 0.3},
     }
     network = loss.network
     for i in range(80):

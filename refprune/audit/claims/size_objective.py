@@ -105,11 +105,11 @@ def _(context: Context) -> Finding:
     loss = loss_of(network, context)
     slopes = slopes_of(*losses_at(loss, 8), theta)
     rates = np.where(layer, 2.0, 0.25 * (~layer).sum())
-    for (alpha, rho), scaling in zip(KNOBS, ("per_sample", "per_data_set") * 5, strict=True):
-        nu, divisor = (0.3, 1) if scaling == "per_sample" else (1.8, 6)
-        rules = _rules(nu=nu, alpha=alpha, balance=rho, scaling=scaling)
+    for (alpha, rho), per in zip(KNOBS, ("sample", "data_set") * 5, strict=True):
+        nu, divisor = (0.3, 1) if per == "sample" else (1.8, 6)
+        rules = _rules(nu=nu, alpha=alpha, balance=rho, per=per)
         state = _state(network, loss, rules, theta)
-        after, _ = train_step(state, loss.x, loss.target, rules, context.backend, samples=6)
+        after, _ = train_step(state, loss.x, loss.target, rules, context.backend, training_images=6)
         ends = [[balanced(every, layer, moved_to(theta, g, v), alpha=alpha, rho=rho) for v in (1.0, 0.0)] for g in range(8)]
         pulls = nu / divisor * np.array([on - off for on, off in ends])
         want = np.minimum(np.maximum(theta - rates * (slopes + pulls), 0.0), 1.0)
@@ -300,10 +300,10 @@ def _(context: Context) -> Finding:
             for theta in (context.uniform("C6 steps", network.gate_count), ones):
                 count = [0]
                 state = _state(network, loss, rules, theta)
-                after, _ = train_step(state, loss.x, loss.target, rules, _counting(context.backend, count), samples=6)
+                after, _ = train_step(state, loss.x, loss.target, rules, _counting(context.backend, count), training_images=6)
                 wrong += after.macs != count[0]
         held = dataclasses.replace(_rules(), gates=config.Gates(warmup_epochs=1.0))
-        after, _ = train_step(_state(network, loss, held, ones), loss.x, loss.target, held, context.backend, samples=6)
+        after, _ = train_step(_state(network, loss, held, ones), loss.x, loss.target, held, context.backend, training_images=6)
         wrong += after.macs != 6 * cost.training_macs(network)
     return exact(wrong)
 

@@ -63,7 +63,7 @@ ROUNDINGS = 256  # sums of 2⁸ losses
 
 def _rules(**changes: Any) -> config.Config:
     plain = config.Config(
-        objective=config.Objective(penalty=0.01, weight_decay=0.002),
+        objective=config.Objective(beta=0.01, weight_decay=0.002),
         gates=config.Gates(estimator="exact", learning_rate=5.0, initial=0.5),
         optimiser=config.Optimiser(learning_rate=0.05, momentum=0.9),
         training=config.Training(epochs=4, batch_size=6, dtype="float64"),
@@ -84,9 +84,9 @@ def _state(context: Context) -> tuple[State, Array, Array]:
 def _(context: Context) -> Finding:
     state, x, labels = _state(context)
     rules = _rules()
-    after, _ = train_step(state, x, labels, rules, context.backend, samples=6)
+    after, _ = train_step(state, x, labels, rules, context.backend, training_images=6)
     uniform = np.concatenate(
-        [Streams(0).uniform(f"gates/{g.name}", 0, (g.stop - g.start, 1))[:, 0] for g in state.network.gates]
+        [Streams(0).uniform(f"gates/{g.name}", 0, (g.stop - g.start, 1))[:, 0] for g in state.network.gate_groups]
     )
     loss = BatchLoss(state.network, context.backend, state.params, x, labels, state.statistics)
     gates = (uniform < state.theta).astype(float)
@@ -127,7 +127,7 @@ def _(context: Context) -> Finding:
 def _(context: Context) -> Finding:
     state, x, labels = _state(context)
     waiting = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=2.0))
-    after, _ = train_step(state, x, labels, waiting, context.backend, samples=6)
+    after, _ = train_step(state, x, labels, waiting, context.backend, training_images=6)
     wrong = int((after.theta != state.theta).any())
     for kind, wanted in (("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("warmup_stable_decay", (0, 1, 0))):
         got = [schedule_factor(kind, p) for p in (0.0, 0.5, 1.0)]
@@ -152,8 +152,8 @@ def _(context: Context) -> Finding:
     wrong = int((keep != (theta > 0)).any()) + int(small.theta.size != int(keep.sum()))
     for arrays in (small.params, small.velocity):
         wrong += int({n: a.shape for n, a in arrays.items()} != dict(small.network.parameter_shapes))
-    masked, _ = train_step(state, x, labels, rules, context.backend, samples=6)
-    compact, _ = train_step(small, x, labels, rules, context.backend, samples=6)
+    masked, _ = train_step(state, x, labels, rules, context.backend, training_images=6)
+    compact, _ = train_step(small, x, labels, rules, context.backend, training_images=6)
     wrong += int(compact.macs >= masked.macs)
     cuts = [(cut.arrays(masked.params), compact.params), (cut.arrays(masked.velocity), compact.velocity)]
     return worst(exact(wrong), *[close(b[n], a[n], np.abs(a[n]).max() + 1, 64) for a, b in cuts for n in a])
@@ -254,11 +254,11 @@ def _(context: Context) -> Finding:
     ends = []
     for name in ("exact", "paired", "taylor"):
         rules = _rules(gates=dataclasses.replace(_rules().gates, estimator=name))
-        ends.append(train_step(state, x, labels, rules, context.backend, samples=6)[0].statistics)
+        ends.append(train_step(state, x, labels, rules, context.backend, training_images=6)[0].statistics)
     same = sum(int((a[n] != ends[0][n]).any()) for a in ends[1:] for n in a)
     open_all = dataclasses.replace(state, theta=np.ones(8))
     rules = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=math.inf))
-    after = train_step(open_all, x, labels, rules, context.backend, samples=6)[0].statistics
+    after = train_step(open_all, x, labels, rules, context.backend, training_images=6)[0].statistics
     loss = BatchLoss(state.network, context.backend, state.params, x, labels)
     seen: dict[str, Array] = {}
     loss.evaluate(np.ones(8), observe=lambda name, y: seen.update({name: y}))

@@ -152,7 +152,7 @@ def balanced_at_vertices(every: Table, is_layer: Array, *, alpha: float, rho: fl
 
 def is_layer(network: Network) -> Array:
     """(G,) which gates are layer gates."""
-    return np.array([group.kind == "layer" for group in network.gates for _ in range(group.stop - group.start)])
+    return np.array([group.kind == "layer" for group in network.gate_groups for _ in range(group.stop - group.start)])
 
 
 def eighths(context: Context, purpose: str, count: int) -> Array:
@@ -162,7 +162,7 @@ def eighths(context: Context, purpose: str, count: int) -> Array:
 
 def left(network: Network, gates: Array) -> Network | None:
     """The network that surgery leaves at a gate vector, emptied layers kept; None where a plain layer has no units left."""
-    for group in network.gates:
+    for group in network.gate_groups:
         if isinstance(network.layers[group.position], UnitGate) and not gates[group.slice].any():
             return None
     return prune(network, gates == 1.0, empty="keep_constant").network

@@ -90,7 +90,7 @@ def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arg
 def _spare_ungated_sections(network: Network, keep: Array) -> Array:
     """`keep` (G,), but the units that a layer of an ungated section reads never go all."""
     keep = keep.copy()
-    for group in network.gates:
+    for group in network.gate_groups:
         if group.kind == "unit" and not keep[group.slice].any():
             inside = group.name not in {layer.name for layer in network.layers}
             gated = network.layers[group.position].name in network.gate_slices
@@ -107,7 +107,7 @@ def _draw(described: Description) -> st.SearchStrategy[Arguments]:
 def _emptied_sections(network: Network, keep: Array) -> Array:
     """`keep` (G,), but no unit stays in gated sections: by chance alone that is rare."""
     keep = keep.copy()
-    for group in network.gates:
+    for group in network.gate_groups:
         holder = network.layers[group.position]
         if group.kind == "unit" and isinstance(holder, Section) and holder.gate:
             keep[group.slice] = False

@@ -80,7 +80,7 @@ class Witness(TorchImplementation):
         whole = costs[-1]
         weights = np.array([1.0 - alpha, alpha]) / whole
         is_layer = np.zeros(len(theta), dtype=bool)
-        for group in network.gates:
+        for group in network.gate_groups:
             is_layer[group.slice] = group.kind == "layer"
 
         def expected(at: Array) -> Array:
@@ -122,7 +122,7 @@ def _put(gates: Tensor, gate: int, value: float) -> Tensor:
 
 def _living(network: Network, gates: Array) -> tuple[float, float]:
     """(parameters, MACs of one input) that are left at one vector of gates 0 and 1: weights between living channels."""
-    values = {group.name: gates[group.slice] for group in network.gates}
+    values = {group.name: gates[group.slice] for group in network.gate_groups}
     total = np.zeros(2)
 
     def walk(layers: Sequence[Layer], columns: Array, on: float) -> Array:

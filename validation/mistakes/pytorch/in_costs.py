@@ -72,7 +72,7 @@ def of_rows(self: Base, network: Any, theta: Tensor, nu: float, alpha: float, ba
 
 def of_neighbours(self: Base, network: Any, theta: Tensor, nu: float, alpha: float, balance: float) -> Tensor:
     """Each summand of C3 gives a gate the slope of the gate before it."""
-    layer = torch.tensor([group.kind == "layer" for group in network.gates for _ in range(group.start, group.stop)])
+    layer = torch.tensor([group.kind == "layer" for group in network.gate_groups for _ in range(group.start, group.stop)])
     total = torch.zeros_like(theta)
     for weight, gates in self.views(theta, layer, balance):
         slopes = Base.slopes(self, network, gates, nu, alpha, 0.5).roll(1)

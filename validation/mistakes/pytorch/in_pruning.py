@@ -36,7 +36,7 @@ class Compacting(Base):
 
     def smaller(self, network: Network, keep: Any) -> tuple[Network, Index, Index]:
         """The configuration of what is left, and which rows and columns stay of each layer's arrays."""
-        on = {group.name: np.flatnonzero(keep[group.slice]) for group in network.gates}
+        on = {group.name: np.flatnonzero(keep[group.slice]) for group in network.gate_groups}
         rows: Index = {}
         columns: Index = {}
         layers: list[Layer] = []
