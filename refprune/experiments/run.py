@@ -75,7 +75,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     (gated,) = networks.values()
     if settings.gates.estimator == "exact" and gated.gate_count > MAX_ENUMERATED_GATES:
         raise InputError(f"gates.estimator: 'exact' takes {MAX_ENUMERATED_GATES} gates, the network has {gated.gate_count}")
-    if settings.gate_groups.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gates):
+    if settings.gates.magnitude > 0.0 and not any(g.kind == "unit" for n in networks.values() for g in n.gate_groups):
         raise InputError(f"gates.magnitude: {settings.gates.magnitude} removes units, but the network has no unit gates")
     (outputs,) = network.output_shape
     if dataset.classes > outputs:
