@@ -64,7 +64,7 @@ def _load_idx(name: str, root: Path) -> Dataset:
 def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
     """The set `name`, one of NAMES; `directory` as in `data_directory`. `synthetic-digits` needs no files.
 
-    "folder:PATH" or "folder:PATH@SIZE" is a tree of images as ImageNet's (`folder.read`), PATH being absolute or in the
+    "folder:PATH" or "folder:PATH@SIZE" is a tree of images as ImageNet's (`data.folder.read`), PATH being absolute or in the
     folder of the data sets, SIZE the images' side (224). Raises InputError for an unknown name, DataError if files are
     missing or not what their names say.
     """

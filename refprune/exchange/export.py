@@ -1,7 +1,7 @@
 """Trained networks leave the house: .npz without pickle, ONNX, PyTorch (extras `exchange` and `torch`); see also `exchange`.
 
-Every format takes x as the network takes it: N×input_shape, standardised as `train.prepare` does. Only networks whose gates
-are all decided are exported: there is nothing random left in them.
+Every format takes x as the network takes it: N×input_shape, standardised as `training.images.prepare_images` does. Only
+networks whose gates are all decided are exported: there is nothing random left in them.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def load(
     """The network in `source`: a folder with a checkpoint, or a file of weights with a spec.
 
     source: as given, or, where that does not exist, below the folder REFPRUNE_MODELS. spec_name: one of the zoo, with options
-    as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.to_json` wrote. names: a .json file, an object from the
-    file's names of layers to those of the spec. InputError names what does not fit.
+    as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.json_form.to_json` wrote. names: a .json file, an object
+    from the file's names of layers to those of the spec. InputError names what does not fit.
     """
     path = find_file(source)
     if path.is_dir():
@@ -74,7 +74,7 @@ def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
 
 
 def read_npz(path: Path) -> Trained:
-    """What `export.write_npz` wrote. InputError names the file and what is wrong."""
+    """What `exchange.export.write_npz` wrote. InputError names the file and what is wrong."""
     arrays = weight_files.read(path)
     if "spec" not in arrays:
         raise InputError(f"{path}: {NEEDS_SPEC}")

@@ -1,4 +1,5 @@
-"""A sweep's runs on a Dask cluster (extra `cluster`): the executor that `sweep.run` takes, once every worker has been checked.
+"""A sweep's runs on a Dask cluster (extra `cluster`): the executor that `experiments.sweep.run_sweep` takes, once every worker
+has been checked.
 
 The contract: all machines see the sweep's folder under the same absolute path and can write there (a shared file system), for
 runs, their checkpoints and their results lie in it; and every worker finds the data, below `--data-dir` or where its own

@@ -254,7 +254,7 @@ class _Job:
 
     @property
     def _origin(self) -> Record:
-        """What `exchange.load` needs to know of a round's checkpoint, to scale images as here."""
+        """What `exchange.load.load` needs to know of a round's checkpoint, to scale images as here."""
         return {"data": self.settings.data.name, "training_images": self.written["network"]["training_images"]}
 
     @property

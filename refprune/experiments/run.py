@@ -187,7 +187,7 @@ class TrainingRun:
 
     gates: how many gates the network stands for, those fixed to 1 included, each of which costs β in J. log: what the
     checkpoint keeps beside the state, so that a resumed run goes on counting; "gates_on" are the trained gates that were
-    decided to be 1, "rounded" as in `settle.Settlement`. began: the monotonic time at which the run would
+    decided to be 1, "rounded" as in `training.decide.Settlement`. began: the monotonic time at which the run would
     have begun without interruptions.
     """
 

@@ -52,7 +52,7 @@ class BatchLoss:
 
         position: that of a gate group at or behind the start of `after`.
 
-        run_closed, branches, observe: as in `network.forward`.
+        run_closed, branches, observe: as in `passes.tape.forward`.
         """
         if after is not None and position not in after.tape.inputs:
             known = ", ".join(map(str, sorted(after.tape.inputs))) or "none"
@@ -95,7 +95,7 @@ class BatchLoss:
         consume: bool = False,
         observe: Observer | None = None,
     ) -> Gradients:
-        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates; options as in `network.backward`."""
+        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates; options as in `passes.tape.backward`."""
         vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
         (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
         return backward(evaluation.tape, dy, input_gradient=input_gradient, consume=consume, observe=observe)

@@ -43,7 +43,7 @@ class Affine(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """function(x, *arrays, **options), as in a pass of `network.forward`."""
+    """function(x, *arrays, **options), as in a pass of `passes.tape.forward`."""
 
     function: str
     options: Mapping[str, Any]

@@ -11,7 +11,7 @@ convolutions and dense layers, for one input; *FLOPs* of inference: 2·MACs, one
 a shift a value that batch-norm normalises. `parts` says which of "weight", "bias" and "norm" count.
 
 A section of which one layer has lost all its units still adds a constant and still costs what its other layers cost: that is
-what `surgery.prune(…, empty="keep_constant")` leaves. If the section is closed instead, give its gate the value 0.
+what `gates.surgery.prune(…, empty="keep_constant")` leaves. If the section is closed instead, give its gate the value 0.
 """
 
 from __future__ import annotations

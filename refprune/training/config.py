@@ -80,17 +80,17 @@ class Gates:
     [δ, 1−δ] (needed by reinforce, arm, disarm; δ ≤ τ).
     undecided: what is done with a gate in between where all are decided: "compare" its two vertices on training data (O9), or
     "continue" training, to at most max_epochs. compare_at_most: if more gates than this are undecided, their unit gates are
-    decided all at once by the rule "first_order" (`settle.decide`). decide_epoch: at the end of so many epochs all gates are
-    decided as they would be at the end, and the rest of training.epochs trains what is left without them (0: at the end).
-    magnitude: the baseline without θ (which stays at 1, as initial must be): at the end of magnitude_epoch epochs this share
-    of every group's units goes, those of smallest ℓ1 norm, and what is left is fine-tuned (`magnitude.keep_largest`).
-    empty: a section that has lost all units of a layer is closed ("close") or keeps its constant ("keep_constant").
-    rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in the domain of attraction of
-    0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights that was seen since θ
-    moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever fire. For β they take
-    objective.beta, which with objective.nu > 0 is a lower bound of what presses on a gate (C5, validation/SPEC.md).
-    evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode" (on if θ ≥ ½), "mean"
-    (ξ = θ) or "sampled".
+    decided all at once by the rule "first_order" (`training.decide.decide`). decide_epoch: at the end of so many epochs all
+    gates are decided as they would be at the end, and the rest of training.epochs trains what is left without them (0: at the
+    end). magnitude: the baseline without θ (which stays at 1, as initial must be): at the end of magnitude_epoch epochs this
+    share of every group's units goes, those of smallest ℓ1 norm, and what is left is fine-tuned
+    (`gates.magnitude.keep_largest`). empty: a section that has lost all units of a layer is closed ("close") or keeps its
+    constant ("keep_constant"). rule: when a gate is removed (D6): "threshold" (θ ≤ τ), "attraction" (θ and its weights are in
+    the domain of attraction of 0) or "both". The latter two estimate κ by kappa_factor times the largest slope in the weights
+    that was seen since θ moves, after kappa_warmup steps that had one; they need weight decay, or weights near 0, to ever
+    fire. For β they take objective.beta, which with objective.nu > 0 is a lower bound of what presses on a gate (C5,
+    validation/SPEC.md). evaluation: the gates at which the test score of an epoch is taken while θ is interior (O9): "mode"
+    (on if θ ≥ ½), "mean" (ξ = θ) or "sampled".
     protect: names of gate groups, as in ["section3"], whose gates are fixed to 1 from the start.
     """
 

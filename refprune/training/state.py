@@ -26,7 +26,7 @@ class State:
     """Everything that training goes on from.
 
     theta: (G,) float64. number: (G,) each gate's number in its group when training began, which removals do not change.
-    slope, seen: (G,) what is known of κ, as in `pruning.observe`; zeros under the rule `threshold`, which does not ask.
+    slope, seen: (G,) what is known of κ, as in `gates.rules.observe`; zeros under the rule `threshold`, which does not ask.
     step: updates done. macs: multiply-accumulates spent on training so far, every pass counted. finished: all gates are
     decided and the run is over. start: cost of the network with which training began, what ν counts shares of (C2).
     """

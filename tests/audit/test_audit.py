@@ -25,6 +25,7 @@ from refprune.audit.catalogue import (
     location,
     neighbours,
     resolve,
+    select,
     worst,
     z_bound,
     z_score,
@@ -64,7 +65,7 @@ def test_every_claim_is_whole(claim):
     "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E", "O1,O2,O3,O4,O5,O6,O7,O8,O9", "K6", "D3,D5,D7", "C"]
 )
 def test_claims_hold(only):
-    red = [r for r in run.run_audit(run.select(only), Context(seed=0)) if not r.holds]
+    red = [r for r in run.run_audit(select(only), Context(seed=0)) if not r.holds]
     assert not red, "\n".join(map(run.row, red))
 
 
@@ -74,7 +75,7 @@ LONG = re.compile("networks with a proved κ|flows of networks|projected Euler s
 
 @pytest.mark.parametrize("number", ["D2", "D4", "D6"])
 def test_quick_witnesses_of_the_dynamics(number):
-    (claim,) = run.select(number)
+    (claim,) = select(number)
     quick = dataclasses.replace(claim, witnesses=[w for w in claim.witnesses if not LONG.search(w[0])])
     found = run.run_audit([quick], Context(seed=0))
     assert found
@@ -83,7 +84,7 @@ def test_quick_witnesses_of_the_dynamics(number):
 
 
 def test_another_seed():
-    assert run.holds(run.run_audit(run.select("P,F,O8,K3"), Context(seed=11)))
+    assert run.holds(run.run_audit(select("P,F,O8,K3"), Context(seed=11)))
 
 
 # It must be able to fail ----------------------------------------------------------------------------------------------

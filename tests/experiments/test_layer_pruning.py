@@ -152,7 +152,8 @@ class Stop(Exception):
 
 
 def stopped_at(monkeypatch, saves):
-    """`checkpoint.save` raises at its n-th call, before the file is on disk for odd n, after it for even; → set_count."""
+    """`training.checkpoint.save` raises at its n-th call, before the file is on disk for odd n, after it for even; →
+    set_count."""
     real, count = checkpoint.save, [0]
 
     def save(*arguments):

@@ -104,8 +104,9 @@ def test_centring_changes_nothing(estimator, pair, seed):
 
 
 def rbf_bounds(x, y, sigmas, exact, estimator):
-    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`cka._floor`), twice if σ is computed, and A by
-    a = n e; HSIC then by ‖A‖b + ‖B‖a + ab, and by γ of n² in the sum. ‖A‖² is the self-HSIC times its divisor.
+    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`formulas.cka._floor`), twice if σ is
+    computed, and A by a = n e; HSIC then by ‖A‖b + ‖B‖a + ab, and by γ of n² in the sum. ‖A‖² is the self-HSIC times its
+    divisor.
     """
     n, errors = len(x), []
     for array, sigma in zip((x, y), sigmas, strict=True):

@@ -1,4 +1,4 @@
-"""A `spec.Network` as a PyTorch function, written with torch.nn.functional: nothing of refprune but the spec's fields.
+"""A `spec.network.Network` as a PyTorch function, written with torch.nn.functional: nothing of refprune but the spec's fields.
 
 `run` is differentiable in parameters, gates and input; gates are read one after another, in data-flow order (N1, N2).
 """

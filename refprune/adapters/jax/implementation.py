@@ -1,4 +1,4 @@
-"""A `spec.Network` as a pure function in JAX, differentiated by jax.value_and_grad and compiled by jax.jit.
+"""A `spec.network.Network` as a pure function in JAX, differentiated by jax.value_and_grad and compiled by jax.jit.
 
 `Model` runs a network on arrays under refprune's names; `JaxImplementation` is what `refprune verify` judges, and what an
 implementation of one's own may start from: replace `model`, `loss`, `estimate` or a single method.

@@ -1,4 +1,5 @@
-"""A `spec.Network` as a torch.nn.Module, written as a user of PyTorch would: nn layers, in-place ReLU, residual addition.
+"""A `spec.network.Network` as a torch.nn.Module, written as a user of PyTorch would: nn layers, in-place ReLU, residual
+addition.
 
 `build` makes the module, `load` gives it refprune's arrays, `arrays` and `gradients` read them back under refprune's names.
 All gates are 1, or, with `gated`, what `set_gates` says. Conventions that PyTorch's layers do not have (ties "last", a

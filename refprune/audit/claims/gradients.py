@@ -21,10 +21,13 @@ G1 = Claim(
     OURS,
     (
         "oracle.layers:conv2d",
-        *(f"layers:{name}" for name in ("dense_vjp", "conv2d_vjp", "batch_norm_vjp", "batch_norm_eval_vjp", "leaky_relu_vjp")),
-        *(f"layers:{name}" for name in ("tanh_vjp", "sigmoid_vjp", "gelu_vjp", "gelu_tanh_vjp", "max_pool_vjp")),
-        *(f"layers:{name}" for name in ("average_pool_vjp", "global_average_pool_vjp", "add_vjp", "gate_vjp")),
-        *(f"layers:{name}" for name in ("subsample_pad_vjp", "cross_entropy_vjp", "mean_squared_error_vjp")),
+        *(
+            f"oracle.layers:{name}"
+            for name in ("dense_vjp", "conv2d_vjp", "batch_norm_vjp", "batch_norm_eval_vjp", "leaky_relu_vjp")
+        ),
+        *(f"oracle.layers:{name}" for name in ("tanh_vjp", "sigmoid_vjp", "gelu_vjp", "gelu_tanh_vjp", "max_pool_vjp")),
+        *(f"oracle.layers:{name}" for name in ("average_pool_vjp", "global_average_pool_vjp", "add_vjp", "gate_vjp")),
+        *(f"oracle.layers:{name}" for name in ("subsample_pad_vjp", "cross_entropy_vjp", "mean_squared_error_vjp")),
         "oracle.layers:weight_decay_vjp",
         "passes.tape:backward",
     ),

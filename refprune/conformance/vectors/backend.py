@@ -25,7 +25,7 @@ class BackendImplementation(Implementation):
         self.backend, self.precision = backend, precision
 
     def compact(self, spec: Any, params: Arrays, statistics: Arrays, keep: Array, x: Array, train: bool) -> dict[str, Any]:
-        """`surgery.prune`, and the smaller network run."""
+        """`gates.surgery.prune`, and the smaller network run."""
         cut = prune(from_json(spec), keep, fix=np.ones(keep.shape, dtype=bool))
         left, running = cut.arrays(params), cut.arrays(statistics)
         tape = forward(cut.network, self.backend, left, x, statistics=running, train=train)

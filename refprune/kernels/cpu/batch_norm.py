@@ -215,7 +215,7 @@ def _batch_norm_vjp(
 
 
 def batch_norm(workspace: Workspace, x: Array, gain: Array, bias: Array, *, eps: float) -> tuple[Array, Saved]:
-    """Same contract as `layers.batch_norm`."""
+    """Same contract as `oracle.layers.batch_norm`."""
     if not _norm_fits(x, gain, bias) or x.size <= x.shape[1]:
         return layers.batch_norm(x, gain, bias, eps=eps)
     y, moments = workspace.empty(x.shape, x.dtype), np.empty((3, len(gain)), x.dtype)
@@ -227,7 +227,7 @@ def batch_norm(workspace: Workspace, x: Array, gain: Array, bias: Array, *, eps:
 
 
 def batch_norm_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
-    """Same contract as `layers.batch_norm_vjp`."""
+    """Same contract as `oracle.layers.batch_norm_vjp`."""
     if not isinstance(saved.values, _Normalised):
         return layers.batch_norm_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):
@@ -238,7 +238,7 @@ def batch_norm_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array
 def batch_norm_eval(
     workspace: Workspace, x: Array, gain: Array, bias: Array, mean: Array, variance: Array, *, eps: float
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.batch_norm_eval`."""
+    """Same contract as `oracle.layers.batch_norm_eval`."""
     if not _norm_fits(x, gain, bias, mean, variance):
         return layers.batch_norm_eval(x, gain, bias, mean, variance, eps=eps)
     inverse = 1.0 / np.sqrt(variance + x.dtype.type(eps))
@@ -250,7 +250,7 @@ def batch_norm_eval(
 
 
 def batch_norm_eval_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array, Array]:
-    """Same contract as `layers.batch_norm_eval_vjp`."""
+    """Same contract as `oracle.layers.batch_norm_eval_vjp`."""
     if not isinstance(saved.values, _Normalised):
         return layers.batch_norm_eval_vjp(saved, dy)
     if not _cotangent_fits(saved.values, dy):

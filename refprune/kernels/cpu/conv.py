@@ -124,7 +124,7 @@ def conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.conv2d`."""
+    """Same contract as `oracle.layers.conv2d`."""
     if _fits(x, w, groups, b) and _regular(stride, padding, dilation):
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
@@ -146,7 +146,7 @@ def conv2d_fused(
     groups: int = 1,
     relu: bool,
 ) -> Array:
-    """Same contract as `layers.conv2d_fused`."""
+    """Same contract as `oracle.fused.conv2d_fused`."""
     if _fits(x, w, groups, scale, shift) and _regular(stride, padding, dilation):
         window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation)
         if min(window.out) > 0:
@@ -168,7 +168,7 @@ def _forward(
 def conv2d_vjp(
     workspace: Workspace, saved: Saved, dy: Array, *, input_gradient: bool = True
 ) -> tuple[Array | None, Array, Array]:
-    """Same contract as `layers.conv2d_vjp`."""
+    """Same contract as `oracle.layers.conv2d_vjp`."""
     x, w, stride, padding, dilation, groups = saved.values
     fits = _fits(x, w, groups, None) and same_float(x, dy) and _regular(stride, padding, dilation)
     window = _forward_window(x.shape[2:], w.shape[2:], stride, padding, dilation) if fits else None

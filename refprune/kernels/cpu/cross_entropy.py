@@ -43,7 +43,7 @@ def _cross_entropy_vjp(part: int, parts: int, log_softmax: Array, labels: Array,
 
 
 def cross_entropy(workspace: Workspace, logits: Array, labels: Array, *, reduction: str) -> tuple[Array, Saved]:
-    """Same contract as `layers.cross_entropy`."""
+    """Same contract as `oracle.layers.cross_entropy`."""
     indices = np.asarray(labels)
     matching = logits.ndim == 2 and logits.size > 0 and indices.shape == logits.shape[:1] and indices.dtype.kind in "iu"
     if not (matching and same_float(logits) and indices.min() >= 0 and indices.max() < logits.shape[1]):
@@ -57,7 +57,7 @@ def cross_entropy(workspace: Workspace, logits: Array, labels: Array, *, reducti
 
 
 def cross_entropy_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.cross_entropy_vjp`."""
+    """Same contract as `oracle.layers.cross_entropy_vjp`."""
     log_softmax, labels, reduction = saved.values
     if not (log_softmax.size and np.ndim(dy) == 0 and same_float(log_softmax, np.asarray(dy))):
         return layers.cross_entropy_vjp(saved, dy)

@@ -64,7 +64,7 @@ def _slopes(slope: float, at_zero: float) -> _Slopes:
 def leaky_relu(
     workspace: Workspace, x: Array, *, slope: float, at_zero: float, branch: Array | None = None
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.leaky_relu`."""
+    """Same contract as `oracle.layers.leaky_relu`."""
     if x.dtype not in FLOATS:
         return layers.leaky_relu(x, slope=slope, at_zero=at_zero, branch=branch)
     slopes = _slopes(slope, at_zero)
@@ -78,7 +78,7 @@ def leaky_relu(
 
 
 def leaky_relu_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.leaky_relu_vjp`."""
+    """Same contract as `oracle.layers.leaky_relu_vjp`."""
     slopes, branch = saved.values, saved.branch
     if not isinstance(slopes, _Slopes) or branch is None:
         return layers.leaky_relu_vjp(saved, dy)
@@ -140,7 +140,7 @@ def _gate_fits(x: Array, g: Array) -> bool:
 
 
 def gate(workspace: Workspace, x: Array, g: Array) -> tuple[Array, Saved]:
-    """Same contract as `layers.gate`."""
+    """Same contract as `oracle.layers.gate`."""
     if not _gate_fits(x, g):
         return layers.gate(x, g)
     y = workspace.empty(x.shape, x.dtype)
@@ -151,7 +151,7 @@ def gate(workspace: Workspace, x: Array, g: Array) -> tuple[Array, Saved]:
 
 
 def gate_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
-    """Same contract as `layers.gate_vjp`."""
+    """Same contract as `oracle.layers.gate_vjp`."""
     x, g = saved.values
     if not (_gate_fits(x, g) and dy.dtype == x.dtype and dy.shape == x.shape):
         return layers.gate_vjp(saved, dy)
@@ -211,7 +211,7 @@ def _placed(channels: tuple[int, ...], count: int) -> _Placed | None:
 
 
 def add(workspace: Workspace, shortcut: Array, path: Array, *, channels: tuple[int, ...] | None) -> tuple[Array, Saved]:
-    """Same contract as `layers.add`."""
+    """Same contract as `oracle.layers.add`."""
     if shortcut.dtype not in FLOATS or path.dtype != shortcut.dtype:
         return layers.add(shortcut, path, channels=channels)
     parts = share(workspace.threads, shortcut.size, ELEMENT_GRAIN)
@@ -231,7 +231,7 @@ def add(workspace: Workspace, shortcut: Array, path: Array, *, channels: tuple[i
 
 
 def add_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array, Array]:
-    """Same contract as `layers.add_vjp`."""
+    """Same contract as `oracle.layers.add_vjp`."""
     (chosen,) = saved.values
     return dy, dy if chosen is None else np.take(dy, chosen, axis=1)
 
@@ -267,7 +267,7 @@ def _subsampled(shape: tuple[int, ...], stride: Pair) -> tuple[int, int]:
 
 
 def subsample_pad(workspace: Workspace, x: Array, *, stride: Pair, before: int, after: int) -> tuple[Array, Saved]:
-    """Same contract as `layers.subsample_pad`."""
+    """Same contract as `oracle.layers.subsample_pad`."""
     if not (x.ndim == 4 and min(stride) > 0 and min(before, after) >= 0 and same_float(x)):
         return layers.subsample_pad(x, stride=stride, before=before, after=after)
     y = workspace.empty((x.shape[0], before + x.shape[1] + after, *_subsampled(x.shape, stride)), x.dtype)
@@ -276,7 +276,7 @@ def subsample_pad(workspace: Workspace, x: Array, *, stride: Pair, before: int, 
 
 
 def subsample_pad_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.subsample_pad_vjp`."""
+    """Same contract as `oracle.layers.subsample_pad_vjp`."""
     shape, stride, before = saved.values
     matching = len(shape) == 4 and dy.ndim == 4 and dy.shape[1] >= before + shape[1]
     if not (matching and dy.shape[::3] == (shape[0], _subsampled(shape, stride)[1]) and same_float(dy)):

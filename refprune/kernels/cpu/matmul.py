@@ -168,7 +168,7 @@ def _mirror(part: int, parts: int, c: Array) -> None:
 
 
 def cross_product(workspace: Workspace, a: Array, b: Array) -> Array:
-    """Same contract as `cka.numpy_product`: aᵀ b; where a is b, half of the work."""
+    """Same contract as `formulas.cka.numpy_product`: aᵀ b; where a is b, half of the work."""
     if not (a.ndim == 2 and b.ndim == 2 and len(a) == len(b) and same_float(a, b)):
         return numpy_product(a, b)
     x = a.T if a.flags.f_contiguous else a
@@ -243,7 +243,7 @@ def _fits(x: Array, w: Array, *vectors: Array | None) -> bool:
 
 
 def dense_fused(workspace: Workspace, x: Array, w: Array, scale: Array | None, shift: Array | None, *, relu: bool) -> Array:
-    """Same contract as `layers.dense_fused`."""
+    """Same contract as `oracle.fused.dense_fused`."""
     if not _fits(x, w, scale, shift):
         return fused.dense_fused(x, w, scale, shift, relu=relu)
     dtype, none = x.dtype, NOTHING[x.dtype]
@@ -268,7 +268,7 @@ def dense_fused(workspace: Workspace, x: Array, w: Array, scale: Array | None, s
 
 
 def dense(workspace: Workspace, x: Array, w: Array, b: Array | None = None) -> tuple[Array, Saved]:
-    """Same contract as `layers.dense`."""
+    """Same contract as `oracle.layers.dense`."""
     if not _fits(x, w, b):
         return layers.dense(x, w, b)
     return dense_fused(workspace, x, w, None, b, relu=False), Saved((x, w))
@@ -277,7 +277,7 @@ def dense(workspace: Workspace, x: Array, w: Array, b: Array | None = None) -> t
 def dense_vjp(
     workspace: Workspace, saved: Saved, dy: Array, *, input_gradient: bool = True
 ) -> tuple[Array | None, Array, Array]:
-    """Same contract as `layers.dense_vjp`."""
+    """Same contract as `oracle.layers.dense_vjp`."""
     x, w = saved.values
     if dy.shape != (x.shape[0], w.shape[0]) or x.ndim != 2 or not same_float(x, w, dy):
         return layers.dense_vjp(saved, dy, input_gradient=input_gradient)

@@ -171,7 +171,8 @@ def _spread(part: int, parts: int, dy: Array, count: float, dx: Array) -> None:
 def max_pool(
     workspace: Workspace, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, ties: str, branch: Array | None = None
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.max_pool`; the branch is uint8. A forced branch or a large window is left to the oracle."""
+    """Same contract as `oracle.layers.max_pool`; the branch is uint8. A forced branch or a large window is left to the
+    oracle."""
     if branch is not None or not _fits(x, kernel, stride, padding) or kernel[0] * kernel[1] > MOST:
         return layers.max_pool(x, kernel=kernel, stride=stride, padding=padding, ties=ties, branch=branch)
     ho, wo = _out(x.shape, kernel, stride, padding)
@@ -184,7 +185,7 @@ def max_pool(
 
 
 def max_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.max_pool_vjp`."""
+    """Same contract as `oracle.layers.max_pool_vjp`."""
     shape, kernel, stride, padding = saved.values
     taken = np.asarray(saved.branch)
     fits = dy.ndim == 4 and same_float(dy) and kernel[0] * kernel[1] <= MOST
@@ -213,7 +214,7 @@ def _count(size: Pair, kernel: Pair, stride: Pair, padding: Padding, out: Pair, 
 def average_pool(
     workspace: Workspace, x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool
 ) -> tuple[Array, Saved]:
-    """Same contract as `layers.average_pool`."""
+    """Same contract as `oracle.layers.average_pool`."""
     if not _fits(x, kernel, stride, padding):
         return layers.average_pool(x, kernel=kernel, stride=stride, padding=padding, count_padding=count_padding)
     out = _out(x.shape, kernel, stride, padding)
@@ -225,7 +226,7 @@ def average_pool(
 
 
 def average_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.average_pool_vjp`."""
+    """Same contract as `oracle.layers.average_pool_vjp`."""
     shape, count, kernel, stride, padding = saved.values
     if not (same_float(dy, count) and dy.shape == (*shape[:2], *count.shape[2:])):
         return layers.average_pool_vjp(saved, dy)
@@ -237,7 +238,7 @@ def average_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Arr
 
 
 def global_average_pool(workspace: Workspace, x: Array) -> tuple[Array, Saved]:
-    """Same contract as `layers.global_average_pool`."""
+    """Same contract as `oracle.layers.global_average_pool`."""
     if not (x.ndim == 4 and x.shape[2] * x.shape[3] > 0 and same_float(x)):
         return layers.global_average_pool(x)
     y = np.empty(x.shape[:2], x.dtype)
@@ -247,7 +248,7 @@ def global_average_pool(workspace: Workspace, x: Array) -> tuple[Array, Saved]:
 
 
 def global_average_pool_vjp(workspace: Workspace, saved: Saved, dy: Array) -> tuple[Array]:
-    """Same contract as `layers.global_average_pool_vjp`."""
+    """Same contract as `oracle.layers.global_average_pool_vjp`."""
     (shape,) = saved.values
     if not (len(shape) == 4 and dy.shape == shape[:2] and shape[2] * shape[3] > 0 and same_float(dy)):
         return layers.global_average_pool_vjp(saved, dy)

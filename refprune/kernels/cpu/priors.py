@@ -107,7 +107,7 @@ def _exponential_integral(z: float) -> float:
 
 @inner
 def _law_of_horseshoe(size: float, c: Any) -> tuple[float, float]:
-    """As `mixture._tricomi`, in double precision."""
+    """As `formulas.priors._tricomi`, in double precision."""
     x, width = np.float64(size), np.float64(c[1])
     ratio = x / width
     z = 0.5 * ratio * ratio
@@ -218,7 +218,7 @@ def _constants(prior: priors.Prior, d: int) -> tuple[float, ...]:
 
 
 def prior_density(workspace: Workspace, w: Array, prior: priors.Prior) -> priors.Density:
-    """Same contract as `mixture.prior_density`."""
+    """Same contract as `formulas.priors.prior_density`."""
     block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
     fits = isinstance(w, np.ndarray) and w.dtype in FLOATS and w.size > 0 and (w.ndim > 0 or not block)
     if not fits or (isinstance(prior, priors.SpikeSlab) and prior.spike == 0.0):
@@ -247,7 +247,7 @@ def prior_density(workspace: Workspace, w: Array, prior: priors.Prior) -> priors
 
 @inner
 def _log_decay(a: float) -> float:
-    """As `flattening._log_decay`."""
+    """As `formulas.hyper_prior._log_decay`."""
     if a >= 1.0:
         return math.log(-math.expm1(-a) / a)
     square, excess = 0.25 * a * a, 0.0
@@ -263,7 +263,7 @@ def _log(x: float) -> float:
 
 @inner
 def _scaled(a: float) -> tuple[float, float]:
-    """(e^{−a}·y, y) as in `flattening._scaled_exponential`."""
+    """(e^{−a}·y, y) as in `formulas.hyper_prior._scaled_exponential`."""
     if a <= hyper_prior.SUBNORMAL:
         return math.exp(-a), 1.0
     root = math.exp(-0.5 * a)
@@ -325,7 +325,7 @@ def _over_gates(workspace: Workspace, run: Any, oracle: Callable[..., Any], resu
 
 
 def flattening_profile(workspace: Workspace, theta: Array, log_gamma: Any) -> hyper_prior.Profile:
-    """Same contract as `flattening.flattening_profile`."""
+    """Same contract as `formulas.hyper_prior.flattening_profile`."""
     found: hyper_prior.Profile = _over_gates(
         workspace, _profile, hyper_prior.flattening_profile, hyper_prior.Profile, theta, log_gamma
     )
@@ -333,7 +333,7 @@ def flattening_profile(workspace: Workspace, theta: Array, log_gamma: Any) -> hy
 
 
 def flattening_density(workspace: Workspace, pi: Array, log_gamma: Any) -> hyper_prior.HyperPrior:
-    """Same contract as `flattening.flattening_density`."""
+    """Same contract as `formulas.hyper_prior.flattening_density`."""
     found: hyper_prior.HyperPrior = _over_gates(
         workspace, _density, hyper_prior.flattening_density, hyper_prior.HyperPrior, pi, log_gamma
     )
