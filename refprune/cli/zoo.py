@@ -12,6 +12,8 @@ def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
     zoo = commands.add_parser("zoo", help="networks and experiments; with a name, its layers or its text")
     zoo.add_argument("name", nargs="?", help="also with options, as in 'resnet-20:units=true;gates=true'")
+    zoo.add_argument("--keys", action="store_true", help="every key of an experiment with default, allowed values and meaning")
+    zoo.add_argument("--markdown", action="store_true", help="with --keys: as the page docs/config.md")
     zoo.set_defaults(command=_zoo)
 
 
@@ -20,8 +22,15 @@ def _zoo(options: argparse.Namespace) -> int:
     from ..output import tables
     from ..spec import zoo
     from ..spec.cost import flops, macs, parameters, per_layer
-    from ..training import presets
+    from ..training import config_page, presets
 
+    if options.markdown and not options.keys:
+        raise InputError("zoo --markdown: only with --keys")
+    if options.keys:
+        if options.name is not None:
+            raise InputError(f"zoo --keys: shows all keys and takes no name, got {options.name!r}")
+        print(config_page.markdown() if options.markdown else config_page.text(), end="")
+        return 0
     if options.name in presets.experiments():
         print(presets.experiment_text(options.name), end="")
         return 0

@@ -30,7 +30,7 @@ from ..gates.surgery import Cut, prune
 from ..output.files import check_unused, claim, locked, write_atomically
 from ..output.progress import Progress
 from ..spec import cost as network_cost
-from ..spec import json_form, zoo
+from ..spec import json_form
 from ..spec.layers import Section
 from ..spec.network import Network
 from ..training import checkpoint, config, decide, equivalence
@@ -69,7 +69,7 @@ class Setup:
 def set_up(settings: Config, data_directory: str | None, threads: int | None = None) -> Setup:
     """Load, build and check everything that a run needs; nothing is written. threads: instead of training.threads."""
     dataset = sets.load(settings.data.name, data_directory)
-    network = zoo.build(settings.network["name"], {key: value for key, value in settings.network.items() if key != "name"})
+    network = settings.build_network()
     network = pressed(network, settings)
     networks = {"pruned": protected(network, settings.gates.protect)} if network.gate_count else {"trained": network}
     (gated,) = networks.values()

@@ -61,7 +61,7 @@ def warm_up(settings: Config, threads: int | None = None) -> None:
     estimator = "paired" if settings.gates.estimator == "exact" else settings.gates.estimator
     gates = dataclasses.replace(settings.gates, estimator=estimator, warmup_epochs=0.0)
     settings = dataclasses.replace(settings, gates=gates)
-    network = zoo.build(settings.network["name"], {key: v for key, v in settings.network.items() if key != "name"})
+    network = settings.build_network()
     state = initial_state(settings, network)
     size, classes = settings.training.batch_size, network.output_shape[0]
     images = Streams(settings.seed).normal("warmup", 0, (max(size, EVALUATED), *network.input_shape))

@@ -8,7 +8,6 @@ import pytest
 
 from refprune.backend import ORACLE
 from refprune.data import sets
-from refprune.spec import zoo
 from refprune.training.config import load
 from refprune.training.images import epoch_batches, prepare_images
 from refprune.training.state import initial_state
@@ -38,7 +37,7 @@ def watched(overrides):
 def thetas(settings):
     """θ after every step of the training that is watched, which no rule touches."""
     images, _ = prepare_images(sets.load(settings.data.name), settings)
-    network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
+    network = settings.build_network()
     state, path = initial_state(settings, network), []
     for epoch in range(settings.training.epochs):
         for x, labels in epoch_batches(images, settings, epoch):

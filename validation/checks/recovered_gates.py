@@ -19,7 +19,6 @@ import numpy as np
 from refprune import backend
 from refprune.data import sets
 from refprune.errors import InputError
-from refprune.spec import zoo
 from refprune.training.config import Config, load
 from refprune.training.evaluate import evaluate
 from refprune.training.images import epoch_batches, prepare_images
@@ -36,7 +35,7 @@ BACK = 0.5
 def watch(settings: Config, data_directory: str | None = None) -> Summary:
     """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
     images, test = prepare_images(sets.load(settings.data.name, data_directory), settings)
-    network = zoo.build(settings.network["name"], {k: v for k, v in settings.network.items() if k != "name"})
+    network = settings.build_network()
     engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
     variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}
     watched, samples = variants["attraction"], len(images.labels)
