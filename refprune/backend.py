@@ -105,7 +105,7 @@ ORACLE = Backend(
 NAMES = ("oracle", "numba")
 
 
-def by_name(name: str, *, threads: int | None = None) -> Backend:
+def load_backend(name: str, *, threads: int | None = None) -> Backend:
     """The backend called `name`: "oracle" (NumPy) or "numba" (compiled, float32 and float64; `threads` of them).
 
     InputError for another name, or for threads outside 1 … the cores Numba sees.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..backend import ORACLE, Backend, by_name
+from ..backend import ORACLE, Backend, load_backend
 from ..data import dataset, sets
 from ..errors import DataError
 from ..formulas import cka, priors
@@ -72,7 +72,7 @@ class Setting:
 
     @functools.cached_property
     def backend(self) -> Backend:
-        return by_name("numba", threads=self.threads)
+        return load_backend("numba", threads=self.threads)
 
     @property
     def streams(self) -> Streams:

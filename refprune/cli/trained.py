@@ -88,7 +88,7 @@ def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None
 def _engine(options: argparse.Namespace) -> Any:
     from .. import backend
 
-    return backend.by_name(options.backend or "numba", threads=options.threads)
+    return backend.load_backend(options.backend or "numba", threads=options.threads)
 
 
 def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:

@@ -213,7 +213,7 @@ class _Job:
         images, test = prepare_images(dataset, settings, network.scaling, scaled_by=scaled_by)
         if plan.score_images > len(images.labels):
             raise InputError(f"--score-images: {plan.score_images} exceeds the {len(images.labels)} training images")
-        engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+        engine = backend.load_backend(settings.training.backend, threads=settings.training.threads or None)
         known = environments.describe(dataset)
         return cls(written, plan, settings, directory, known, images, test, engine, progress, candidates.fewest_macs(network))
 

@@ -84,7 +84,7 @@ def set_up(settings: Config, data_directory: str | None, threads: int | None = N
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = settings.training.threads if threads is None else threads
-    engine = backend.by_name(settings.training.backend, threads=threads or None)
+    engine = backend.load_backend(settings.training.backend, threads=threads or None)
     if settings.unpruned and network.gate_count:
         networks["unpruned"] = ungated(network)
     return Setup(settings, dataset.name, environments.describe(dataset), networks, network, images, test, engine)

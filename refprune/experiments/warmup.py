@@ -53,7 +53,7 @@ def warm_up(settings: Config, threads: int | None = None) -> None:
 
     The estimator "exact" would enumerate all gate vectors; "paired" calls the same kernels.
     """
-    engine = backend.by_name(
+    engine = backend.load_backend(
         settings.training.backend, threads=(settings.training.threads if threads is None else threads) or None
     )
     if engine is backend.ORACLE:

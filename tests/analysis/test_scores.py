@@ -11,7 +11,7 @@ from tolerance import assert_close, gamma
 from refprune.analysis import candidates, stability
 from refprune.analysis import scores as scores_
 from refprune.analysis.scores import CRITERIA, Subject
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.errors import InputError
 from refprune.exchange.trained import Trained
 from refprune.formulas import cka
@@ -121,7 +121,7 @@ def test_representations_are_those_of_the_compact_networks():
 
 def test_compiled_in_float32_chooses_the_same():
     narrow = [{name: a.astype(np.float32) for name, a in group.items()} for group in (PARAMS, STATISTICS)]
-    fast = Subject(NETWORK, by_name("numba", threads=1), *narrow, X.astype(np.float32))
+    fast = Subject(NETWORK, load_backend("numba", threads=1), *narrow, X.astype(np.float32))
     assert fast.representations[0].dtype == np.float32
     for name in ("cka", "kl", "activation", "rank", "l1"):
         assert scores_.ranked(CRITERIA[name](fast))[0] == scores_.ranked(CRITERIA[name](subject()))[0]

@@ -14,7 +14,7 @@ import pytest
 
 from refprune.analysis import candidates
 from refprune.analysis.scores import cka_score, classifier, representations
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.data import sets, standardise
 from refprune.exchange import load
 from refprune.passes.predictor import Predictor
@@ -79,7 +79,7 @@ def test_scores_of_the_synthetic_batch(name, backend):
     """Features, softmax and 1 − CKA of every block but the first of a stage, to the digits that were written down."""
     dtype = "float64" if backend == "oracle" else "float32"
     network, params, statistics, *_ = trained(name, dtype)
-    engine, x, want = by_name(backend), synthetic_batch().astype(dtype), reference()[name]["synthetic_batch"]
+    engine, x, want = load_backend(backend), synthetic_batch().astype(dtype), reference()[name]["synthetic_batch"]
     names = [section.name for stage in candidates.stages(network) for section in stage[1:]]
     full, lacking = representations(network, engine, params, statistics, x, names)
     assert {block(n) for n in names} == set(want["scores_synth64"])
@@ -103,7 +103,7 @@ def test_accuracy_on_the_real_test_set(name):
     x, labels = images_of_the_test_set()
     none, no_counts = np.zeros(0), np.zeros(0, np.intp)
     state = State(network, params, {}, statistics, none, no_counts, none, no_counts)
-    score = evaluate(state, Images(x.astype(np.float32), labels), by_name("numba"), batch_size=250)
+    score = evaluate(state, Images(x.astype(np.float32), labels), load_backend("numba"), batch_size=250)
     assert round(score.accuracy * 10_000) == round(100 * reference()[name]["test_accuracy_percent"])
     assert abs(score.loss - reference()[name]["test_cross_entropy"]) < 1e-3
 
@@ -113,7 +113,7 @@ def test_the_oracle_agrees_on_a_part():
     """In float64: the same classes, and the loss to 1e-3 of that of the compiled network."""
     x, labels = images_of_the_test_set()
     losses = {}
-    for backend, dtype in ((ORACLE, "float64"), (by_name("numba"), "float32")):
+    for backend, dtype in ((ORACLE, "float64"), (load_backend("numba"), "float32")):
         network, params, statistics, *_ = trained("base", dtype)
         logits = Predictor(network, backend, params, statistics)(x[:100].astype(dtype)).astype(np.float64)
         losses[dtype] = logits.argmax(axis=1), float(backend.cross_entropy(logits, labels[:100], reduction="mean")[0])
@@ -131,7 +131,7 @@ def test_a_planted_convention_is_seen():
         return dataclasses.replace(layer, eps=1e-5) if isinstance(layer, BatchNorm) else layer
 
     wrong = dataclasses.replace(network, layers=tuple(map(changed, network.layers)))
-    engine, names = by_name("numba"), candidates.candidates(network)
+    engine, names = load_backend("numba"), candidates.candidates(network)
     full, lacking = representations(wrong, engine, params, statistics, synthetic_batch(), names)
     want = reference()["cka-removed20"]["synthetic_batch"]["scores_synth64"]
     errors = [abs(cka_score(full, lacking[n], engine) - want[block(n)]) for n in names]

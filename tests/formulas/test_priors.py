@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.errors import InputError
 from refprune.formulas import hyper_prior, priors, scalar
 
@@ -19,7 +19,7 @@ PRIORS = [
     priors.Laplace(0.4),
     priors.Horseshoe(0.6),
 ]
-FAST = {threads: by_name("numba", threads=threads) for threads in (1, 2)}
+FAST = {threads: load_backend("numba", threads=threads) for threads in (1, 2)}
 
 
 def _grid(count=900, seed=0):

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refprune.arrays import Array, Saved
-from refprune.backend import FUNCTIONS, FUSED, ORACLE, WITHOUT_VJP, by_name
+from refprune.backend import FUNCTIONS, FUSED, ORACLE, WITHOUT_VJP, load_backend
 from refprune.errors import InputError
 from refprune.oracle import crop_flip, layers, momentum
 from refprune.spec import zoo
@@ -32,7 +32,7 @@ from refprune.training.state import initial_state
 from refprune.training.step import train_step
 
 DTYPES = (np.float32, np.float64)
-FAST = by_name("numba", threads=1)
+FAST = load_backend("numba", threads=1)
 MANY = int(os.environ.get("KERNEL_EXAMPLES", "30"))  # of each property; tests/test_runtime.py sets it for slow ways to run
 EXAMPLES = settings(max_examples=MANY, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -565,14 +565,14 @@ def _bits(backend: Any, names: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def test_the_bits_do_not_depend_on_threads() -> None:
-    every = by_name("numba")  # all cores; with a single one this compares a run with itself
+    every = load_backend("numba")  # all cores; with a single one this compares a run with itself
     assert _bits(every) == _bits(FAST)
 
 
 def test_the_bits_do_not_depend_on_numbas_own_thread_count() -> None:
     """Fresh processes with NUMBA_NUM_THREADS = 1 and 2; both must agree with this one."""
     names = ("dense", "conv2d")
-    code = f"import json, test_kernels as t; print(json.dumps(t._bits(t.by_name('numba'), {names!r})))"
+    code = f"import json, test_kernels as t; print(json.dumps(t._bits(t.load_backend('numba'), {names!r})))"
     here = os.path.dirname(os.path.abspath(__file__))
     started = [
         subprocess.Popen(
@@ -594,7 +594,7 @@ def test_the_bits_do_not_depend_on_numbas_own_thread_count() -> None:
 @pytest.mark.parametrize("threads", [0, -1, 10**6, 1.5, True])
 def test_threads_out_of_range_are_refused(threads: Any) -> None:
     with pytest.raises(InputError, match=r"threads: .* allowed are the integers 1 to"):
-        by_name("numba", threads=threads)
+        load_backend("numba", threads=threads)
 
 
 def test_importing_the_package_does_not_import_numba() -> None:
@@ -658,7 +658,7 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
     network = zoo.build(name, options)
     rules = config.from_dict({"training": {"batch_size": 8}, "objective": {"weight_decay": 1e-4}})
     state = initial_state(rules, network)
-    backend = by_name("numba")
+    backend = load_backend("numba")
     left_to_numpy = {"flatten", "flatten_vjp"}
     for function in set(FUNCTIONS) - left_to_numpy:
         monkeypatch.setattr(layers, function, lambda *a, function=function, **k: pytest.fail(f"fell back to {function}"))
@@ -671,6 +671,6 @@ def test_training_never_falls_back_to_the_oracle(name: str, monkeypatch: pytest.
 @pytest.mark.parametrize("backend", [ORACLE, "numba"], ids=["oracle", "numba"])
 def test_relu_of_infinity(backend: Any) -> None:
     """relu(−∞) = 0, not −∞·0; NaN stays NaN."""
-    engine = by_name(backend) if isinstance(backend, str) else backend
+    engine = load_backend(backend) if isinstance(backend, str) else backend
     y, _ = engine.leaky_relu(np.array([-np.inf, -1.0, 0.0, np.inf, np.nan]), slope=0.0, at_zero=0.0)
     np.testing.assert_array_equal(y, [0.0, 0.0, 0.0, np.inf, np.nan])

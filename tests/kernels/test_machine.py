@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune.backend import by_name
+from refprune.backend import load_backend
 from refprune.cli import main as cli
 from refprune.kernels.machine import cache, kernel, threads
 from refprune.spec import zoo
@@ -364,7 +364,7 @@ def bits(threads):
     """θ and parameters after some steps, as bytes."""
     network = zoo.residual_mlp(sections=3, width=64)
     rules = config.from_dict({"training": {"batch_size": 512}})
-    state, backend = initial_state(rules, network), by_name("numba", threads=threads)
+    state, backend = initial_state(rules, network), load_backend("numba", threads=threads)
     x = np.random.default_rng(0).random((512, 1, 28, 28), dtype=np.float32)
     for _ in range(2):
         state, _ = train_step(state, x, np.arange(512) % 10, rules, backend, training_images=512)

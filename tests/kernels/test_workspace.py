@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refprune.backend import by_name
+from refprune.backend import load_backend
 from refprune.kernels.machine import workspace
 from refprune.kernels.machine.workspace import KEEP, SMALL, Workspace
 from refprune.oracle import layers
@@ -49,7 +49,7 @@ def test_arrays_start_at_a_cache_line():
 
 def test_training_allocates_nothing_in_the_steady_state():
     """The same step again asks for no new buffer."""
-    backend = by_name("numba", threads=1)
+    backend = load_backend("numba", threads=1)
     space = backend.conv2d.args[0]
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((8, 16, 16, 16)), rng.standard_normal((16, 16, 3, 3))
@@ -83,5 +83,5 @@ def test_what_no_spec_allows_is_left_to_the_oracle(wrong):
         except Exception as error:
             return type(error)
 
-    ours, oracle = outcome(by_name("numba", threads=1).conv2d), outcome(layers.conv2d)
+    ours, oracle = outcome(load_backend("numba", threads=1).conv2d), outcome(layers.conv2d)
     assert (ours is oracle) if isinstance(oracle, type) else np.array_equal(ours, oracle)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.oracle.crop_flip import crop_flip, draw_crops
 from refprune.streams import Streams
 from refprune.training import config
 from refprune.training.images import Images, epoch_batches
 
-ENGINES = [ORACLE, by_name("numba", threads=1)]
+ENGINES = [ORACLE, load_backend("numba", threads=1)]
 
 
 def by_loops(x, crops, padding):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_close, assert_identical, gamma
 
-from refprune.backend import FUNCTIONS, FUSED, ORACLE, by_name
+from refprune.backend import FUNCTIONS, FUSED, ORACLE, load_backend
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
 from refprune.passes import predictor as predictor_
@@ -25,7 +25,7 @@ from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, Gl
 from refprune.spec.network import Network
 from refprune.streams import Streams
 
-NUMBA = by_name("numba")
+NUMBA = load_backend("numba")
 UNFUSED = dataclasses.replace(ORACLE, **dict.fromkeys(FUSED))
 EVALUATED = ns.cases(gates=ns.GATES, train=False)
 

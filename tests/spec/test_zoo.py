@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch_zoo import counts, torch_counts, torch_vgg
 
-from refprune.backend import by_name
+from refprune.backend import load_backend
 from refprune.errors import InputError
 from refprune.gates.surgery import prune
 from refprune.spec import zoo
@@ -105,7 +105,7 @@ def test_a_small_one_trains(name):
     rules = config.from_dict({"training": {"batch_size": 4}})
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
     state, metrics = train_step(
-        initial_state(rules, network), x, np.arange(4), rules, by_name("numba", threads=1), training_images=4
+        initial_state(rules, network), x, np.arange(4), rules, load_backend("numba", threads=1), training_images=4
     )
     assert np.isfinite(metrics.loss)
     assert all((state.velocity[name] != 0).any() for name in state.velocity)

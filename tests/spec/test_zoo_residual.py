@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch_zoo import counts, torch_counts, torch_imagenet, torch_vgg
 
 from refprune.adapters.pytorch import model
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.bench import agreement
 from refprune.errors import InputError
 from refprune.gates.surgery import prune
@@ -47,7 +47,7 @@ def test_resnet_50_forward_and_backward_against_pytorch(backend):
     network = zoo.build("resnet-50", {"gates": True, "units": True, "width": 4, "size": 33})
     streams = Streams(3)
     params = initialise(network, streams, section_scale=0.5)
-    loss = BatchLoss(network, by_name(backend), params, streams.normal("x", 0, (2, 3, 33, 33)), np.array([7, 421]))
+    loss = BatchLoss(network, load_backend(backend), params, streams.normal("x", 0, (2, 3, 33, 33)), np.array([7, 421]))
 
     def pytorch(x, labels, scale=1.0):
         module = model.load(model.build(network).double(), params).train()

@@ -12,7 +12,7 @@ import numpy as np
 import torch_backend
 
 from refprune.arrays import Saved
-from refprune.backend import ORACLE, by_name
+from refprune.backend import ORACLE, load_backend
 from refprune.oracle import layers
 from refprune.passes import parameters
 from refprune.passes.batch_loss import BatchLoss
@@ -255,7 +255,7 @@ BACKENDS = {
     "oracle": lambda: ORACLE,
     "sequential": lambda: SEQUENTIAL,
     "torch": lambda: torch_backend.TORCH,
-    "numba": lambda: by_name("numba"),
+    "numba": lambda: load_backend("numba"),
 }
 
 

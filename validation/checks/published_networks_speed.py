@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from refprune.arrays import Array
-from refprune.backend import by_name
+from refprune.backend import load_backend
 from refprune.bench import timing, torch_side
 from refprune.bench.cases import all_threads
 from refprune.data import sets, standardise
@@ -57,7 +57,7 @@ def by_turns(sides: dict[str, Predict], x: Array) -> dict[str, tuple[float, Arra
 
 def main(images: int) -> int:
     torch_side.prepare(all_threads())
-    backend, dataset, alike = by_name("numba", threads=all_threads()), sets.load("cifar10"), True
+    backend, dataset, alike = load_backend("numba", threads=all_threads()), sets.load("cifar10"), True
     x = standardise.standardisation(dataset, "pixel_mean", images=0, dtype="float32")(dataset.test_images[:images])
     for name in NAMES:
         trained = load.load(f"resnet56-cka/resnet56-{name}.npz", "resnet-cifar-keras", dtype="float32")

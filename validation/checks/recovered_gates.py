@@ -36,7 +36,7 @@ def watch(settings: Config, data_directory: str | None = None) -> Summary:
     """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
     images, test = prepare_images(sets.load(settings.data.name, data_directory), settings)
     network = settings.build_network()
-    engine = backend.by_name(settings.training.backend, threads=settings.training.threads or None)
+    engine = backend.load_backend(settings.training.backend, threads=settings.training.threads or None)
     variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}
     watched, samples = variants["attraction"], len(images.labels)
     state = initial_state(watched, network)

@@ -16,7 +16,7 @@ import torch
 
 from refprune.adapters.pytorch import model
 from refprune.arrays import Array
-from refprune.backend import Backend, by_name
+from refprune.backend import Backend, load_backend
 from refprune.bench import agreement
 from refprune.bench.agreement import Agreement
 from refprune.passes.batch_loss import BatchLoss
@@ -68,7 +68,7 @@ def right(found: dict[str, Agreement]) -> bool:
 
 
 if __name__ == "__main__":
-    results, needed = compare(by_name("numba"))
+    results, needed = compare(load_backend("numba"))
     print(", ".join(f"{side} {value:.1f} s" for side, value in needed.items()), "(compiling included)")
     for name, result in results.items():
         print(f"{name}: {result.error:.3g} of the bound {result.bound:.2g} ({result.where})")

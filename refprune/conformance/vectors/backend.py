@@ -8,7 +8,7 @@ import numpy as np
 
 from ...adapters.implementation import EVERY, Implementation
 from ...arrays import Array, Arrays
-from ...backend import ORACLE, Backend, by_name
+from ...backend import ORACLE, Backend, load_backend
 from ...gates.surgery import prune
 from ...passes.tape import forward
 from ...spec.json_form import from_json
@@ -50,4 +50,4 @@ class NumbaImplementation(BackendImplementation):
     """The compiled backend with one thread."""
 
     def __init__(self) -> None:
-        super().__init__(by_name("numba", threads=1), "float32")
+        super().__init__(load_backend("numba", threads=1), "float32")

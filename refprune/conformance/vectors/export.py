@@ -19,7 +19,7 @@ import numpy as np
 
 from ...adapters.implementation import PYTORCH, Implementation
 from ...arrays import Arrays
-from ...backend import Backend, by_name
+from ...backend import Backend, load_backend
 from ...gates.estimators import ESTIMATORS
 from ...mistakes.catalogue import KNOWN
 from ...mistakes.planting import planted
@@ -222,7 +222,7 @@ def _pytorch(estimator: str) -> Caller:
 
 @functools.cache
 def _compiled() -> Caller:
-    return InProcess(BackendImplementation(by_name("numba", threads=1), "float64"))
+    return InProcess(BackendImplementation(load_backend("numba", threads=1), "float64"))
 
 
 #: PyTorch for every estimator of O5 (that of `theta_estimate` first), and the compiled backend for conventions that it lacks.
