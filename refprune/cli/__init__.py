@@ -1,1 +1,5 @@
-"""The command line, a file a command."""
+"""The command line, a file a command.
+
+For others:
+    main: `refprune COMMAND`; returns the exit code.
+"""
