@@ -1,5 +1,6 @@
 """The command line, a file a command.
 
 For others:
-    main: `refprune COMMAND`; returns the exit code.
+
+- `main`: `refprune COMMAND`; returns the exit code.
 """

@@ -1,13 +1,14 @@
 """What happens to a gate: estimators of ∂C/∂θ, the penalty on θ, the rules of removal, surgery.
 
 For others:
-    prune: the network without some gates, and which arrays stay.
-    exact_theta_gradient: ∂C/∂θ by enumeration.
-    estimators: ∂C/∂θ from a few passes.
-    penalty: Σ β θ + ν R_ρ(θ) and its slope β_g.
-    rules: which gates go now.
-    dynamics: the ODE of one gate and its weights, its domain of attraction.
-    magnitude: filters by ℓ1 norm, the baseline.
+
+- `prune`: the network without some gates, and which arrays stay.
+- `exact_theta_gradient`: ∂C/∂θ by enumeration.
+- `estimators`: ∂C/∂θ from a few passes.
+- `penalty`: Σ β θ + ν R_ρ(θ) and its slope β_g.
+- `rules`: which gates go now.
+- `dynamics`: the ODE of one gate and its weights, its domain of attraction.
+- `magnitude`: filters by ℓ1 norm, the baseline.
 """
 
 from .estimators import exact_theta_gradient

@@ -1,11 +1,12 @@
 """Running a network: parameters, forward, backward, the loss of a batch, prediction.
 
 For others:
-    initialise, initial_statistics: arrays to begin with.
-    forward, backward: one pass and its vector-Jacobian product.
-    BatchLoss: the loss of one batch as a function of the gates, with gradients.
-    Predictor: a network in eval mode, in as few calls as possible.
-    statistics: the running statistics of batch-norm, updated and averaged.
+
+- `initialise`, `initial_statistics`: arrays to begin with.
+- `forward`, `backward`: one pass and its vector-Jacobian product.
+- `BatchLoss`: the loss of one batch as a function of the gates, with gradients.
+- `Predictor`: a network in eval mode, in as few calls as possible.
+- `statistics`: the running statistics of batch-norm, updated and averaged.
 """
 
 from .batch_loss import BatchLoss
