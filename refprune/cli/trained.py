@@ -164,7 +164,7 @@ def _prune(options: argparse.Namespace) -> int:
         trained = loading.load(options.checkpoint, options.spec, options.names)
         training = {"backend": options.backend or "numba", "threads": options.threads or 0}
         overrides = config.overridden({"training": training}, options.set)
-        settings = layer_pruning.settings_for(
+        settings = layer_pruning.finetuning_config(
             options.data or trained.data or "cifar10", plan.finetune, options.seed or 0, overrides
         )
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"

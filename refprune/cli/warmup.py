@@ -25,7 +25,7 @@ def _warmup(options: argparse.Namespace) -> int:
         print(f"removed {cache.clear() / 1e6:.1f} MB from {cache.location()}")
         if not options.names:
             return 0
-    all_settings = {name: warmup.settings_of(name) for name in options.names or ["quickstart"]}
+    all_settings = {name: warmup.named_config(name) for name in options.names or ["quickstart"]}
     heard: list[logging.LogRecord] = []
 
     def hear(record: logging.LogRecord) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
 from ..analysis import candidates
-from ..analysis import scores as scores_
+from ..analysis import scores as criteria
 from ..analysis.scores import CRITERIA, Subject
 from ..arrays import Array
+from ..backend import Backend, load_backend
 from ..data import sets
 from ..errors import InputError
 from ..exchange import load
@@ -33,13 +33,14 @@ from ..output.progress import Progress
 from ..spec import cost
 from ..spec.network import Network
 from ..streams import Streams
-from ..training import checkpoint, config
-from ..training.config import Config
+from ..training import checkpoint
+from ..training.config import Config, from_dict, to_dict
 from ..training.evaluate import evaluate
-from ..training.images import Images, epoch_batches, prepare_images
+from ..training.images import Images, epoch_steps, prepare_images
+from ..training.loop import EpochEnded, Stepped, train_epochs
 from ..training.removal import cut_state
 from ..training.state import State
-from ..training.step import REMEDY, NonFiniteLoss, train_step
+from ..training.step import REMEDY, NonFiniteLoss
 from . import environment as environments
 
 Record = dict[str, Any]
@@ -59,13 +60,16 @@ WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Plan:
-    """criterion: one of CRITERIA. score_images: training images to score with, the same in all rounds (0: all).
+    """What is removed, and when it stops.
 
+    criterion: one of CRITERIA, by which sections are scored.
+    score_images: training images to score with, the same in all rounds (0: all).
     target_macs: stop once the MACs are at most this share of those at the start (0: when no candidate is left).
-    least_accuracy: stop once the accuracy after fine-tuning is below, on the test set, which such a stop therefore uses; the
-    network before that is the result. finetune: epochs after each removal. filter_rounds: rounds of ℓ1 filter pruning after the
-    last section, each with as many epochs. anneal: the learning rate falls from round to round, geometrically with the MACs
-    that have gone, to this share of itself where the sections end; 1 keeps it.
+    least_accuracy: stop once the test accuracy after fine-tuning is below this; the network before that is the result. The test
+        set then takes part in the choice of the network.
+    finetune: epochs after each removal.
+    filter_rounds: rounds of ℓ1 filter pruning after the last section, each with as many epochs.
+    anneal: a ∈ (0, 1]. Where a share p of the MACs that sections can save has gone, the learning rate is multiplied by a^p.
     """
 
     criterion: str = "cka"
@@ -89,7 +93,7 @@ class Plan:
             raise InputError(f"--anneal: is a share and must lie in (0, 1], got {self.anneal}")
 
 
-def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
+def finetuning_config(dataset: str, finetune: int, seed: int, overrides: Mapping[str, Any]) -> Config:
     """Fine-tuning as a Config: the tables data, objective, optimiser and training count, defaults below, then `overrides`.
 
     The rate is that of a network trained to the end: 0.01 undoes more of it than one epoch mends (docs/ledger/criteria.md).
@@ -108,13 +112,13 @@ def settings_for(dataset: str, finetune: int, seed: int, overrides: Mapping[str,
                 raise InputError(f"--set {table}.{key}: {WITHOUT_EFFECT[f'{table}.{key}']}")
         tables[table] |= values
     tables["training"]["epochs"] = max(finetune, 1)
-    return config.from_dict({"name": "prune", "seed": seed, **tables}, where="fine-tuning")
+    return from_dict({"name": "prune", "seed": seed, **tables}, where="fine-tuning")
 
 
 def run(
     trained: Trained,
     plan: Plan,
-    settings: Config,
+    config: Config,
     directory: Path,
     *,
     source: str = "",
@@ -128,9 +132,9 @@ def run(
     """
     check_unused(directory)
     check(trained.network, plan)
-    written = {"plan": dataclasses.asdict(plan), "settings": _plain(settings)}
+    written = {"plan": dataclasses.asdict(plan), "settings": _plain(config)}
     written["network"] = {"source": source, "sha256": digest(trained), "training_images": trained.training_images}
-    job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), trained.network)
+    job = _Job.make(written, plan, config, directory, data_directory, progress or Progress(), trained.network)
     claim(directory / "environment.json")
     write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
     write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
@@ -146,15 +150,15 @@ def resume(
     """Go on with the run in `directory`, to the same bits as without the interruption."""
     try:
         written = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
-        plan, settings = Plan(**written["plan"]), config.from_dict(written["settings"], where="plan.json")
+        plan, config = Plan(**written["plan"]), from_dict(written["settings"], where="plan.json")
         written["network"] = {"training_images": None, **written["network"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / 'plan.json'}: no pruning run to resume here ({error})") from error
     if threads is not None:
-        settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, threads=threads))
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, threads=threads))
     with locked(directory / "plan.json"):
         network = checkpoint.load(directory / "round-00").state.network
-        job = _Job.make(written, plan, settings, directory, data_directory, progress or Progress(), network)
+        job = _Job.make(written, plan, config, directory, data_directory, progress or Progress(), network)
         job.progress.line(f"run directory: {directory}")
         environments.compare(directory / "environment.json", job.environment, job.progress)
         return job.go()
@@ -165,7 +169,7 @@ def check(network: Network, plan: Plan) -> None:
     if network.gate_count:
         raise InputError(f"network: has {network.gate_count} gates; trained networks have none (finish the run first)")
     candidates.check_candidates(network)
-    scores_.check(plan.criterion, network, plan.score_images)
+    criteria.check(plan.criterion, network, plan.score_images)
     start, least = cost.macs(network), candidates.fewest_macs(network)
     if 0.0 < plan.target_macs * start < least:
         raise InputError(
@@ -174,24 +178,29 @@ def check(network: Network, plan: Plan) -> None:
         )
 
 
-def _plain(settings: Config) -> Record:
-    """What of the settings a pruning run depends on."""
-    values = config.to_dict(settings)
+def _plain(config: Config) -> Record:
+    """The part of the configuration on which a pruning run depends."""
+    values = to_dict(config)
     return {key: values[key] for key in ("name", "seed", "data", "objective", "optimiser", "training")}
 
 
 @dataclass
 class _Job:
-    """A run under way. written: what plan.json holds. fewest_macs: without any candidate. records: of the finished rounds."""
+    """A run under way.
+
+    written: what plan.json holds.
+    fewest_macs: MACs of the network without any candidate.
+    records: what every finished round did.
+    """
 
     written: Record
     plan: Plan
-    settings: Config
+    config: Config
     directory: Path
     environment: dict[str, str]
     images: Images
     test: Images
-    engine: backend.Backend
+    backend: Backend
     progress: Progress
     fewest_macs: int
     records: list[Record] = field(default_factory=list)
@@ -201,24 +210,24 @@ class _Job:
         cls,
         written: Record,
         plan: Plan,
-        settings: Config,
+        config: Config,
         directory: Path,
         folder: str | None,
         progress: Progress,
         network: Network,
     ) -> _Job:
-        dataset = sets.load(settings.data.name, folder)
+        dataset = sets.load(config.data.name, folder)
         load.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
-        images, test = prepare_images(dataset, settings, network.scaling, scaled_by=scaled_by)
+        images, test = prepare_images(dataset, config, network.scaling, scaled_by=scaled_by)
         if plan.score_images > len(images.labels):
             raise InputError(f"--score-images: {plan.score_images} exceeds the {len(images.labels)} training images")
-        engine = backend.load_backend(settings.training.backend, threads=settings.training.threads or None)
+        backend = load_backend(config.training.backend, threads=config.training.threads or None)
         known = environments.describe(dataset)
-        return cls(written, plan, settings, directory, known, images, test, engine, progress, candidates.fewest_macs(network))
+        return cls(written, plan, config, directory, known, images, test, backend, progress, candidates.fewest_macs(network))
 
     def begin(self, trained: Trained) -> None:
-        dtype = self.settings.training.dtype
+        dtype = self.config.training.dtype
         params, statistics = ({n: a.astype(dtype) for n, a in g.items()} for g in (trained.params, trained.statistics))
         none, no_counts = np.zeros(0), np.zeros(0, np.intp)
         state = _fresh(State(trained.network, params, {}, statistics, none, no_counts, none, no_counts))
@@ -255,7 +264,7 @@ class _Job:
     @property
     def _origin(self) -> Record:
         """What `exchange.load.load` needs to know of a round's checkpoint, to scale images as here."""
-        return {"data": self.settings.data.name, "training_images": self.written["network"]["training_images"]}
+        return {"data": self.config.data.name, "training_images": self.written["network"]["training_images"]}
 
     @property
     def _target(self) -> float:
@@ -266,7 +275,7 @@ class _Job:
         start = int(self.records[0]["macs_per_image"])
         can_go = start - max(self._target, self.fewest_macs)
         gone = min((start - cost.macs(network)) / can_go, 1.0) if can_go else 1.0
-        return float(self.settings.optimiser.learning_rate * self.plan.anneal**gone)
+        return float(self.config.optimiser.learning_rate * self.plan.anneal**gone)
 
     # One round ------------------------------------------------------------------------------------------------------
 
@@ -274,8 +283,8 @@ class _Job:
         working = self.directory / "working"
         state, record = self._under_way(working, number) or self._remove(number, kind, before)
         started, spent = time.monotonic(), record["seconds"]
-        for epoch in range(len(record["finetune"]), self.plan.finetune):
-            state, loss = self._epoch(number, epoch, state, record["learning_rate"])
+        epochs = self._finetuned(number, state, record["learning_rate"])
+        for state, loss in epochs:
             record["finetune"].append(loss)
             record["seconds"] = spent + time.monotonic() - started
             checkpoint.save(_made(working), state, record)
@@ -283,6 +292,27 @@ class _Job:
         self._save(number, state, record)
         shutil.rmtree(working)
         return state
+
+    def _finetuned(self, number: int, state: State, learning_rate: float) -> Iterator[tuple[State, float]]:
+        """The state after every epoch of fine-tuning, and the epoch's mean training loss.
+
+        No two rounds share an order of the images.
+        """
+        optimiser = dataclasses.replace(self.config.optimiser, learning_rate=learning_rate)
+        config, epochs, losses = dataclasses.replace(self.config, optimiser=optimiser), self.plan.finetune, []
+        steps = epoch_steps(self.images, config)
+        events = train_epochs(state, config, self.images, self.backend, until=epochs, shuffle=(number - 1) * epochs)
+        self.progress.start(f"round {number}", epochs * steps, state.step)
+        try:
+            for event in events:
+                if isinstance(event, Stepped):
+                    losses.append(event.metrics.loss)
+                    self.progress.advance()
+                if isinstance(event, EpochEnded):
+                    yield event.state, float(np.mean(losses))
+                    losses.clear()
+        finally:
+            self.progress.finish()
 
     def _under_way(self, working: Path, number: int) -> tuple[State, Record] | None:
         if not (working / checkpoint.NAME).exists():
@@ -297,17 +327,17 @@ class _Job:
         record["learning_rate"] = self._rate(before.network)
         if kind == "section":
             subject = Subject(
-                before.network, self.engine, before.params, before.statistics, self._scored_images, self.settings.seed, number
+                before.network, self.backend, before.params, before.statistics, self._scored_images, self.config.seed, number
             )
             scores = CRITERIA[self.plan.criterion](subject)
-            name, margin = scores_.ranked(scores)
+            name, margin = criteria.ranked(scores)
             cut = candidates.without(before.network, [name])
             record |= {"removed": name, "scores": scores, "margin": margin if np.isfinite(margin) else None}
         else:
             cut = candidates.thinned(before.network, before.params, FILTER_SHARE)
             record |= {"removed": f"{FILTER_SHARE:.0%} of the filters", "scores": {}, "margin": None}
         state = _fresh(cut_state(before, cut))
-        score = evaluate(state, self.test, self.engine, batch_size=BATCH)
+        score = evaluate(state, self.test, self.backend, batch_size=BATCH)
         record |= {"accuracy_before_finetuning": score.accuracy, "seconds": time.monotonic() - started}
         self.progress.line(
             f"round {number:2d}  removed {record['removed']}; test {100 * score.accuracy:6.2f} % before fine-tuning, "
@@ -319,31 +349,14 @@ class _Job:
     @cached_property
     def _scored_images(self) -> Array:
         count = len(self.images.labels)
-        chosen = np.sort(Streams(self.settings.seed).permutation("prune/samples", 0, count)[: self.plan.score_images or count])
+        chosen = np.sort(Streams(self.config.seed).permutation("prune/samples", 0, count)[: self.plan.score_images or count])
         images: Array = self.images.x[chosen]
         return images
-
-    def _epoch(self, number: int, epoch: int, state: State, learning_rate: float) -> tuple[State, float]:
-        """One epoch of fine-tuning; no two rounds share an order of the images. → the state, the mean training loss."""
-        settings = dataclasses.replace(
-            self.settings, optimiser=dataclasses.replace(self.settings.optimiser, learning_rate=learning_rate)
-        )
-        position = (number - 1) * self.plan.finetune + epoch
-        count, losses = len(self.images.labels), []
-        self.progress.start(f"round {number}", count // self.settings.training.batch_size, 0)
-        try:
-            for x, labels in epoch_batches(self.images, settings, position, augment=self.engine):
-                state, metrics = train_step(state, x, labels, settings, self.engine, training_images=count)
-                losses.append(metrics.loss)
-                self.progress.advance()
-        finally:
-            self.progress.finish()
-        return state, float(np.mean(losses))
 
     # What is kept ---------------------------------------------------------------------------------------------------
 
     def _measured(self, state: State) -> Record:
-        score = evaluate(state, self.test, self.engine, batch_size=BATCH)
+        score = evaluate(state, self.test, self.backend, batch_size=BATCH)
         if not np.isfinite(score.loss):
             raise NonFiniteLoss(f"the test loss is {score.loss}; {REMEDY}")
         return {

@@ -1,4 +1,4 @@
-"""What a network has left: sections, units, MACs and parameters of every layer."""
+"""The sizes of a network and of what is left of it: sections, units, MACs and parameters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def count_sections(network: Network) -> int:
 
 
 def count_units(whole: Network, left: Network) -> dict[str, int]:
-    """Units that are left of every group of unit gates of `whole`, fixed ones too; those of removed sections are 0."""
+    """Units in `left` of every group of unit gates of `whole`, fixed ones too; 0 where the section was removed."""
     shapes = left.parameter_shapes
     made_by = {group.name: whole.unit_links[group.name].producer for group in whole.gate_groups if group.kind == "unit"}
     return {name: shapes.get(f"{producer}.weight", (0,))[0] for name, producer in made_by.items()}
 
 
 def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
-    """MACs of one image and parameters of every layer of `start` that costs something: there, and in what is left of it."""
+    """MACs of one image and parameters of every layer of `start` that costs something: in `left`, and in `start`."""
 
     def sizes(cost: network_cost.Cost) -> dict[str, int]:
         return {"macs": cost.macs, "parameters": cost.parameters}
@@ -38,6 +38,14 @@ def layers_left(start: Network, left: Network) -> dict[str, dict[str, int]]:
         for name, before in whole.items()
         if any(before.values())
     }
+
+
+def fixed_gates_gone(whole: Network, gated: Network, left: Network) -> int:
+    """Gates of `whole` that are fixed to 1 in `gated` and whose section has gone on the way from there to `left`."""
+    trained = {group.name for group in gated.gate_groups}
+    begun, stays = ({layer.name for layer in n.layers if isinstance(layer, Section)} for n in (gated, left))
+    fixed = (group for group in whole.gate_groups if group.name not in trained)
+    return sum(group.stop - group.start for group in fixed if whole.layers[group.position].name in begun - stays)
 
 
 def theta_by_name(state: State) -> dict[str, float]:
@@ -55,3 +63,8 @@ def size_left(state: State) -> Summary:
         "expected_macs_per_image": expected["macs"],
         "expected_parameters": expected["parameters"],
     }
+
+
+def macs_spent(state: State, start: Network, batch_size: int) -> Summary:
+    """MACs of the training so far, and those of as many steps with `start`, the network before training (C6)."""
+    return {"macs": state.macs, "macs_unpruned": network_cost.training_macs(start) * batch_size * state.step}

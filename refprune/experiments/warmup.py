@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .. import backend
+from ..backend import ORACLE, load_backend
 from ..errors import InputError
 from ..spec import zoo
 from ..streams import Streams
-from ..training import config
-from ..training.config import Config
+from ..training.config import Config, from_dict, load
 from ..training.evaluate import evaluate
 from ..training.images import Images
 from ..training.state import initial_state
@@ -26,7 +25,10 @@ EVALUATED = 1000  # images that an evaluation takes at once
 class _Listener(logging.Handler):
     def __init__(self, hear: Callable[[logging.LogRecord], None]) -> None:
         super().__init__()
-        self.emit = hear  # type: ignore[assignment, method-assign]
+        self.hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.hear(record)
 
 
 @contextlib.contextmanager
@@ -43,29 +45,27 @@ def listening(hear: Callable[[logging.LogRecord], None], level: int = logging.IN
         log.removeHandler(listener)
 
 
-def settings_of(name: str) -> Config:
+def named_config(name: str) -> Config:
     """The experiment of that name or file, or one with the network of that name."""
-    return config.from_dict({"network": {"name": name}}) if name in zoo.NETWORKS else config.load(name)
+    return from_dict({"network": {"name": name}}) if name in zoo.NETWORKS else load(name)
 
 
-def warm_up(settings: Config, threads: int | None = None) -> None:
-    """Compile, or load, every kernel that a run with these settings calls. threads: instead of training.threads.
+def warm_up(config: Config, threads: int | None = None) -> None:
+    """Compile, or load, every kernel that a run with this configuration calls. threads: instead of training.threads.
 
     The estimator "exact" would enumerate all gate vectors; "paired" calls the same kernels.
     """
-    engine = backend.load_backend(
-        settings.training.backend, threads=(settings.training.threads if threads is None else threads) or None
-    )
-    if engine is backend.ORACLE:
+    backend = load_backend(config.training.backend, threads=(config.training.threads if threads is None else threads) or None)
+    if backend is ORACLE:
         raise InputError("training.backend: the oracle has nothing to compile")
-    estimator = "paired" if settings.gates.estimator == "exact" else settings.gates.estimator
-    gates = dataclasses.replace(settings.gates, estimator=estimator, warmup_epochs=0.0)
-    settings = dataclasses.replace(settings, gates=gates)
-    network = settings.build_network()
-    state = initial_state(settings, network)
-    size, classes = settings.training.batch_size, network.output_shape[0]
-    images = Streams(settings.seed).normal("warmup", 0, (max(size, EVALUATED), *network.input_shape))
-    x = images.astype(settings.training.dtype)
+    estimator = "paired" if config.gates.estimator == "exact" else config.gates.estimator
+    gates = dataclasses.replace(config.gates, estimator=estimator, warmup_epochs=0.0)
+    config = dataclasses.replace(config, gates=gates)
+    network = config.build_network()
+    state = initial_state(config, network)
+    size, classes = config.training.batch_size, network.output_shape[0]
+    images = Streams(config.seed).normal("warmup", 0, (max(size, EVALUATED), *network.input_shape))
+    x = images.astype(config.training.dtype)
     labels = np.arange(len(x)) % classes
-    state, _ = train_step(state, x[:size], labels[:size], settings, engine, training_images=size)
-    evaluate(state, Images(x[:EVALUATED], labels[:EVALUATED]), engine, batch_size=EVALUATED)
+    state, _ = train_step(state, x[:size], labels[:size], config, backend, training_images=size)
+    evaluate(state, Images(x[:EVALUATED], labels[:EVALUATED]), backend, batch_size=EVALUATED)

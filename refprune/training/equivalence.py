@@ -13,16 +13,17 @@ from ..spec import cost
 from .images import Images
 from .state import State
 
-#: The two networks are compared on so many images, and fewer where that would take too many MACs.
+#: Images on which the two networks are compared, and the MACs of one network above which it is fewer.
 IMAGES, MACS = 16, 60_000_000
 
 
 def masked_against_compact(state: State, cut: Cut, on: Array, images: Images) -> float | None:
     """Is the compact network the masked one (N3, N4)? Largest |difference| of outputs over its rounding tolerance (E2).
 
-    Both run in float64 on a few training images, in eval mode: the old network with the gates `on`, its closed paths computed
-    and multiplied by 0, the new one with the same gates where they are left. A section that was closed for lack of units has
-    ξ = 0 in the old network too; None where such a section had no gate, so that nothing in the old network says the same.
+    Both run in float64 on a few training images, in eval mode. The old network, that of `state`, has the gates `on`, (G,); its
+    closed paths are computed and multiplied by 0. The new network, that of `cut`, has the same gates as far as they are left.
+    A section that was closed for lack of units has ξ = 0 in the old network too. None where such a section had no gate, because
+    then the old network has no gates that make it the same function.
     """
     slices = state.network.gate_slices
     if not set(cut.closed_for_emptiness) <= set(slices):

@@ -1,7 +1,8 @@
-"""Loss and accuracy of a state on images."""
+"""Loss, accuracy and objective of a state on images."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,14 +10,19 @@ import numpy as np
 
 from ..arrays import Array
 from ..backend import Backend
+from ..gates import rules
 from ..gates.estimators import sample
+from ..gates.penalty import Reference
 from ..passes.predictor import Predictor
+from .config import Config
 from .images import Images
-from .state import State, gate_uniforms
+from .pressure import penalties, penalty_of
+from .state import State, gate_uniforms, non_finite_parameter
+from .step import NonFiniteLoss
 
 
 class Score(NamedTuple):
-    """Mean loss in nats and share of right answers."""
+    """loss: the mean, in nats; accuracy: the share of right answers."""
 
     loss: float
     accuracy: float
@@ -49,3 +55,34 @@ def evaluate(
         loss += float(batch_loss)
         right += int((logits.argmax(axis=1) == labels).sum())
     return Score(loss / len(images.labels), right / len(images.labels))
+
+
+def finite_score(state: State, images: Images, config: Config, backend: Backend) -> Score:
+    """The score at the gates that `gates.evaluation` names. NonFiniteLoss if the loss or a parameter is not finite."""
+    score = evaluate(state, images, backend, gates=config.gates.evaluation, seed=config.seed)
+    spoiled = non_finite_parameter(state.params)
+    if spoiled is not None or not np.isfinite(score.loss):
+        where = "all parameters are finite" if spoiled is None else f"the first parameter that is not finite is {spoiled}"
+        raise NonFiniteLoss(f"step {state.step}: the loss is {score.loss}; {where}; the last good checkpoint stays")
+    return score
+
+
+def objective_of_decided(
+    state: State,
+    images: Images,
+    config: Config,
+    backend: Backend,
+    *,
+    gates_on: int,
+    whole: Reference,
+) -> tuple[float, float]:
+    """(C, J) of a state without gates, on the training images in eval mode (O1, O9, C4).
+
+    J = C + ½λ‖W‖² + β·gates_on + ν R. gates_on: how many gates are 1. whole: cost of the network that R is a share of.
+    """
+    _, decay = penalties(config, len(images.labels))
+    penalty = dataclasses.replace(penalty_of(state, config, len(images.labels)), reference=whole)
+    loss = finite_score(state, images, config, backend).loss
+    decaying = [w for name, w in state.params.items() if rules.decays(config.objective.decay, name)]
+    norm = sum(float(np.square(w, dtype=np.float64).sum()) for w in decaying)
+    return loss, loss + 0.5 * decay * norm + penalty.of_decided(state.network, gates_on)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..backend import Backend
-from ..data import standardise as scalings
+from ..data import standardise
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..oracle.crop_flip import draw_crops
@@ -18,7 +18,11 @@ from .config import Config
 
 
 class Images(NamedTuple):
-    """A data set as the network takes it: x N×input_shape in the training dtype, standardised; labels N."""
+    """A data set, or a batch of one, as the network takes it.
+
+    x: (N, *input_shape) in the training dtype, standardised.
+    labels: (N,) classes.
+    """
 
     x: Array
     labels: Array
@@ -27,10 +31,12 @@ class Images(NamedTuple):
 def prepare_images(
     dataset: Dataset, config: Config, scaling: str = "channel", *, scaled_by: int | None = None
 ) -> tuple[Images, Images]:
-    """Training and test images as the network takes them; `scaling` is its convention (`refprune.data.standardise`).
+    """Training and test images as the network takes them.
 
-    With `data.holdout` the held-out training images stand for the test images. scaled_by: so many of the first training images
-    the scaling looks at (default: those that are trained on, so that it sees none of the held-out ones).
+    With `data.holdout` the held-out training images stand for the test images.
+    scaling: the network's convention (`refprune.data.standardise`).
+    scaled_by: mean and deviation are those of the first `scaled_by` training images; by default of all that are trained on,
+        so that held-out images have no part in them.
     """
     data = config.data
     limit = data.train_limit or len(dataset.train_labels)
@@ -41,7 +47,7 @@ def prepare_images(
     kept = limit - data.holdout
     if kept < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
-    scale = scalings.standardisation(
+    scale = standardise.standardisation(
         dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype
     )
     train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
@@ -50,24 +56,26 @@ def prepare_images(
     return train, Images(scale(dataset.test_images), dataset.test_labels)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Batches, evaluation, the end
+def epoch_steps(images: Images, config: Config) -> int:
+    """Steps of an epoch: whole mini-batches among the images."""
+    return len(images.labels) // config.training.batch_size
 
 
 def epoch_batches(
     images: Images, config: Config, epoch: int, first: int = 0, *, augment: Backend | None = None
 ) -> Iterator[tuple[Array, Array]]:
-    """The epoch's mini-batches from number `first` on, in the order of the stream "shuffle"; a last partial one is left out.
+    """The mini-batches of one epoch, in the order of the stream "shuffle"; a last partial batch is left out.
 
+    first: number of the first batch that is wanted.
     augment: the backend that changes the images as `data.augmentation` says; None leaves them as they are.
     """
     size, data = config.training.batch_size, config.data
     order = Streams(config.seed).permutation("shuffle", epoch, len(images.labels))
-    engine = augment if data.augmentation == "crop_flip" else None
-    crops = np.zeros((0, 3)) if engine is None else draw_crops(config.seed, epoch, len(order), data.padding)
+    backend = augment if data.augmentation == "crop_flip" else None
+    crops = np.zeros((0, 3)) if backend is None else draw_crops(config.seed, epoch, len(order), data.padding)
     for i in range(first, len(order) // size):
         index = order[i * size : (i + 1) * size]
         x = images.x[index]
-        if engine is not None:
-            x = engine.crop_flip(x, crops[index], padding=data.padding)
+        if backend is not None:
+            x = backend.crop_flip(x, crops[index], padding=data.padding)
         yield x, images.labels[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,12 @@ from .state import State
 
 
 class Pruned(NamedTuple):
-    """One removal: before which step, what (gate name → how many of its gates), and sections closed for lack of units.
+    """What one removal took.
 
-    last: gates of plain layers with one unit left, which cannot go and is fixed to 1.
+    step: updates done before it.
+    removed: how many gates of each group.
+    closed_for_emptiness: sections that went because no unit of theirs was left.
+    last: gate groups of plain layers with one unit left, which cannot go and is fixed to 1.
     """
 
     step: int
@@ -43,6 +47,25 @@ def cut_state(state: State, cut: Cut) -> State:
     )
 
 
+@dataclass(frozen=True)
+class Removed:
+    """Gates have gone, for good.
+
+    before: the state with them; state: the state without.
+    cut: from the network of `before` to that of `state`.
+    on: (G,) the gates of `before` at which both networks are the same function: False for the removed ones, True for those
+        fixed to 1; the gates that are left are on as by their mode.
+    fixed: how many gates were decided to be 1 and are left in the network without a θ.
+    """
+
+    before: State
+    state: State
+    cut: Cut
+    pruned: Pruned
+    on: Array
+    fixed: int
+
+
 def gates_kept(state: State, config: Config, *, training_images: int) -> Array:
     """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
     if not learns_theta(state, config, training_images):
@@ -64,3 +87,11 @@ def remove_gates(state: State, keep: Array, config: Config, *, fix: Array | None
         fix[group.slice] = keep[group.slice]
     cut = prune(network, keep, fix=fix, empty=config.gates.empty)
     return cut_state(state, cut), cut, Pruned(state.step, removed, cut.closed_for_emptiness, tuple(g.name for g in last))
+
+
+def removal(state: State, keep: Array, config: Config) -> Removed:
+    """The removal of the gates where `keep` is False, by a rule and while training goes on."""
+    smaller, cut, pruned = remove_gates(state, keep, config)
+    gone = np.ones(keep.shape, dtype=bool)
+    gone[cut.gates] = False
+    return Removed(state, smaller, cut, pruned, keep & (gone | (state.theta >= 0.5)), len(pruned.last))

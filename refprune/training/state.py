@@ -25,10 +25,13 @@ NO_REFERENCE = Reference(0, 0)
 class State:
     """Everything that training goes on from.
 
-    theta: (G,) float64. number: (G,) each gate's number in its group when training began, which removals do not change.
-    slope, seen: (G,) what is known of κ, as in `gates.rules.observe`; zeros under the rule `threshold`, which does not ask.
-    step: updates done. macs: multiply-accumulates spent on training so far, every pass counted. finished: all gates are
-    decided and the run is over. start: cost of the network with which training began, what ν counts shares of (C2).
+    theta: (G,) float64.
+    number: (G,) each gate's number in its group when training began, which removals do not change.
+    slope, seen: (G,) the evidence on κ (`gates.rules.Evidence`); zeros under the rule "threshold", which does not ask.
+    step: updates done.
+    macs: multiply-accumulates spent on training so far, every pass counted.
+    finished: all gates are decided and training is over.
+    start: cost of the network with which training began, of which ν counts shares (C2).
     """
 
     network: Network
@@ -45,10 +48,6 @@ class State:
     start: Reference = NO_REFERENCE
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# init, step, remove
-
-
 def ungated(network: Network) -> Network:
     """The same network with every gate fixed to 1: the unpruned network to compare with."""
     on = np.ones(network.gate_count, dtype=bool)
@@ -58,7 +57,8 @@ def ungated(network: Network) -> Network:
 def initial_state(config: Config, network: Network) -> State:
     """The state before the first step.
 
-    InputError for a loss that is no mean, β and λ being per sample (O1), and for a rule that the network does not allow.
+    InputError for a loss that is not the mean cross-entropy, because β and λ are per sample (O1), and for a rule that the
+    network does not allow.
     """
     if network.loss != Loss():
         raise InputError(f"network.loss: training takes the mean cross-entropy, got {network.loss}")
@@ -84,6 +84,7 @@ def gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") ->
 
 
 def project_theta(theta: Array, config: Config) -> Array:
+    """clip(θ, δ, 1−δ), δ = `gates.floor`."""
     return np.clip(theta, config.gates.floor, 1.0 - config.gates.floor)
 
 

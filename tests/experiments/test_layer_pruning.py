@@ -47,7 +47,7 @@ def section(channels):
 LAYERS = (MaxPool((4, 4), (4, 4)), Conv(6, (1, 1)), *map(section, (5, 4, 3, 2)), GlobalAveragePool(), Dense(10))
 NETWORK = Network((1, 28, 28), LAYERS)
 TRAINED = Trained(NETWORK, initialise(NETWORK, Streams(0), dtype="float32"), {})
-SETTINGS = layer_pruning.settings_for(
+SETTINGS = layer_pruning.finetuning_config(
     "synthetic-digits", 2, 3, {"training": {"backend": "oracle", "batch_size": 8}, "optimiser": {"learning_rate": 0.05}}
 )
 PLAN = Plan("cka", score_images=20, finetune=2, filter_rounds=1)
@@ -206,7 +206,7 @@ def elaborate(tmp_path_factory):
     weights = initialise(small, Streams(1), dtype="float32")
     trained = Trained(small, weights, initial_statistics(small, dtype="float32"))
     changes = {"data": {"augmentation": "crop_flip"}, "training": {"backend": "oracle", "batch_size": 8}}
-    settings = layer_pruning.settings_for("synthetic-digits", 1, 3, changes)
+    settings = layer_pruning.finetuning_config("synthetic-digits", 1, 3, changes)
     how = (trained, Plan("random", finetune=1, anneal=0.1, score_images=0), settings)
     folder = tmp_path_factory.mktemp("elaborate") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -295,10 +295,10 @@ def test_filters_with_the_smallest_norm_go():
 
 REFUSED = {
     "epochs": (
-        lambda: layer_pruning.settings_for("x", 1, 0, {"training": {"epochs": 2}}),
+        lambda: layer_pruning.finetuning_config("x", 1, 0, {"training": {"epochs": 2}}),
         "--set training.epochs: --finetune",
     ),
-    "nu": (lambda: layer_pruning.settings_for("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
+    "nu": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"objective": {"nu": 2.0}}), "--set objective.nu: has no effect"),
     "gates": (
         lambda: layer_pruning.check(zoo.residual_mlp(3, 4), Plan("l1")),
         "network: has 3 gates; trained networks have none",
@@ -317,8 +317,8 @@ REFUSED = {
         r"0.2 of 125,747,840 MACs cannot be reached: .* the minimum is 0.2120 \(26,657,408 MACs\)",
     ),
     "no candidates": (lambda: layer_pruning.check(zoo.lenet5(), Plan()), "no section can be removed"),
-    "table": (lambda: layer_pruning.settings_for("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data, "),
-    "key": (lambda: layer_pruning.settings_for("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
+    "table": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data, "),
+    "key": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
 }
 
 
