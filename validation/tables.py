@@ -1,4 +1,7 @@
-"""The ledger's tables of the results that are kept: `python -m validation.tables [NAME …]` prints them as Markdown."""
+"""The ledger's tables of the studies: `python -m validation.tables [NAME …]` prints them as Markdown.
+
+Each is made from the rows in validation/studies/NAME.csv, in the order of validation/studies/NAME.toml.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refprune.experiments import sweep_tables
+from refprune.experiments import sweep_file, sweep_results, sweep_rows
+from refprune.experiments.sweep_results import Outcome
 from refprune.experiments.sweep_tables import Values, kept, spread
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+STUDIES = Path(__file__).parent / "studies"
 
 COLUMNS = {
     "test accuracy, %": lambda v: spread(v["test_accuracy"], 2, 100.0),
@@ -26,16 +29,22 @@ COLUMNS = {
 
 
 def names() -> list[str]:
-    """The sweeps of which results are kept."""
-    return sorted(path.parent.name for path in RESULTS.glob("*/sweep.json"))
+    """The studies of which rows are kept."""
+    return sorted(path.stem for path in STUDIES.glob("*.csv"))
 
 
 def table(name: str) -> list[str]:
-    """Lines of Markdown: one a setting and training run, in the sweep's order; means ± standard deviations over seeds."""
+    """Lines of Markdown: one a setting and training run, in the study's order; means ± standard deviations over seeds."""
+    study = sweep_file.load_sweep(STUDIES / f"{name}.toml")
+    path = STUDIES / f"{name}.csv"
+    rows = sweep_rows.read_rows(path)
+    outcomes = []
+    for job in sweep_file.jobs(study, STUDIES):
+        runs = sweep_rows.runs_kept(path, rows, job.label, job.config)
+        outcomes += [] if runs is None else [Outcome(job, None, kept=runs)]
     head = ["setting", "seeds", *COLUMNS]
-    page = sweep_tables.read_results(RESULTS / name)
     lines = [_line(head), _line(["---"] * len(head))]
-    for result in page["results"]:
+    for result in sweep_results.results_page(study, outcomes)["results"]:
         seeds = ", ".join(map(str, result["seeds"]))
         for network, values in result["runs"].items():
             title = result["label"] if len(result["runs"]) == 1 else f"{result['label']}, {network}"

@@ -13,7 +13,13 @@ from ..output.files import as_folder
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
-    sweep = commands.add_parser("sweep", help="many runs over settings and seeds; what is done already is not done again")
+    sweep = commands.add_parser(
+        "sweep",
+        help="many runs over settings and seeds; what is done already is not done again",
+        description="A run counts as done if its folder below --out holds its summary, or if FILE.csv beside FILE.toml holds "
+        "rows with the SHA-256 of its configuration. A row is a training run's accuracy, size and cost, without curves. --keep "
+        "adds rows to FILE.csv; without it nothing is written there.",
+    )
     sweep.add_argument("file", metavar="FILE.toml", type=Path)
     sweep.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/sweep-NAME)")
     sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
@@ -24,11 +30,14 @@ def add(commands: Any) -> None:
         metavar="tcp://HOST:PORT",
         help="run on the workers of this Dask scheduler; they share the folder (--out)",
     )
+    sweep.add_argument(
+        "--keep", metavar="MACHINE", help="add the finished runs to FILE.csv, as made on the machine of this name"
+    )
     sweep.set_defaults(command=_sweep)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from ..experiments import cluster, sweep, sweep_file, sweep_report, sweep_tables
+    from ..experiments import cluster, sweep, sweep_file, sweep_report, sweep_rows, sweep_tables
     from ..output import figures
 
     for name in ("jobs", "threads"):
@@ -37,9 +46,12 @@ def _sweep(options: argparse.Namespace) -> int:
             raise InputError(f"--{name}: must be at least 1, got {number}")
     if options.jobs and options.scheduler:
         raise InputError("--jobs: with --scheduler the workers' threads say how many runs there are at a time")
+    if options.keep is not None and not options.keep.strip():
+        raise InputError("--keep: must be the name of a machine, got an empty one")
     plan = sweep_file.load_sweep(options.file)
     directory = options.out or Path("runs") / f"sweep-{as_folder(plan.name)}"
     how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
+    how |= {"kept": sweep_rows.rows_file(options.file), "keep_as": options.keep}
     if options.scheduler:
         with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
             outcomes = sweep.run_sweep(plan, directory, executor=executor, **how)
@@ -49,5 +61,5 @@ def _sweep(options: argparse.Namespace) -> int:
     print("\n" + sweep_tables.text(directory))
     page = sweep_report.write_html(directory)
     print(f"\nreport: {page}" if page else f"\n{figures.HINT}")
-    failed = [outcome for outcome in outcomes if outcome.summary is None]
+    failed = [outcome for outcome in outcomes if outcome.runs is None]
     return 1 if failed else 0

@@ -19,7 +19,8 @@ A sweep is a TOML file:
     group = "other estimators"              variants of one group share a colour and a frontier (default: the name)
 
 Every run is a process of its own, with as many threads as it is given from its start on, and has a run directory below the
-sweep's. `run` skips what is finished, resumes what was interrupted, repeats what failed; one failed run stops nothing.
+sweep's. `run_sweep` skips what is finished or kept as rows, resumes what was interrupted, repeats what failed; one failed run
+stops nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from typing import Any
 
 from ..errors import InputError
 from .sweep_file import Job, Sweep, jobs
-from .sweep_results import Outcome, finished_summary, quantities, write_results
+from .sweep_results import Outcome, finished_summary, write_results
+from .sweep_rows import add_rows, read_rows, runs_kept
 
 
 class Children:
@@ -72,18 +74,30 @@ def run_sweep(
     workers: int = 1,
     threads: int = 1,
     data_directory: str | None = None,
+    kept: Path | None = None,
+    keep_as: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Do what is left of the sweep in `directory` and return every run's outcome; sweep.json is renewed after every run.
 
     executor: where `execute` is called, which starts a process; default: `workers` threads here. A worker of a process pool
     that dies takes the pool, and with it all runs that have not ended, which the next call repeats. threads: of each run.
-    InputError if a directory holds a run of another configuration.
+    kept: the file of rows; a run with rows there and none in `directory` counts as done. keep_as: a name of this machine, under
+    which runs that have ended in `directory` get rows in `kept`.
+    InputError if a directory holds a run of another configuration, or for a row that is damaged.
     """
     todo = jobs(sweep, directory, data_directory=data_directory, threads=threads)
-    outcomes = {job: None if (summary := finished_summary(job)) is None else Outcome(job, summary) for job in todo}
+    outcomes = _done(todo, kept)
     done = sum(outcome is not None for outcome in outcomes.values())
     say(f"{sweep.name}: {len(todo)} runs, {done} of them done; in {directory}")
+    if kept is not None and kept.exists():
+        say(f"{sum(o is not None and o.summary is None for o in outcomes.values())} of {len(todo)} kept as rows in {kept}")
+
+    def keep(ended: Sequence[Outcome]) -> None:
+        if kept is not None and keep_as is not None:
+            add_rows(kept, ended, keep_as, [(s.label, seed) for s in sweep.settings for seed in s.seeds])
+
+    keep([outcome for outcome in outcomes.values() if outcome is not None])
     children = Children()
     pool = executor or ThreadPoolExecutor(workers)
     call: Callable[[Job], Outcome] = execute if executor else functools.partial(execute, children=children)
@@ -97,6 +111,7 @@ def run_sweep(
             done += 1
             say(f"[{done}/{len(todo)}] {_line(outcome)}")
             write_results(sweep, directory, [found for found in outcomes.values() if found is not None])
+            keep([outcome])
     except BaseException:
         for future in futures:
             future.cancel()
@@ -108,6 +123,17 @@ def run_sweep(
     ended = [outcome for outcome in outcomes.values() if outcome is not None]
     write_results(sweep, directory, ended)
     return ended
+
+
+def _done(todo: Sequence[Job], kept: Path | None) -> dict[Job, Outcome | None]:
+    """What there is of each job: in its folder, else among the rows that are kept."""
+    rows = [] if kept is None else read_rows(kept)
+    outcomes: dict[Job, Outcome | None] = {}
+    for job in todo:
+        summary = finished_summary(job)
+        runs = runs_kept(kept, rows, job.label, job.config) if kept is not None and summary is None and rows else None
+        outcomes[job] = None if summary is None and runs is None else Outcome(job, summary, kept=runs)
+    return outcomes
 
 
 def _submitted(pool: Executor, call: Callable[[Job], Outcome], job: Job) -> Future[Outcome]:
@@ -131,14 +157,12 @@ def _outcome(future: Future[Outcome], job: Job) -> Outcome:
 def _line(outcome: Outcome) -> str:
     """What is said when a run has ended."""
     head = f"{outcome.job.label}, seed {outcome.job.seed}: "
-    if outcome.summary is None:
+    if outcome.runs is None:
         return head + f"failed: {outcome.problem}"
-    runs = outcome.summary["runs"]
-    found = {name: quantities(run, next(iter(runs.values()))) for name, run in runs.items()}
     return head + "; ".join(
         f"{name} {100 * q['test_accuracy']:.2f} % with {100 * q['macs_share']:.1f} % of the MACs and "
         f"{100 * q['parameters_share']:.1f} % of the parameters, {q['seconds']:.0f} s"
-        for name, q in found.items()
+        for name, q in outcome.runs.items()
     )
 
 
@@ -156,7 +180,7 @@ def execute(job: Job, children: Children | None = None) -> Outcome:
     with open(log, "ab") as output:
         before = output.tell()
         process = (children or Children()).start(
-            [sys.executable, "-P", "-m", "refprune.experiments.sweep"],
+            [sys.executable, "-P", "-m", "refprune.experiments.sweep_process"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class Job:
     data_directory: str | None
     threads: int
 
+    @property
+    def config(self) -> Config:
+        """The experiment."""
+        return config.from_dict(tomllib.loads(self.configuration))
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # The file
@@ -80,13 +86,24 @@ def load_sweep(path: Path) -> Sweep:
         except InputError as error:
             raise InputError(f"{path}: {label}: {error}") from error
         settings.append(Setting(label, variant.get("group", variant.get("name", "")), chosen, tuple(seeds), configs))
-    folders = [_folder(setting.label).casefold() for setting in settings]
-    for folder, setting in zip(folders, settings, strict=True):
-        if len(folder.encode()) > LONGEST_FOLDER:
-            raise InputError(f"{path}: {setting.label[:40]!r}… is too long for a folder's name; name variants instead")
-        if folders.count(folder) > 1 or not re.search(r"\w", folder) or folder.endswith(RESERVED):
-            raise InputError(f"{path}: {setting.label!r} is no name of its own for a setting (its folder would be {folder!r})")
+    _check_folders(path, [setting.label for setting in settings])
     return Sweep(name, source, tuple(settings))
+
+
+def _check_folders(path: Path, labels: Sequence[str]) -> None:
+    """Every setting has a folder of its own, also where a file system takes upper and lower case for the same."""
+    settings: dict[str, str] = {}
+    for label in labels:
+        folder = _folder(label)
+        if len(folder) > LONGEST_FOLDER:
+            raise InputError(f"{path}: {label[:40]!r}… is too long for a folder's name; name variants instead")
+        if not re.search(r"\w", folder) or folder.casefold().endswith(RESERVED):
+            raise InputError(
+                f"{path}: {label!r} is no name for a setting (its folder would be {folder!r}); name variants instead"
+            )
+        other = settings.setdefault(folder.casefold(), label)
+        if other != label or labels.count(label) > 1:
+            raise InputError(f"{path}: {label!r} is no name of its own for a setting; {other!r} has the folder {folder!r}, too")
 
 
 def _seeds(table: Mapping[str, Any], default: list[int], where: str) -> list[int]:
@@ -158,11 +175,13 @@ def jobs(sweep: Sweep, directory: Path, *, data_directory: str | None = None, th
     """Every run of the sweep, all settings of the first seed before the second, so that a stopped sweep shows all settings."""
     data = None if data_directory is None else str(Path(data_directory).absolute())
     found = []
-    rounds = itertools.zip_longest(*(zip(s.seeds, s.configs, strict=True) for s in sweep.settings))
-    for setting, run in ((s, run) for one in rounds for s, run in zip(sweep.settings, one, strict=True) if run):
-        seed, settings = run
-        folder = run_directory(directory, setting.label, seed).absolute()
-        found.append(Job(setting.label, seed, str(folder), config.to_toml(settings), data, threads))
+    for round_ in range(max(len(setting.seeds) for setting in sweep.settings)):
+        for setting in sweep.settings:
+            if round_ < len(setting.seeds):
+                seed = setting.seeds[round_]
+                folder = run_directory(directory, setting.label, seed).absolute()
+                text = config.to_toml(setting.configs[round_])
+                found.append(Job(setting.label, seed, str(folder), text, data, threads))
     return found
 
 
@@ -172,4 +191,17 @@ def run_directory(directory: Path, label: str, seed: int) -> Path:
 
 
 def _folder(label: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", label)
+    """The label in ASCII: Greek letters by their names (ν → nu), accents left out, all else a dash, none at the ends."""
+    plain = "".join(map(_ascii, unicodedata.normalize("NFKD", label)))
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", plain).strip("-")
+
+
+def _ascii(character: str) -> str:
+    """The name of a Greek letter; nothing for a combining accent; any other character as it is."""
+    if unicodedata.combining(character):
+        return ""
+    name = unicodedata.name(character, "")
+    if not name.startswith("GREEK") or " LETTER " not in name:
+        return character
+    letter = name.rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+    return letter.capitalize() if character.isupper() else letter.lower()

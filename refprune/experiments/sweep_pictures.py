@@ -163,10 +163,10 @@ def _knob_line(axes: Any, found: Sequence[tuple[float, Values]], quantity: str, 
 
 
 def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
-    """θ of all gates over the steps: one panel a setting, its first seed."""
+    """θ of all gates over the steps: one panel a setting, the first seed that has run in this folder."""
     from matplotlib.figure import Figure
 
-    shown = [(r["label"], _metrics(directory, r["label"], r["seeds"][0])) for r in page["results"] if r["seeds"]]
+    shown = [(label, next(iter(runs.values()))) for label, runs in _metrics(page, directory).items()]
     columns = min(3, max(1, len(shown)))
     lines = max(1, -(-len(shown) // columns))
     drawing = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained")
@@ -182,31 +182,36 @@ def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
 
 
 def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:
-    """When gates were removed, in epochs: one line a setting, one mark a removal, all seeds together."""
+    """When gates were removed, in epochs: one line a setting, one mark a removal, all seeds that have run in this folder."""
     drawing, axes = figures.figure("Time of each removal, all seeds", "epoch", "")
-    labels = [result["label"] for result in page["results"]]
-    drawing.set_size_inches(7.2, 1.2 + 0.35 * len(labels))
-    for i, result in enumerate(page["results"]):
-        for seed in result["seeds"]:
-            metrics = _metrics(directory, result["label"], seed)
+    shown = _metrics(page, directory)
+    drawing.set_size_inches(7.2, 1.2 + 0.35 * len(shown))
+    for i, runs in enumerate(shown.values()):
+        for metrics in runs.values():
             epochs = [line for line in metrics if line["event"] == "epoch"]
             per_epoch = epochs[0]["step"] if epochs else 1
             times = [line["step"] / per_epoch for line in metrics if line["event"] == "removal" for _ in line["removed"]]
             axes.plot(times, [i] * len(times), "|", ms=12, alpha=0.5, color="C0")
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_yticks(range(len(shown)), list(shown), fontsize=7)
     axes.set_xlim(left=0)
     return drawing
 
 
-def _metrics(directory: Path, label: str, seed: int) -> list[dict[str, Any]]:
-    path = run_directory(directory, label, seed) / "pruned" / "metrics.jsonl"
-    return report.read_metrics(path) if path.exists() else []
+def _metrics(page: Mapping[str, Any], directory: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Label → seed → metrics of the pruned network, of the runs in this folder: those kept as rows have none."""
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for result in page["results"]:
+        for seed in result["seeds"]:
+            path = run_directory(directory, result["label"], seed) / "pruned" / "metrics.jsonl"
+            if path.exists():
+                found.setdefault(result["label"], {})[seed] = report.read_metrics(path)
+    return found
 
 
 def pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """File name → figure."""
     drawn = {"accuracy": accuracy_picture(page)}
-    if something_pruned(page):
+    if _metrics(page, directory):
         drawn |= {"theta": theta_picture(page, directory), "removals": removal_picture(page, directory)}
     key = knob(page)
     return drawn if key is None else {"knob": knob_picture(page, key)} | drawn

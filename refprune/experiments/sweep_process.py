@@ -6,11 +6,9 @@ import json
 import os
 import sys
 import threading
-import tomllib
 from pathlib import Path
 
 from ..errors import InputError
-from ..training import config
 from . import run as experiment
 from .sweep_file import Job
 
@@ -24,8 +22,7 @@ def main(job: Job) -> int:
         else:
             for name in ("config.toml", "config.toml.part", "environment.json", "environment.json.part"):
                 (folder / name).unlink(missing_ok=True)  # of a run that ended while it made its folder
-            settings = config.from_dict(tomllib.loads(job.configuration))
-            experiment.run(settings, folder, data_directory=job.data_directory, threads=job.threads)
+            experiment.run(job.config, folder, data_directory=job.data_directory, threads=job.threads)
     except InputError as error:
         print(f"refprune: {error}", flush=True)
         return 2

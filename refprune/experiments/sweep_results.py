@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +14,23 @@ from .sweep_file import Job, Sweep
 
 
 class Outcome(NamedTuple):
-    """What became of a job: its summary, or why there is none."""
+    """What became of a job: its summary, or the QUANTITIES of its training runs as they are kept, or why there is neither.
+
+    kept: by network, as `sweep_rows` reads them.
+    """
 
     job: Job
     summary: dict[str, Any] | None
     problem: str = ""
+    kept: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def runs(self) -> dict[str, Mapping[str, float]] | None:
+        """The QUANTITIES of every training run by network; None if the run has failed."""
+        if self.summary is None:
+            return None if self.kept is None else dict(self.kept)
+        parts = self.summary["runs"]
+        return {name: quantities(part, next(iter(parts.values()))) for name, part in parts.items()}
 
 
 def finished_summary(job: Job) -> dict[str, Any] | None:
@@ -31,7 +42,7 @@ def finished_summary(job: Job) -> dict[str, Any] | None:
             known = config.load(str(there))
         except InputError:
             return None  # the run itself will say so, and fail alone
-        if known != config.from_dict(tomllib.loads(job.configuration)):
+        if known != job.config:
             raise InputError(f"{folder}: holds a run of another configuration; give the sweep another folder (--out)")
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -76,22 +87,24 @@ def quantities(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, fl
     return {key: float(derived[key] if key in derived else run[key]) for key in QUANTITIES}
 
 
-def write_results(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
-    """sweep.json: for every setting its seeds and, for each training run, every quantity as a list over them."""
+def results_page(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What sweep.json holds: for every setting its seeds and, for each training run, every quantity as a list over them."""
     results = []
     for setting in sweep.settings:
-        mine = [o for o in outcomes if o.job.label == setting.label and o.summary is not None]
-        names = list(dict.fromkeys(name for o in mine if o.summary for name in o.summary["runs"]))
+        ended = [(o.job.seed, o.runs) for o in outcomes if o.job.label == setting.label and o.runs is not None]
+        names = dict.fromkeys(name for _, found in ended for name in found)
         runs: dict[str, dict[str, list[float]]] = {name: {key: [] for key in QUANTITIES} for name in names}
-        for outcome in mine:
-            found = (outcome.summary or {})["runs"]
-            whole = next(iter(found.values()))
-            for name, part in found.items():
-                for key, value in quantities(part, whole).items():
+        for _, found in ended:
+            for name, values in found.items():
+                for key, value in values.items():
                     runs[name][key].append(value)
-        told = {"label": setting.label, "group": setting.group, "set": setting.values, "seeds": [o.job.seed for o in mine]}
+        told = {"label": setting.label, "group": setting.group, "set": setting.values, "seeds": [seed for seed, _ in ended]}
         results.append(told | {"runs": runs})
-    failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.summary is None]
-    page = {"name": sweep.name, "experiment": sweep.experiment, "results": results, "failed": failed}
+    failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.runs is None]
+    return {"name": sweep.name, "experiment": sweep.experiment, "results": results, "failed": failed}
+
+
+def write_results(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
+    """sweep.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "sweep.json", json.dumps(page, indent=1).encode())
+    write_atomically(directory / "sweep.json", json.dumps(results_page(sweep, outcomes), indent=1).encode())
