@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refprune.experiments import sweep_file, sweep_results, sweep_rows
-from refprune.experiments.sweep_results import Outcome
 from refprune.experiments.sweep_tables import Values, kept, spread
 
 STUDIES = Path(__file__).parent / "studies"
@@ -38,13 +37,11 @@ def table(name: str) -> list[str]:
     study = sweep_file.load_sweep(STUDIES / f"{name}.toml")
     path = STUDIES / f"{name}.csv"
     rows = sweep_rows.read_rows(path)
-    outcomes = []
-    for job in sweep_file.jobs(study, STUDIES):
-        runs = sweep_rows.runs_kept(path, rows, job.label, job.config)
-        outcomes += [] if runs is None else [Outcome(job, None, kept=runs)]
     head = ["setting", "seeds", *COLUMNS]
     lines = [_line(head), _line(["---"] * len(head))]
-    for result in sweep_results.results_page(study, outcomes)["results"]:
+    for setting in study.settings:
+        kept_runs = {e.seed: sweep_rows.runs_kept(path, rows, setting.label, e) for e in setting.configs}
+        result = sweep_results.setting_result(setting, {seed: runs for seed, runs in kept_runs.items() if runs is not None})
         seeds = ", ".join(map(str, result["seeds"]))
         for network, values in result["runs"].items():
             title = result["label"] if len(result["runs"]) == 1 else f"{result['label']}, {network}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import tomllib
@@ -82,9 +83,10 @@ def load_sweep(path: Path) -> Sweep:
     for label, variant, changes in _combinations(values, path):
         chosen, seeds = base | changes, _seeds(variant, of_all, f"{path}: {label}")
         try:
-            configs = tuple(config.load(source, values=chosen | {"seed": seed}) for seed in seeds)
+            first = config.load(source, values=chosen | {"seed": seeds[0]})
         except InputError as error:
             raise InputError(f"{path}: {label}: {error}") from error
+        configs = tuple(dataclasses.replace(first, seed=seed) for seed in seeds)
         settings.append(Setting(label, variant.get("group", variant.get("name", "")), chosen, tuple(seeds), configs))
     _check_folders(path, [setting.label for setting in settings])
     return Sweep(name, source, tuple(settings))
@@ -108,9 +110,10 @@ def _check_folders(path: Path, labels: Sequence[str]) -> None:
 
 def _seeds(table: Mapping[str, Any], default: list[int], where: str) -> list[int]:
     seeds = table.get("seeds", default)
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"{where}: seeds must be a list of different integers, got {seeds!r}")
-    return seeds
+    numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not numbers or not 0 < len(set(seeds)) == len(seeds):
+        raise InputError(f"{where}: seeds must be a list of different integers of at least 0, got {seeds!r}")
+    return list(seeds)
 
 
 def _combinations(values: Mapping[str, Any], path: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

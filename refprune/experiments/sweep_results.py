@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..output.files import write_atomically
 from ..training import config
-from .sweep_file import Job, Sweep
+from .sweep_file import Job, Setting, Sweep
 
 
 class Outcome(NamedTuple):
@@ -87,24 +87,23 @@ def quantities(run: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, fl
     return {key: float(derived[key] if key in derived else run[key]) for key in QUANTITIES}
 
 
-def results_page(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What sweep.json holds: for every setting its seeds and, for each training run, every quantity as a list over them."""
-    results = []
-    for setting in sweep.settings:
-        ended = [(o.job.seed, o.runs) for o in outcomes if o.job.label == setting.label and o.runs is not None]
-        names = dict.fromkeys(name for _, found in ended for name in found)
-        runs: dict[str, dict[str, list[float]]] = {name: {key: [] for key in QUANTITIES} for name in names}
-        for _, found in ended:
-            for name, values in found.items():
-                for key, value in values.items():
-                    runs[name][key].append(value)
-        told = {"label": setting.label, "group": setting.group, "set": setting.values, "seeds": [seed for seed, _ in ended]}
-        results.append(told | {"runs": runs})
-    failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.runs is None]
-    return {"name": sweep.name, "experiment": sweep.experiment, "results": results, "failed": failed}
+def setting_result(setting: Setting, ended: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """One of the "results" of sweep.json. ended: seed → network → QUANTITIES.
+
+    Its "runs" hold, for each network, every quantity as a list over the seeds that trained this network.
+    """
+    names = dict.fromkeys(name for found in ended.values() for name in found)
+    runs = {name: {key: [f[name][key] for f in ended.values() if name in f] for key in QUANTITIES} for name in names}
+    return {"label": setting.label, "group": setting.group, "set": setting.values, "seeds": list(ended), "runs": runs}
 
 
 def write_results(sweep: Sweep, directory: Path, outcomes: Sequence[Outcome]) -> None:
-    """sweep.json."""
+    """sweep.json: the results of every setting, and what failed."""
+    results = []
+    for setting in sweep.settings:
+        ended = {o.job.seed: o.runs for o in outcomes if o.job.label == setting.label and o.runs is not None}
+        results.append(setting_result(setting, ended))
+    failed = [{"label": o.job.label, "seed": o.job.seed, "problem": o.problem} for o in outcomes if o.runs is None]
+    page = {"name": sweep.name, "experiment": sweep.experiment, "results": results, "failed": failed}
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "sweep.json", json.dumps(results_page(sweep, outcomes), indent=1).encode())
+    write_atomically(directory / "sweep.json", json.dumps(page, indent=1).encode())

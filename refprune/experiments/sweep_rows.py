@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import csv
 import datetime
-import hashlib
-import inspect
 import io
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..output.files import write_atomically
-from ..spec import zoo
-from ..training import config
 from ..training.config import Config
+from .config_digest import config_digest
 from .sweep_results import QUANTITIES, Outcome
 
 #: The columns of NAME.csv, in their order.
@@ -29,9 +26,6 @@ COLUMNS = ("setting", "network", "seed", *QUANTITIES, "config_sha256", "code_sha
 
 #: The training runs that a run may consist of.
 NETWORKS = ("pruned", "trained", "unpruned", "from-scratch")
-
-#: Keys that change no result: a name, what is written and when, and threads, which no bit depends on.
-WITHOUT_EFFECT = ("name", "training.threads", "training.log_every", "training.checkpoint_every")
 
 
 class Row(NamedTuple):
@@ -48,35 +42,6 @@ class Row(NamedTuple):
     code_sha256: str
     machine: str
     date: datetime.date
-
-
-def config_digest(experiment: Config) -> str:
-    """SHA-256 of what the results of this experiment depend on: the canonical JSON of its keys that are not at their default.
-
-    The network's name is always among them, the keys in WITHOUT_EFFECT never. A key that is new in refprune, with a default
-    that leaves everything as it was, changes no digest.
-    """
-    values, defaults = config.to_dict(experiment), config.to_dict(Config())
-    parameters = inspect.signature(zoo.NETWORKS[experiment.network["name"]]).parameters
-    told = _differing(values, defaults | {"network": {key: option.default for key, option in parameters.items()}})
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The entries of `values` that are not those of `defaults`, tuples as lists; tables without such entries are left out."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            table = _differing(value, defaults[key], f"{prefix}{key}.")
-            found |= {key: table} if table else {}
-        elif f"{prefix}{key}" not in WITHOUT_EFFECT and (key not in defaults or _plain(value) != _plain(defaults[key])):
-            found[key] = _plain(value)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 # --------------------------------------------------------------------------------------------------------------------

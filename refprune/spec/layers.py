@@ -6,6 +6,7 @@ Conventions on which frameworks disagree are named fields, with PyTorch's choice
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Sequence
@@ -66,11 +67,17 @@ class Layer:
     name: str = dataclasses.field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
-        for field, hint in get_type_hints(type(self)).items():
+        for field, hint in self._types().items():
             value = getattr(self, field)
             if not _is(value, hint):
                 expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
                 raise SpecError(f"{self.name or type(self).__name__}: {field} must be of type {expected}, got {value!r}")
+
+    @classmethod
+    @functools.cache
+    def _types(cls) -> dict[str, Any]:
+        """The types of the fields, evaluated once a class: that takes longer than all else in building a network."""
+        return get_type_hints(cls)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the output (without the batch axis) for an input of `shape`; SpecError names layer and shapes."""

@@ -1,59 +1,57 @@
-"""Results that are kept in validation/results belong to the recipes as they stand, and the ledger tells them."""
-
-import json
-import shutil
-from concurrent.futures import Executor
-from pathlib import Path
+"""The rows that are kept in validation/studies belong to the studies as they stand, and the ledger tells them."""
 
 import pytest
 
-from refprune.experiments import sweep, sweep_file
-from refprune.training import config
+from refprune.experiments import sweep_file, sweep_rows
+from refprune.experiments.config_digest import config_digest
 from validation import tables
 
-PAGES = (tables.HERE.parent / "docs" / "ledger").glob("*.md")
-LEDGER = {line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()}
+PAGES = (tables.STUDIES.parents[1] / "docs" / "ledger").glob("*.md")
+LEDGER = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
 
-
-class Refusing(Executor):
-    """Runs nothing: what has not ended counts as failed."""
-
-    def submit(self, *args, **options):
-        raise RuntimeError("not in a test")
-
-
-def planned(name):
-    return sweep_file.load_sweep(tables.HERE / "sweeps" / f"{name}.toml")
+#: Name → (study, rows).
+KEPT = {
+    name: (
+        sweep_file.load_sweep(tables.STUDIES / f"{name}.toml"),
+        sweep_rows.read_rows(tables.STUDIES / f"{name}.csv"),
+    )
+    for name in tables.names()
+}
 
 
 def test_there_are_some():
-    folders = [path.name for path in tables.RESULTS.iterdir() if path.is_dir()]
-    assert sorted(folders) == tables.names() != []
+    assert len(KEPT) >= 6
+    assert all(rows for _, rows in KEPT.values())
 
 
-@pytest.mark.parametrize("name", tables.names())
-def test_they_are_of_the_recipe_as_it_stands(name):
-    """Else a sweep would refuse to go on, and the ledger's command would not give the ledger's numbers."""
-    jobs = {Path(job.directory): job for job in sweep_file.jobs(planned(name), tables.RESULTS / name)}
-    there = [path.parent for path in (tables.RESULTS / name).glob("*/*/config.toml")]
-    assert there
-    for folder in there:
-        assert config.to_toml(config.load(str(folder / "config.toml"))) == jobs[folder.absolute()].configuration
-        assert (folder / "environment.json").exists()
+@pytest.mark.parametrize("name", KEPT)
+def test_every_row_is_of_a_planned_run(name):
+    """Else a sweep would not take it as done, and the ledger's command would not give the ledger's numbers."""
+    study, rows = KEPT[name]
+    planned = {(s.label, experiment.seed): config_digest(experiment) for s in study.settings for experiment in s.configs}
+    assert [row for row in rows if planned.get((row.setting, row.seed)) != row.config_sha256] == []
 
 
-@pytest.mark.parametrize("name", tables.names())
-def test_a_sweep_goes_on_from_them(name, tmp_path):
-    """What has ended is not done again, and the page made from the runs' summaries is the one that is kept."""
-    kept = json.loads((tables.RESULTS / name / "sweep.json").read_text(encoding="utf-8"))
-    shutil.copytree(tables.RESULTS / name, tmp_path / "out")
-    sweep.run_sweep(planned(name), tmp_path / "out", executor=Refusing(), say=lambda line: None)
-    made = json.loads((tmp_path / "out" / "sweep.json").read_text(encoding="utf-8"))
-    assert made["results"] == kept["results"]
-    assert any(result["seeds"] for result in kept["results"])
+@pytest.mark.parametrize("name", KEPT)
+def test_every_run_has_the_rows_of_all_its_networks(name):
+    study, rows = KEPT[name]
+    path = tables.STUDIES / f"{name}.csv"
+    found = [sweep_rows.runs_kept(path, rows, s.label, experiment) for s in study.settings for experiment in s.configs]
+    assert sum(len(runs) for runs in found if runs is not None) == len(rows)
 
 
-@pytest.mark.parametrize("name", tables.names())
-def test_they_stand_in_the_ledger(name):
-    for line in tables.table(name):
-        assert line in LEDGER
+@pytest.mark.parametrize("name", KEPT)
+def test_rows_stand_in_the_order_in_which_they_would_be_written(name, tmp_path):
+    study, rows = KEPT[name]
+    order = [(s.label, seed) for s in study.settings for seed in s.seeds]
+    assert rows == sorted(rows, key=lambda row: order.index((row.setting, row.seed)))
+    sweep_rows.write_rows(tmp_path / "rows.csv", rows)
+    assert (tmp_path / "rows.csv").read_bytes() == (tables.STUDIES / f"{name}.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_its_table_stands_in_the_ledger(name):
+    """Line after line, as `python -m validation.tables` prints it."""
+    printed = tables.table(name)
+    starts = [i for i, line in enumerate(LEDGER) if line == printed[0] and LEDGER[i : i + len(printed)] == printed]
+    assert len(starts) == 1
