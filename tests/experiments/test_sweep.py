@@ -26,16 +26,16 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     assert [o.problem for o in outcomes] == [""] * 4
     page = sweep_tables.read_results(out)
     kept = {r["label"]: r["runs"]["pruned"]["sections"] for r in page["results"]}
-    assert kept["penalty 1.0"] == [0.0, 0.0]  # a penalty of 1 nat a section removes all of them
+    assert kept["beta 1.0"] == [0.0, 0.0]  # 1 nat a section removes all of them
     assert [r["seeds"] for r in page["results"]] == [[0, 1], [0, 1]]
     mean = sum(page["results"][0]["runs"]["pruned"]["test_accuracy"]) / 2
     assert f"{100 * mean:.2f} ± " in sweep_tables.text(out)
     first = (out / "sweep.json").read_bytes()
 
-    untouched = out / "penalty-0.0" / "seed-0" / "summary.json"
+    untouched = out / "beta-0.0" / "seed-0" / "summary.json"
     stamp = untouched.stat().st_mtime_ns
-    shutil.rmtree(out / "penalty-1.0" / "seed-1")  # as if it had never begun
-    (out / "penalty-1.0" / "seed-0" / "summary.json").unlink()  # as if it had been stopped at its end: resumed
+    shutil.rmtree(out / "beta-1.0" / "seed-1")  # as if it had never begun
+    (out / "beta-1.0" / "seed-0" / "summary.json").unlink()  # as if it had been stopped at its end: resumed
     sweep.run_sweep(found, out, workers=2, say=quiet)
     assert untouched.stat().st_mtime_ns == stamp
 
@@ -53,7 +53,7 @@ def test_a_sweep_runs_restarts_and_reports(tmp_path):
     assert sweep_report.write_html(out) is not None
     html = (out / "report.html").read_text()
     assert html.count("<svg") == 4  # one key differs: what it does is drawn too
-    assert "penalty 1.0" in html
+    assert "beta 1.0" in html
     assert "<h2>Accuracy against size</h2><table>" in html
     assert sorted(p.name for p in out.glob("*.svg")) == ["accuracy.svg", "knob.svg", "removals.svg", "theta.svg"]
 
@@ -155,8 +155,8 @@ def test_an_interrupt_leaves_no_job_waiting(tmp_path):
 
 KILLED = """
 import pathlib, sys
-from refprune import sweep
-sweep.run(sweep.load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+from refprune.experiments import sweep, sweep_file
+sweep.run_sweep(sweep_file.load_sweep(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
 """
 
 

@@ -1,5 +1,7 @@
 """The file of a sweep: settings, seeds, labels, folders; what is wrong in it is named."""
 
+from pathlib import Path
+
 import pytest
 from small_sweeps import TINY, plan
 
@@ -23,9 +25,9 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         """.replace("        ", ""),
     )
     assert [s.label for s in found.settings] == [
-        f"{name}, penalty {penalty}, protect {protect}"
+        f"{name}, beta {beta}, protect {protect}"
         for name in "ab"
-        for penalty in ("0.001", "0.01")
+        for beta in ("0.001", "0.01")
         for protect in ("none", "section1")
     ]
     last = found.settings[-1].configs[1]
@@ -60,9 +62,13 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         ("experiment = 'quickstart'\n[set]\nseed = 3", "seed is set by seeds"),
         ("experiment = 'quickstart'\n[grid]\ngates.initial = [0.1, 0.1]", "grid.gates.initial has a value twice"),
         ("experiment = 'quickstart'\n[grid]\nobjective.nu = [1, 1.0]", "grid.objective.nu has a value twice"),
-        ("experiment = 'quickstart'\n[[variants]]\nname = 'sweep.json'", "no name of its own"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'sweep.json'", "is no name for a setting"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = '日本'", "'日本' is no name for a setting"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = '- %'", "'- %' is no name for a setting"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = 'ν 1'\n[[variants]]\nname = 'nu 1'", "'nu 1' is no name of its own"),
+        ("experiment = 'quickstart'\nseeds = [-1]", "seeds must be a list of different integers of at least 0"),
         (f"experiment = 'quickstart'\n[[variants]]\nname = '{'x' * 201}'", "is too long for a folder's name"),
-        ("experiment = 'quickstart'\n[[variants]]\nname = '..'", "no name of its own"),
+        ("experiment = 'quickstart'\n[[variants]]\nname = '..'", "is no name for a setting"),
         ("experiment = 'quickstart'\n[[variants]]\nname = 'a b'\n[[variants]]\nname = 'A-b'", "no name of its own"),
         (
             "experiment = 'quickstart'\n[grid]\ngates.initial = [0.5]\n[[variants]]\nname = 'p'\ngates.initial = 0.6",
@@ -80,12 +86,30 @@ def test_a_variant_may_have_its_own_seeds_and_group(tmp_path):
     variants = "[[variants]]\nname = 'a'\n[[variants]]\nname = 'b'\nseeds = [7]\ngroup = 'few'\ngates.estimator = 'paired'\n"
     found = plan(tmp_path, TINY + variants + "[grid]\nobjective.beta = [0.0, 1.0]\n")
     assert [(s.label, s.group, s.seeds) for s in found.settings] == [
-        ("a, penalty 0.0", "a", (0, 1)),
-        ("a, penalty 1.0", "a", (0, 1)),
-        ("b, penalty 0.0", "few", (7,)),
-        ("b, penalty 1.0", "few", (7,)),
+        ("a, beta 0.0", "a", (0, 1)),
+        ("a, beta 1.0", "a", (0, 1)),
+        ("b, beta 0.0", "few", (7,)),
+        ("b, beta 1.0", "few", (7,)),
     ]
     assert [c.seed for c in found.settings[2].configs] == [7]
     jobs = sweep_file.jobs(found, tmp_path)
     assert [(job.label[0], job.seed) for job in jobs] == [("a", 0), ("a", 0), ("b", 7), ("b", 7), ("a", 1), ("a", 1)]
     assert ["seed = 7" in job.configuration for job in jobs] == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("label", "folder"),
+    [
+        ("layers only, ν 0.2", "layers-only-nu-0.2"),
+        ("magnitude, 42 %", "magnitude-42"),
+        ("ρ 0, α ½, θ₀ 0.9, β 1, γ 2, λ 3, τ 4, η 5", "rho-0-alpha-1-2-theta0-0.9-beta-1-gamma-2-lambda-3-tau-4-eta-5"),
+        ("Σ, Ω, ϑ, ς, µ", "Sigma-Omega-theta-sigma-mu"),
+        ("Äpfel à la carte", "Apfel-a-la-carte"),
+        ("(a) b_c+d.e", "a-b_c+d.e"),
+        ("momentum −1", "momentum-1"),
+        ("日本 1", "1"),
+    ],
+)
+def test_folders_have_ascii_names(label, folder):
+    """Greek letters by their names, accents left out, no dash at the ends."""
+    assert sweep_file.run_directory(Path("out"), label, 3) == Path("out") / folder / "seed-3"
