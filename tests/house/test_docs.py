@@ -1,73 +1,233 @@
-"""The README's code runs, its commands exist, its files are there."""
+"""README and docs: their Python blocks run, their output is what they show, their commands parse, their files are there.
 
+The blocks of a page share one namespace, in order, and one empty folder. A block with title="name.ext" is also written to that
+file. A block `text` behind a block of Python is its output, and on a tutorial that of the commands before it: `…` stands for any
+text, and where the title says "numbers vary" only the words between the numbers count. On the tutorials commands run, elsewhere
+they are only parsed. A block whose page says "Not run here" right above it is left out.
+"""
+
+import contextlib
+import importlib
+import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from refprune.cli import main as cli
+from refprune.cli.main import main, parser
 from refprune.conformance import campaign
 from refprune.conformance.asking.calls import InProcess
 from refprune.conformance.levels import METHODS
 from refprune.training import presets
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted(page for page in (ROOT / "docs").rglob("*.md") if "ledger" not in page.parts)]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+#: What a command needs that a test does not have.
+NEEDS_DATA = re.compile(r"mnist|cifar10")
 
 
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.S | re.M)
-ADAPTER, REPLACED, EXAMPLE = (block for language, block in BLOCKS if language == "python")
+class Block(NamedTuple):
+    language: str
+    title: str
+    body: str
+    runs: bool
 
 
-def run(code):
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    return names
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, flags=re.S | re.M):
+        title = re.search(r'title="([^"]*)"', match[2])
+        above = text[: match.start()].rstrip().rsplit("\n\n", 1)[-1]
+        found.append(Block(match[1], title[1] if title else "", match[3], "Not run here" not in above))
+    return found
 
 
-def test_the_python_example_runs(capsys):
-    run(EXAMPLE)
-    assert "section3.dense1.weight" in capsys.readouterr().out
+def commands(page: Path) -> list[str]:
+    """Every `refprune …` line of a console block, and every one in running text that has arguments."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in blocks(page) if block.language == "console" for line in re.split(r"\n|&&", block.body)]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+    lines += [" ".join(code.split()) for code in re.findall(r"`(refprune [^`]+)`", prose)]
+    stripped = (re.split(r"\s+#", line)[0].strip() for line in lines)
+    return [line for line in stripped if line.startswith("refprune ") and "…" not in line and "|" not in line]
 
 
-@pytest.mark.parametrize(("code", "method", "first"), [(ADAPTER, "gate", "dx"), (REPLACED, "network", "params/dense1.weight")])
-def test_the_adapters_are_found_wrong_as_it_says(code, method, first):
-    (outcome,) = campaign.run(InProcess(run(code)["Mine"]()), [METHODS[method]], 200, 0)
+def titled(page: Path, title: str) -> str:
+    (body,) = (block.body for block in blocks(page) if block.title == title)
+    return body
+
+
+def alike(shown: str, got: str, *, numbers: bool) -> bool:
+    """Whether `got` is what a page shows."""
+
+    def plain(text: str) -> str:
+        text = "\n".join(line.rstrip() for line in text.strip().splitlines())
+        if numbers:
+            return text
+        text = re.sub(r"\d[\d,]*(\.\d+)?([eE][+-]?\d+)?", "0", text)
+        return re.sub(r"[ ]+", " ", re.sub(r"-{2,}", "--", re.sub(r"(?<![\w-])-(?=0)", "", text)))
+
+    pattern = ".*?".join(re.escape(part) for part in plain(shown).split("…"))
+    return re.fullmatch(pattern, plain(got), flags=re.S) is not None
+
+
+def run_page(page: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, *, with_commands: bool) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {"__name__": "page"}
+    printed: str | None = None
+    for block in blocks(page):
+        if re.fullmatch(r"[\w.-]+\.(py|toml)", block.title):
+            (folder / block.title).write_text(block.body, encoding="utf-8")
+        if not block.runs:
+            printed = None
+        elif block.language == "python":
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(block.body, f"{page.name}: {block.body.splitlines()[0]}", "exec"), names)
+            printed = output.getvalue()
+        elif block.language == "console" and with_commands:
+            lines = [line for line in block.body.splitlines() if line.startswith("refprune ") and not NEEDS_DATA.search(line)]
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                for line in lines:
+                    assert main(shlex.split(line)[1:]) in (0, 1), line
+            printed = output.getvalue() if lines else None
+        elif block.language == "text" and printed is not None:
+            assert alike(block.body, printed, numbers="numbers vary" not in block.title), f"shown:\n{block.body}\ngot:\n{printed}"
+            printed = None
+        else:
+            printed = None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in TUTORIALS], ids=lambda page: page.stem)
+def test_the_python_blocks_run(page, monkeypatch, tmp_path):
+    if any(block.language == "python" and block.runs for block in blocks(page)):
+        run_page(page, monkeypatch, tmp_path, with_commands=False)
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_tutorials_run(page, monkeypatch, tmp_path):
+    run_page(page, monkeypatch, tmp_path, with_commands=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_the_commands_parse(page):
+    for line in commands(page):
+        try:
+            options = parser().parse_args(shlex.split(line)[1:])
+        except SystemExit:
+            pytest.fail(f"{page.name}: {line}")
+        name = getattr(options, "experiment", None)
+        assert name is None or name.endswith(".toml") or name in presets.experiments(), line
+
+
+def test_there_are_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 50
+
+
+def test_a_block_that_is_wrong_is_seen():
+    assert alike("a 1.5 …\nend", "a 1.5 b\nc\nend", numbers=True)
+    assert not alike("a 1.5", "a 1.6", numbers=True)
+    assert alike("loss  1.5e-3 (12%)\n-----", "loss 0.7 (3%)\n--", numbers=False)
+    assert not alike("kept 3", "lost 3", numbers=False)
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "adapter", "method", "first"),
+    [
+        (README, "mine.py", "Mine", "gate", "dx"),
+        (ROOT / "docs/verify.md", "mine.py", "Mine", "gate", "dx"),
+        (ROOT / "docs/verify.md", "net.py", "Mine", "network", "params/dense1.weight"),
+        (ROOT / "docs/tutorials/is-my-pytorch-code-right.md", "mine.py", "Mine", "batch_norm", "y"),
+        (ROOT / "docs/tutorials/is-my-pytorch-code-right.md", "network.py", "WholeNetwork", "network", "params/dense1.weight"),
+    ],
+)
+def test_the_adapters_are_found_wrong_as_the_page_says(page, file, adapter, method, first):
+    names: dict = {}
+    exec(compile(titled(page, file), file, "exec"), names)
+    (outcome,) = campaign.run(InProcess(names[adapter]()), [METHODS[method]], 200, 0)
     (finding,) = outcome.findings
     assert finding.kind == "deviates"
     assert finding.first.name == first
-    assert "straight-through gate: dx = dy, no gradient for the gate" in [m.name for m in finding.mistakes]
-    if method == "gate":
-        assert all(f"known mistake: {m.name} " in README for m in finding.mistakes)
+    found = [mistake.name for mistake in finding.mistakes]
+    shown = re.findall(r"known mistake: (.*) \([A-Z0-9, ]+\)$", page.read_text(encoding="utf-8"), flags=re.M)
+    assert set(found) <= set(shown) if page is not README else set(shown) <= set(found)
+    assert found or method == "batch_norm"
 
 
 def test_what_is_right_in_the_adapter_conforms():
-    (outcome,) = campaign.run(InProcess(run(ADAPTER)["Mine"]()), [METHODS["penalty_slope"]], 100, 0)
+    names: dict = {}
+    exec(compile(titled(ROOT / "docs/verify.md", "mine.py"), "mine.py", "exec"), names)
+    (outcome,) = campaign.run(InProcess(names["Mine"]()), [METHODS["penalty_slope"]], 100, 0)
     assert outcome.verdict == "conforms"
 
 
-def test_the_commands_parse():
-    """Every `refprune …` line of a code block is understood by the command line's parser."""
-    lines = [
-        line.split("  ")[0]
-        for language, block in BLOCKS
-        if not language
-        for line in block.splitlines()
-        if line.startswith("refprune ")
-    ]
-    assert len(lines) >= 5
-    for line in lines:
-        options = cli.parser().parse_args(shlex.split(line)[1:])
-        name = getattr(options, "experiment", None)
-        assert name is None or name.endswith(".toml") or name in presets.experiments()
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_its_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-def test_the_files_it_names_exist():
-    table = README[README.index("| file | what |") :]
-    for name in re.findall(r"`([\w/]+(?:\.py|/))`", table):
-        assert (ROOT / "refprune" / name).exists(), name
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_the_files_and_modules_it_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    rooms = {path.name for path in (ROOT / "refprune").iterdir()}
+    for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.py)`", text):
+        if name.startswith(("refprune/", "docs/", "validation/", "tests/", "datasets/")):
+            assert (ROOT / name).exists(), name
+        elif name.split("/")[0] in rooms:
+            assert (ROOT / "refprune" / name).exists(), name
+    for path in re.findall(r"(?<![\w/.])((?:validation|tests)/[\w/.-]+\.(?:py|toml|md))", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m (validation\.[\w.]+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for name in re.findall(r"\brefprune(?:\.[a-z_]+)+\b", text):
+        module, attribute = name, None
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError:
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_readme_is_short_and_lists_the_rooms():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    rooms = {path.name + "/" if path.is_dir() else path.name for path in (ROOT / "refprune").iterdir()}
+    listed = re.findall(r"^\| `([\w/.]+)` \|", text, flags=re.M)
+    there = {room for room in rooms if re.fullmatch(r"[a-z]\w*(/|\.py)", room)}
+    assert sorted(name for name in listed if name.endswith(("/", ".py"))) == sorted({*there, "refprune/"})
+
+
+def test_the_readme_has_the_two_commands():
+    text = README.read_text(encoding="utf-8")
+    assert "pip install -e . && refprune run" in text
+    assert "pip install -e '.[test]' && pytest" in text
 
 
 def test_no_placeholder_is_left():
-    assert "@@" not in README
+    assert not [page for page in PAGES if re.search(r"@@|TODO|XXX", page.read_text(encoding="utf-8"))]
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install -e '.[docs]'")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    foreign = [(page.name, url) for page in pages for url in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page.read_text())]
+    assert len(pages) > 20
+    assert not foreign
+    assert "<math" in (tmp_path / "site" / "spec.html").read_text(encoding="utf-8")
