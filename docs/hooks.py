@@ -1,4 +1,4 @@
-"""Hooks of the site: validation/SPEC.md becomes the page spec.md, its formulas typeset as MathML; pictures of the rooms are drawn."""
+"""Hooks of the site: validation/SPEC.md becomes the page spec.md, formulas are typeset as MathML, pictures drawn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from refprune.errors import InputError
 
 SPEC = Path(__file__).parents[1] / "validation" / "SPEC.md"
 PLACE = "<!-- the hook puts SPEC here -->"
+FORMULA = re.compile(r"^```formula\n(.*?)\n```$", flags=re.S | re.M)
 PICTURE = re.compile(r"<!-- picture: (\w+) -->")
 
 ITEM = re.compile(r"^([A-Z]\d+)  (.*)$")
@@ -43,6 +44,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with SPEC and the pictures in their places."""
     if PLACE in markdown:
         markdown = markdown.replace(PLACE, spec_page(SPEC.read_text(encoding="utf-8")))
+    markdown = FORMULA.sub(lambda found: _displayed(found[1]), markdown)
     return PICTURE.sub(lambda found: picture(found[1]), markdown)
 
 
@@ -59,9 +61,14 @@ def spec_page(spec: str) -> str:
         parts.append(f"### {number} {{ #{number.lower()} }}")
         if number in claims:
             parts.append(f'<p class="claim">{html.escape(claims[number].statement)}</p>')
-            parts.append(f'<div class="formula">{_steady(mathml(claims[number].formula))}</div>')
+            parts.append(_displayed(claims[number].formula))
         parts.append(_flow([first, *block[1:]]))
     return "\n\n".join(parts)
+
+
+def _displayed(formula: str) -> str:
+    """A formula on a line of its own."""
+    return f'<div class="formula">{_steady(mathml(formula))}</div>'
 
 
 def _blocks(spec: str) -> list[list[str]]:
@@ -187,7 +194,11 @@ def _formula(text: str) -> str:
     before, inner, after = "", text, ""
     while inner and (inner[-1] in ".,;: " or (inner[-1] in PAIRS and inner.count(inner[-1]) > inner.count(PAIRS[inner[-1]]))):
         inner, after = inner[:-1], inner[-1] + after
-    while inner and inner[0] in "([{ " and (inner[0] == " " or inner.count(inner[0]) > inner.count({"(": ")", "[": "]", "{": "}"}[inner[0]])):
+    while (
+        inner
+        and inner[0] in "([{ "
+        and (inner[0] == " " or inner.count(inner[0]) > inner.count({"(": ")", "[": "]", "{": "}"}[inner[0]]))
+    ):
         inner, before = inner[1:], before + inner[0]
     try:
         shown = mathml(_notation(inner)) if inner else ""

@@ -41,7 +41,11 @@ def imports() -> dict[str, frozenset[str]]:
                 continue
             if node.level:
                 base = inside.parts[:-1][: len(inside.parts) - node.level]
-                target = [*base, *(node.module or "").split("."), *([alias.name for alias in node.names] if not node.module else [])]
+                target = [
+                    *base,
+                    *(node.module or "").split("."),
+                    *([alias.name for alias in node.names] if not node.module else []),
+                ]
             elif node.module and node.module.startswith("refprune"):
                 target = [*node.module.split(".")[1:], *(alias.name for alias in node.names)]
             else:
@@ -71,7 +75,9 @@ def direct() -> list[tuple[str, str]]:
     def reach(room: str) -> frozenset[str]:
         return below[room].union(*(reach(other) for other in below[room]))
 
-    return [(room, b) for room, all_below in below.items() for b in all_below if not any(b in reach(o) for o in all_below - {b})]
+    return [
+        (room, b) for room, all_below in below.items() for b in all_below if not any(b in reach(o) for o in all_below - {b})
+    ]
 
 
 def rooms() -> str:
@@ -172,7 +178,9 @@ def way(name: str) -> str:
     for i, station in enumerate(stations):
         y = i * row + 22
         shapes.append(_box(station.room, 58, y))
-        shapes.append(f'<text x="128" y="{y + 5}" font-family="monospace" font-size="13" opacity="0.8">{html.escape(station.place)}</text>')
+        shapes.append(
+            f'<text x="128" y="{y + 5}" font-family="monospace" font-size="13" opacity="0.8">{html.escape(station.place)}</text>'
+        )
         shapes.append(f'<text x="310" y="{y + 5}">{html.escape(station.what)}</text>')
         if i + 1 < len(stations):
             shapes.append(f'<path d="M58 {y + 15}v12m-4 -5l4 5l4 -5" fill="none" stroke="currentColor" stroke-opacity="0.6"/>')

@@ -52,9 +52,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> list[str]:
-    """Every `refprune …` line of a console block, and every one in running text that has arguments."""
+    """Every `refprune …` line of a shell block, and every one in running text that has arguments."""
     text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page) if block.language == "console" for line in re.split(r"\n|&&", block.body)]
+    lines = [line for block in blocks(page) if block.language == "sh" for line in re.split(r"\n|&&", block.body)]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
     lines += [" ".join(code.split()) for code in re.findall(r"`(refprune [^`]+)`", prose)]
     stripped = (re.split(r"\s+#", line)[0].strip() for line in lines)
@@ -94,7 +94,7 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, *, with_
             with contextlib.redirect_stdout(output):
                 exec(compile(block.body, f"{page.name}: {block.body.splitlines()[0]}", "exec"), names)
             printed = output.getvalue()
-        elif block.language == "console" and with_commands:
+        elif block.language == "sh" and with_commands:
             lines = [line for line in block.body.splitlines() if line.startswith("refprune ") and not NEEDS_DATA.search(line)]
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
@@ -102,7 +102,9 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, *, with_
                     assert main(shlex.split(line)[1:]) in (0, 1), line
             printed = output.getvalue() if lines else None
         elif block.language == "text" and printed is not None:
-            assert alike(block.body, printed, numbers="numbers vary" not in block.title), f"shown:\n{block.body}\ngot:\n{printed}"
+            assert alike(block.body, printed, numbers="numbers vary" not in block.title), (
+                f"shown:\n{block.body}\ngot:\n{printed}"
+            )
             printed = None
         else:
             printed = None
@@ -227,7 +229,11 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))
-    foreign = [(page.name, url) for page in pages for url in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page.read_text())]
+    foreign = [
+        (page.name, url)
+        for page in pages
+        for url in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page.read_text())
+    ]
     assert len(pages) > 20
     assert not foreign
     assert "<math" in (tmp_path / "site" / "spec.html").read_text(encoding="utf-8")
