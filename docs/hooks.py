@@ -31,10 +31,35 @@ SUBSCRIPT = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₘₖ", "012345
 
 #: Words that may stand inside a formula, beside single letters, numbers and operators.
 FUNCTIONS = frozenset(
-    """argmin logaddexp softplus expm hyperu logit params momentum MACs HSIC CKA Bern mean clip path ReLU log exp min max var
-    tr KL Im fl""".split()
+    {"argmin", "logaddexp", "softplus", "expm", "hyperu", "logit", "params", "momentum", "MACs", "HSIC", "CKA", "Bern", "mean"}
+    | {"clip", "path", "ReLU", "log", "exp", "min", "max", "var", "tr", "KL", "Im", "fl"}
 )
-SHORT_WORDS = frozenset("a A an as at At be by do e.g i.e if If in In is it no of on or so to up we".split())
+SHORT_WORDS = frozenset(
+    {
+        "a",
+        "A",
+        "an",
+        "as",
+        "at",
+        "At",
+        "be",
+        "by",
+        "do",
+        "e.g",
+        "i.e",
+        "if",
+        "If",
+        "in",
+        "In",
+        "is",
+        "it",
+        "no",
+        "of",
+        "on",
+        "or",
+    }
+    | {"so", "to", "up", "we"}
+)
 REFERENCE = re.compile(r"^[(\[]*[NPFODCKGE]\d+\b")
 OPERATOR = re.compile(r"^[+−\-/(){}\[\]|~,;:]+$")
 PAIRS = {")": "(", "]": "[", "}": "{"}
@@ -78,7 +103,7 @@ def _blocks(spec: str) -> list[list[str]]:
     for line in spec.splitlines()[1:]:
         if not line.strip() or set(line.strip()) == {"-"}:
             open_block = False
-        elif line.startswith("#") or ITEM.match(line) or line.startswith("- ") or not open_block:
+        elif line.startswith(("#", "- ")) or ITEM.match(line) or not open_block:
             blocks.append([line])
             open_block = not line.startswith("#")
         else:
@@ -89,21 +114,20 @@ def _blocks(spec: str) -> list[list[str]]:
 def _flow(lines: list[str]) -> str:
     """Running text as a paragraph; three rows or more of three columns as a table."""
     rows = [bool(ROW.match(line)) for line in lines]
-    first = next((i for i in range(len(rows)) if rows[i : i + 1] == [True] and sum(rows[i : i + 6]) >= 3), None)
+    first = next((i for i in range(len(rows)) if rows[i] and sum(rows[i : i + 6]) >= 3), None)
     if first is None:
         return _paragraph(" ".join(line.strip() if i else line for i, line in enumerate(lines)))
     cells: list[list[str]] = []
     end = first
-    for end in range(first, len(lines)):  # noqa: B007
+    while end < len(lines) and (ROW.match(lines[end]) or lines[end].startswith(" " * 20)):
         row = ROW.match(lines[end])
         if row is not None:
             cells.append(list(row.groups()))
-        elif lines[end].startswith(" " * 20):
-            cells[-1][2] += " " + lines[end].strip()
         else:
-            break
+            cells[-1][2] += " " + lines[end].strip()
+        end += 1
     body = "".join("<tr>" + "".join(f"<td>{typeset(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    after = [_flow(lines[end:])] if end < len(lines) - 1 else []
+    after = [_flow(lines[end:])] if end < len(lines) else []
     return "\n\n".join([_flow(lines[:first]), f"<table>{body}</table>", *after])
 
 
@@ -190,15 +214,11 @@ def _is_math(word: str) -> bool:
 
 
 def _formula(text: str) -> str:
-    """A run as MathML, brackets and stops at its ends that do not belong to it outside; as it stands where it cannot be read."""
+    """A run as MathML; brackets and stops at its ends that do not belong to it stay text, as does what cannot be read."""
     before, inner, after = "", text, ""
-    while inner and (inner[-1] in ".,;: " or (inner[-1] in PAIRS and inner.count(inner[-1]) > inner.count(PAIRS[inner[-1]]))):
+    while inner and (inner[-1] in ".,;: " or _alone(inner, inner[-1], PAIRS)):
         inner, after = inner[:-1], inner[-1] + after
-    while (
-        inner
-        and inner[0] in "([{ "
-        and (inner[0] == " " or inner.count(inner[0]) > inner.count({"(": ")", "[": "]", "{": "}"}[inner[0]]))
-    ):
+    while inner and (inner[0] == " " or _alone(inner, inner[0], {left: right for right, left in PAIRS.items()})):
         inner, before = inner[1:], before + inner[0]
     try:
         shown = mathml(_notation(inner)) if inner else ""
@@ -208,6 +228,11 @@ def _formula(text: str) -> str:
     shown = re.sub(r"<mn>(\d{1,3})</mn>((?:<mo>,</mo><mn>\d{3}</mn>)+)", _number, shown)
     shown = re.sub("<mi>(.)</mi><mo>\u0307</mo>", r'<mover accent="true"><mi>\1</mi><mo>˙</mo></mover>', shown)
     return html.escape(before) + _steady(shown) + html.escape(after)
+
+
+def _alone(text: str, bracket: str, partner: dict[str, str]) -> bool:
+    """Whether there are more of this bracket than of its partner."""
+    return bracket in partner and text.count(bracket) > text.count(partner[bracket])
 
 
 def _steady(formula: str) -> str:

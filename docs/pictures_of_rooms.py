@@ -1,4 +1,4 @@
-"""The pictures of architecture.md as SVG text: rooms by level, read from the package's imports, and the ways of things through them.
+"""The pictures of architecture.md as SVG: rooms by level, read from the package's imports, and ways of things through them.
 
 Lines and text have the page's own colour, so that they can be read in light and dark.
 """
@@ -117,7 +117,8 @@ def _box(room: str, x: float, y: float, size: tuple[int, int] = (112, 30)) -> st
     """The name of a room in a box around (x, y)."""
     frame = f'x="{x - size[0] / 2:.0f}" y="{y - size[1] / 2:.0f}" width="{size[0]}" height="{size[1]}" rx="6"'
     tint = f'fill="{_colour(room)}" fill-opacity="0.22" stroke="{_colour(room)}"'
-    return f'<rect {frame} fill="{PAPER}"/><rect {frame} {tint}/><text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle">{room}</text>'
+    label = f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle">{room}</text>'
+    return f'<rect {frame} fill="{PAPER}"/><rect {frame} {tint}/>{label}'
 
 
 def _colour(room: str) -> str:
@@ -177,10 +178,9 @@ def way(name: str) -> str:
     shapes = []
     for i, station in enumerate(stations):
         y = i * row + 22
+        code = 'font-family="monospace" font-size="13" opacity="0.8"'
         shapes.append(_box(station.room, 58, y))
-        shapes.append(
-            f'<text x="128" y="{y + 5}" font-family="monospace" font-size="13" opacity="0.8">{html.escape(station.place)}</text>'
-        )
+        shapes.append(f'<text x="128" y="{y + 5}" {code}>{html.escape(station.place)}</text>')
         shapes.append(f'<text x="310" y="{y + 5}">{html.escape(station.what)}</text>')
         if i + 1 < len(stations):
             shapes.append(f'<path d="M58 {y + 15}v12m-4 -5l4 5l4 -5" fill="none" stroke="currentColor" stroke-opacity="0.6"/>')

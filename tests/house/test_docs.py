@@ -1,9 +1,9 @@
 """README and docs: their Python blocks run, their output is what they show, their commands parse, their files are there.
 
-The blocks of a page share one namespace, in order, and one empty folder. A block with title="name.ext" is also written to that
-file. A block `text` behind a block of Python is its output, and on a tutorial that of the commands before it: `…` stands for any
-text, and where the title says "numbers vary" only the words between the numbers count. On the tutorials commands run, elsewhere
-they are only parsed. A block whose page says "Not run here" right above it is left out.
+The blocks of a page share one namespace, in order, and one empty folder. A block with title="name.ext" is also written there.
+A block `text` behind a block of Python is its output, and on a tutorial that of the commands before it. There `…` stands for
+any text, and where the title says "numbers vary" only the words between the numbers count. On the tutorials commands run,
+elsewhere they are only parsed. A block with "Not run here" right above it is left out.
 """
 
 import contextlib
@@ -229,11 +229,8 @@ def test_the_site_builds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = sorted((tmp_path / "site").rglob("*.html"))
-    foreign = [
-        (page.name, url)
-        for page in pages
-        for url in re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page.read_text())
-    ]
+    fetched = re.compile(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))')
+    foreign = [(page.name, url) for page in pages for url in fetched.findall(page.read_text(encoding="utf-8"))]
     assert len(pages) > 20
     assert not foreign
     assert "<math" in (tmp_path / "site" / "spec.html").read_text(encoding="utf-8")
