@@ -58,13 +58,13 @@ def imports() -> dict[str, frozenset[str]]:
 
 def levels() -> dict[str, int]:
     """Room → length of the longest chain of imports below it."""
-    below = imports()
-
-    @functools.cache
-    def level(room: str) -> int:
-        return 1 + max((level(other) for other in below[room]), default=-1)
-
-    return {room: level(room) for room in below}
+    below, found = imports(), dict[str, int]()
+    while len(found) < len(below):
+        ready = {room for room in below.keys() - found.keys() if below[room] <= found.keys()}
+        if not ready:
+            raise ValueError(f"rooms import each other in a circle: {', '.join(sorted(below.keys() - found.keys()))}")
+        found |= {room: 1 + max((found[other] for other in below[room]), default=-1) for room in ready}
+    return found
 
 
 def direct() -> list[tuple[str, str]]:
@@ -85,7 +85,7 @@ def rooms() -> str:
     by_level: dict[int, list[str]] = {}
     for room, level in levels().items():
         by_level.setdefault(level, []).append(room)
-    top, width, row, box = max(by_level), 860, 66, (112, 30)
+    top, width, row, box = max(by_level), 720, 62, (104, 30)
     place: dict[str, tuple[float, float]] = {}
     for level in range(top + 1):
         names = by_level[level]

@@ -47,7 +47,8 @@ def blocks(page: Path) -> list[Block]:
     for match in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, flags=re.S | re.M):
         title = re.search(r'title="([^"]*)"', match[2])
         above = text[: match.start()].rstrip().rsplit("\n\n", 1)[-1]
-        found.append(Block(match[1], title[1] if title else "", match[3], "Not run here" not in above))
+        body = match[3].replace("\\\n", " ") if match[1] == "sh" else match[3]
+        found.append(Block(match[1], title[1] if title else "", body, "Not run here" not in above))
     return found
 
 
