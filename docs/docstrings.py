@@ -20,7 +20,7 @@ class Docstrings(griffe.Extension):
 
 
 def shown(text: str) -> str:
-    """The docstring as Markdown. A line "name: …" and what follows it up to a blank line is an item, so is ">>> …" an example."""
+    """The docstring as Markdown: a line "name: …", up to the next, is an item; a paragraph ">>> …" is an example."""
     parts: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         if paragraph.lstrip().startswith(">>>"):

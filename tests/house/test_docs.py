@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+import refprune
 from refprune.cli.main import main, parser
 from refprune.conformance import campaign
 from refprune.conformance.asking.calls import InProcess
@@ -202,6 +203,17 @@ def test_the_files_and_modules_it_names_exist(page):
         except ModuleNotFoundError:
             module, _, attribute = name.rpartition(".")
             assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_api_page_has_every_public_name():
+    targets = re.findall(r"^::: (refprune[\w.]*)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), flags=re.M)
+    for target in targets:
+        try:
+            importlib.import_module(target)
+        except ModuleNotFoundError:
+            module, _, name = target.rpartition(".")
+            assert hasattr(importlib.import_module(module), name), target
+    assert set(refprune.__all__) <= {target.rpartition(".")[2] for target in targets}
 
 
 def test_the_readme_is_short_and_lists_the_rooms():
