@@ -198,7 +198,8 @@ def test_the_files_and_modules_it_names_exist(page):
     for path in re.findall(r"(?<![\w/.])((?:validation|tests)/[\w/.-]+\.(?:py|toml|md))", text):
         assert Path(path).stem.isupper() or (ROOT / path).exists(), path
     for module in re.findall(r"python -m (validation\.[\w.]+)", text):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for name in re.findall(r"\brefprune(?:\.[a-z_]+)+\b", text):
         module, attribute = name, None
         try:
