@@ -92,8 +92,8 @@ def spec_page(spec: str) -> str:
 
 
 def _displayed(formula: str) -> str:
-    """A formula on a line of its own."""
-    return f'<div class="formula">{_steady(mathml(formula))}</div>'
+    """Each line of a formula on a line of its own."""
+    return "".join(f'<div class="formula">{_steady(mathml(line))}</div>' for line in formula.splitlines())
 
 
 def _blocks(spec: str) -> list[list[str]]:
@@ -221,13 +221,25 @@ def _formula(text: str) -> str:
     while inner and (inner[0] == " " or _alone(inner, inner[0], {left: right for right, left in PAIRS.items()})):
         inner, before = inner[1:], before + inner[0]
     try:
-        shown = mathml(_notation(inner)) if inner else ""
+        first, *others = (mathml(_notation(piece)) for piece in _pieces(inner))
     except InputError:
         return html.escape(text)
-    shown = shown.replace(' display="block"', "").replace("ʘ", "∇")
+    infix = [piece.replace("<mo>", '<mo form="infix">', 1) for piece in others]  # the sign that a piece begins with
+    shown = " ".join([first, *infix]).replace(' display="block"', "").replace("ʘ", "∇")
     shown = re.sub(r"<mn>(\d{1,3})</mn>((?:<mo>,</mo><mn>\d{3}</mn>)+)", _number, shown)
     shown = re.sub("<mi>(.)</mi><mo>\u0307</mo>", r'<mover accent="true"><mi>\1</mi><mo>˙</mo></mover>', shown)
     return html.escape(before) + _steady(shown) + html.escape(after)
+
+
+def _pieces(formula: str) -> list[str]:
+    """A formula, if it is long in pieces between which a line may break: at a sign that stands outside of brackets."""
+    pieces, depth = [""], 0
+    for word in formula.split():
+        if word in ("=", "+", "−", "∘", "·", "≤", "⇔", "⇒") and depth == 0 and len(formula) > 24 and pieces[-1]:
+            pieces.append("")
+        pieces[-1] += f" {word}"
+        depth += sum(word.count(left) for left in "([{") - sum(word.count(right) for right in ")]}")
+    return [piece.strip() for piece in pieces]
 
 
 def _alone(text: str, bracket: str, partner: dict[str, str]) -> bool:

@@ -27,13 +27,14 @@ class Station(NamedTuple):
 
 @functools.cache
 def imports() -> dict[str, frozenset[str]]:
-    """Room → rooms that it imports; the package's own `__init__` is no room."""
+    """Room → rooms that it imports; the package's own `__init__` and `__main__` are no rooms."""
     found: dict[str, set[str]] = {}
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = there - {"__init__", "__main__"}
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE)
         room = inside.parts[0].removesuffix(".py")
-        if room == "__init__":
+        if room not in rooms:
             continue
         entry = found.setdefault(room, set())
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -220,6 +220,19 @@ def test_the_api_page_has_every_public_name():
     assert set(refprune.__all__) <= {target.rpartition(".")[2] for target in targets}
 
 
+def test_the_pictures_name_files_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pictures = importlib.import_module("pictures_of_rooms")
+    for way in pictures.WAYS.values():
+        for room, places, _ in way:
+            found = ROOT / "refprune" / room
+            for place in places.split(", ") if found.is_dir() else []:
+                path = found.joinpath(*place.split("."))
+                files = (path.with_suffix(".py"), path.parent.with_suffix(".py"))  # the latter: a function in it
+                assert place == "…" or path.exists() or any(file.exists() for file in files), path
+    assert sorted(pictures.levels()) == sorted(pictures.imports())
+
+
 def test_the_readme_is_short_and_lists_the_rooms():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
