@@ -133,7 +133,7 @@ WAYS: dict[str, tuple[Station, ...]] = {
     "batch": (
         Station("data", "sets.load", "bytes of a file become images 0 … 255 and labels"),
         Station("data", "standardise", "images become inputs: (pixel − mean) / deviation"),
-        Station("training", "images, loop", "shuffled by a named stream, cut into batches, augmented"),
+        Station("training", "images, loop", "shuffled by a stream, cut into batches, augmented"),
         Station("training", "step", "gates ξ are drawn, ξ = 1 with probability θ"),
         Station("passes", "batch_loss, tape", "forward: layer by layer, each saves what its VJP needs"),
         Station("backend", "Backend", "for each layer the pair f, f_vjp: oracle or compiled"),
@@ -173,18 +173,18 @@ WAYS: dict[str, tuple[Station, ...]] = {
 
 def way(name: str) -> str:
     """The stations of a way, one below the other."""
-    stations, row = WAYS[name], 46
-    width, height = 760, len(stations) * row + 4
+    stations, row = WAYS[name], 52
+    width, height = 560, len(stations) * row + 4
     words = "; ".join(f"{station.room}: {station.what}" for station in stations)
     shapes = []
     for i, station in enumerate(stations):
         y = i * row + 22
-        code = 'font-family="monospace" font-size="13" opacity="0.8"'
+        code = 'font-family="monospace" font-size="12.5" opacity="0.75"'
         shapes.append(_box(station.room, 58, y))
-        shapes.append(f'<text x="128" y="{y + 5}" {code}>{html.escape(station.place)}</text>')
-        shapes.append(f'<text x="310" y="{y + 5}">{html.escape(station.what)}</text>')
+        shapes.append(f'<text x="128" y="{y - 2}">{html.escape(station.what)}</text>')
+        shapes.append(f'<text x="128" y="{y + 15}" {code}>{html.escape(station.place)}</text>')
         if i + 1 < len(stations):
-            shapes.append(f'<path d="M58 {y + 15}v12m-4 -5l4 5l4 -5" fill="none" stroke="currentColor" stroke-opacity="0.6"/>')
+            shapes.append(f'<path d="M58 {y + 15}v18m-4 -5l4 5l4 -5" fill="none" stroke="currentColor" stroke-opacity="0.6"/>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(words)}">'
         f'<g {FONT} font-size="15">{"".join(shapes)}</g></svg>'
@@ -193,4 +193,4 @@ def way(name: str) -> str:
 
 def picture(name: str) -> str:
     """The picture "rooms" or that of a way, in a figure."""
-    return f'<figure class="ways">{rooms() if name == "rooms" else way(name)}</figure>'
+    return f'<figure class="{"rooms" if name == "rooms" else "way"}">{rooms() if name == "rooms" else way(name)}</figure>'
