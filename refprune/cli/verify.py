@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> int:
     checked = list(export.check(options.directory))
     for row in checked:
         if not row.holds:
-            print(f"{options.directory / row.name}.json ({row.result}): oracle {row.oracle}; {row.witness} {row.second}")
+            print(f"{row.path} ({row.result}): oracle {row.oracle}; {row.witness} {row.second}")
     twice = sum(row.holds and row.second == "holds" for row in checked)
     print(f"{len(checked)} vectors, {sum(row.holds for row in checked)} hold, {twice} of them by two witnesses")
     return 0 if all(row.holds for row in checked) else 1

@@ -18,7 +18,7 @@ from refprune.cli import main as cli
 from refprune.conformance import campaign, reporting
 from refprune.conformance.asking.calls import InProcess, describe
 from refprune.conformance.judging.verdicts import compare
-from refprune.conformance.levels import METHODS
+from refprune.conformance.levels import LEVELS, METHODS
 from refprune.conformance.vectors import export, extremes, files
 from refprune.conformance.vectors.backend import BackendImplementation
 from refprune.conformance.vectors.torch_witness import Witness
@@ -31,7 +31,7 @@ from refprune.rounding.tolerance import UNIT
 
 STORED = Path(__file__).parents[2] / "validation" / "vectors"
 SCHEMA = json.loads((STORED / "schema.json").read_text(encoding="utf-8"))
-PATHS = [path for path in sorted(STORED.glob("*.json")) if path.name != "schema.json"]
+PATHS = [path for path in sorted(STORED.rglob("*.json")) if path.name != "schema.json"]
 ORACLE = ("the oracle", lambda: InProcess(BackendImplementation()))
 
 
@@ -50,7 +50,7 @@ def test_the_stored_vectors_hold_by_both_witnesses():
 
 
 def test_the_stored_set_is_small_and_covers_everything(stored):
-    assert sum(path.stat().st_size for path in STORED.iterdir()) < 1_250_000
+    assert sum(path.stat().st_size for path in STORED.rglob("*.*")) < 1_250_000
     assert {v.method.name for v in stored if v.result == "valid"} == set(METHODS)
     values = {(name, value) for v in stored for name, found in v.flags.convention.items() for value in found}
     assert values >= {(name, value) for name, found in refprune.adapters.implementation.EVERY.items() for value in found}
@@ -157,7 +157,7 @@ BEYOND = [
 def gate(tmp_path):
     """A folder with one valid vector of the gate."""
     for suffix in (".json", ".npz"):
-        shutil.copy(STORED / f"gate-valid-0{suffix}", tmp_path)
+        shutil.copy(STORED / "layers" / f"gate-valid-0{suffix}", tmp_path)
     return tmp_path
 
 
@@ -296,8 +296,10 @@ def test_float32_vectors_hold_too(tmp_path):
 def test_exporting_again_gives_the_same_files(tmp_path):
     for folder in ("a", "b"):
         export.export(tmp_path / folder, methods=[METHODS["gate"], METHODS["beta"]], seed=5)
-    names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    a, b = (sorted(p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*.*")) for f in ("a", "b"))
+    assert a == b
+    names = [path.as_posix() for path in a]
+    assert {"README.md", "schema.json", "layers/gate-valid-0.npz", "complexity/beta-valid-0.json"} <= set(names)
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
 
 
@@ -455,22 +457,40 @@ def test_the_commands(gate, tmp_path, capsys):
     assert cli.main(["vectors", "export", str(gate), "--level", "beta"]) == 0
     assert "invalid, 0 acceptable" in capsys.readouterr().out
     assert not (gate / "gate-valid-0.json").exists()
-    assert {"README.md", "schema.json"} <= {p.name for p in gate.iterdir()}
+    assert {"README.md", "schema.json", "complexity"} == {p.name for p in gate.iterdir()}
     assert cli.main(["vectors", "export", str(gate), "--level", "beta", "--format", "safetensors"]) == 0
-    assert {p.suffix for p in gate.iterdir()} == {".json", ".safetensors", ".md"}
+    assert {p.suffix for p in gate.rglob("*.*")} == {".json", ".safetensors", ".md"}
     assert cli.main(["vectors", "check", str(gate)]) == 0
     capsys.readouterr()
+    assert cli.main(["vectors", "export", str(gate), "--level", "gate"]) == 0
+    assert {"README.md", "schema.json", "layers"} == {p.name for p in gate.iterdir()}
     assert cli.main(["vectors", "export", str(gate), "--per-method", "0"]) == 2
     assert cli.main(["vectors", "export", str(gate), "--level", "nothing"]) == 2
 
 
-@pytest.mark.parametrize("name", ["strange.txt", "package.json", "other.npz", "list.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["strange.txt", "package.json", "other.npz", "list.json", "layers/mine.txt", "layers/package.json", "layers/deeper/a.txt"],
+)
 def test_a_folder_with_other_files_is_left_alone(gate, capsys, name):
-    (gate / name).write_text('{"format": "x"}' if name == "package.json" else "[]")
-    before = sorted(p.name for p in gate.iterdir())
+    (gate / name).parent.mkdir(parents=True, exist_ok=True)
+    (gate / name).write_text('{"format": "x"}' if name.endswith("package.json") else "[]")
+    before = sorted(gate.rglob("*"))
     assert cli.main(["vectors", "export", str(gate), "--level", "beta"]) == 2
-    assert f"holds other files ({name})" in capsys.readouterr().err
-    assert sorted(p.name for p in gate.iterdir()) == before
+    assert f"holds other files ({name.removesuffix('/a.txt')})" in capsys.readouterr().err
+    assert sorted(gate.rglob("*")) == before
+
+
+def test_folders_that_are_no_levels_are_left_alone(gate, capsys):
+    shutil.copytree(STORED / "layers", gate / "mine")
+    assert cli.main(["vectors", "export", str(gate), "--level", "beta"]) == 2
+    assert "holds other files (mine)" in capsys.readouterr().err
+
+
+def test_the_stored_vectors_stand_in_the_folders_of_their_levels():
+    places = {path.parent.relative_to(STORED).as_posix() for path in PATHS}
+    assert places == set(LEVELS)
+    assert all(json.loads(path.read_text(encoding="utf-8"))["level"] == path.parent.name for path in PATHS)
 
 
 def test_somebody_elses_readme_is_not_written_over(tmp_path, capsys):

@@ -106,7 +106,8 @@ def export(
 ) -> dict[str, int]:
     """Write vectors of the methods: so many drawn ones of each, its extremes, and one for every known mistake that shows.
 
-    The folder must be new or hold vectors only; those that it holds are replaced. Returns how many there are of each kind.
+    They stand in `directory` in a folder a level. The directory must be new or hold vectors only; those that it holds are
+    replaced. Returns how many there are of each kind.
     """
     directory.mkdir(parents=True, exist_ok=True)
     old = files.files_of(directory)
@@ -117,10 +118,14 @@ def export(
     found = [*_right(asked, precision, per_method), *_wrong(asked, precision)]
     for path in old:
         path.unlink()
+    for folder in {path.parent for path in old} - {directory}:
+        folder.rmdir()
     for vector in found:
         key = (vector.method.name, vector.result)
         numbers[key] = numbers.get(key, -1) + 1
-        files.write(directory, vector._replace(name=f"{key[0]}-{key[1]}-{numbers[key]}"), container)
+        folder = directory / vector.method.level
+        folder.mkdir(exist_ok=True)
+        files.write(folder, vector._replace(name=f"{key[0]}-{key[1]}-{numbers[key]}"), container)
         counts[vector.result] += 1
     files.write_beside(directory)
     return counts
@@ -198,6 +203,7 @@ def _bug_class(method: Method, wrong: Sequence[str] | Arrays) -> str:
 class Checked(NamedTuple):
     """One vector and what two witnesses say: "holds", "declined", or what is wrong. witness: who the second was."""
 
+    path: Path
     name: str
     result: str
     oracle: str
@@ -237,14 +243,15 @@ WITNESSES: tuple[Witness, ...] = (
 
 def check(directory: Path, witnesses: Sequence[Witness] = WITNESSES) -> Iterator[Checked]:
     """Each vector, derived again by the oracle and by the first other witness that does not decline it, in float64."""
-    for vector in files.read(directory):
+    for path in files.vector_paths(directory):
+        vector = files.read_vector(path)
         oracle = _by_oracle(vector)
         second, witness = "declined", ""
         for name, make in witnesses:
             second, witness = _by_other(vector, make()), name
             if second != "declined":
                 break
-        yield Checked(vector.name, vector.result, oracle, second, witness)
+        yield Checked(path, vector.name, vector.result, oracle, second, witness)
 
 
 def _by_oracle(vector: Vector) -> str:

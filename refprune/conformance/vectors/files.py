@@ -1,6 +1,6 @@
-"""The files of test vectors: METHOD-RESULT-NUMBER.json beside an .npz or .safetensors of the same name.
+"""The files of test vectors: LEVEL/METHOD-RESULT-NUMBER.json beside an .npz or .safetensors of the same name.
 
-`vector.schema.json` is the format, `vector.README.md` explains it; both are written beside the vectors. No pickle.
+`vector.schema.json` is the format, `vector.README.md` explains it; both are written beside the levels. No pickle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMAT = "refprune-vector-2"
 #: Container → ending of its file.
 CONTAINERS = {"npz": ".npz", "safetensors": ".safetensors"}
 
-#: Files that stand beside the vectors → where they come from in this package.
+#: Files that stand beside the folders of the levels → where they come from in this package.
 BESIDE = {"schema.json": "vector.schema.json", "README.md": "vector.README.md"}
 
 RESULTS = ("valid", "invalid", "acceptable")
@@ -126,7 +126,10 @@ def right(
 
 
 def write(directory: Path, vector: Vector, container: str = "npz") -> None:
-    """Both files of the vector. container: "npz" or "safetensors" (InputError if its package is missing)."""
+    """Both files of the vector, in the folder `directory`.
+
+    container: "npz" or "safetensors" (InputError if its package is missing).
+    """
     arrays: Arrays = {}
     plain = {name: _plain(value, f"arguments/{name}", arrays) for name, value in vector.arguments.items()}
     for name, value in vector.values.items():
@@ -182,12 +185,13 @@ def _plain(value: Any, key: str, arrays: Arrays) -> Any:
 
 
 def files_of(directory: Path) -> list[Path]:
-    """All files of a folder of vectors. InputError if there are others, which writing vectors would spoil."""
-    files = sorted(directory.iterdir())
-    vectors = {path.stem for path in files if path.suffix == ".json" and _is_vector(path)}
-    beside = tuple(BESIDE) if vectors else ()
-    ours = {*beside, *(name + ending for name in vectors for ending in (".json", *CONTAINERS.values()))}
-    strangers = [path.name for path in files if path.name not in ours]
+    """All files of a folder of vectors and of its levels. InputError if there are others, which writing vectors would spoil."""
+    levels = [path for path in sorted(directory.iterdir()) if path.name in LEVELS and path.is_dir()]
+    files = [path for folder in (directory, *levels) for path in sorted(folder.iterdir()) if path not in levels]
+    vectors = {path.with_suffix("") for path in files if path.suffix == ".json" and _is_vector(path)}
+    ours = {directory / name for name in BESIDE} if vectors else set()
+    ours |= {path.with_name(path.name + ending) for path in vectors for ending in (".json", *CONTAINERS.values())}
+    strangers = [path.relative_to(directory).as_posix() for path in files if path not in ours]
     if strangers:
         raise InputError(f"{directory}: holds other files ({', '.join(strangers[:3])}); give a new folder")
     return files
@@ -196,27 +200,36 @@ def files_of(directory: Path) -> list[Path]:
 def _is_vector(path: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.rstrip("0123456789"))
 
 
 def read(directory: Path) -> Iterator[Vector]:
-    """Every vector of a folder, by name. InputError names the file that is not one, and the field."""
-    paths = sorted(path for path in directory.glob("*.json") if path.name not in BESIDE)
+    """Every vector of a folder and of the folders in it, by name. InputError names the file that is not one, and the field."""
+    return map(read_vector, vector_paths(directory))
+
+
+def vector_paths(directory: Path) -> list[Path]:
+    """The JSON files of the vectors in a folder and in the folders in it, by name. InputError if there are none."""
+    paths = sorted((path for path in directory.rglob("*.json") if path.name not in BESIDE), key=lambda path: (path.name, path))
     if not paths:
         raise InputError(f"{directory}: there are no vectors (*.json)")
-    for path in paths:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error})") from error
-        _check_form(path, content)
-        arrays = weight_files.read(path.with_name(content["arrays"]))
-        try:
-            yield _vector(path.stem, content, arrays)
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: {error}") from error
+    return paths
+
+
+def read_vector(path: Path) -> Vector:
+    """The vector of one JSON file. InputError names the field that is wrong."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+    _check_form(path, content)
+    arrays = weight_files.read(path.with_name(content["arrays"]))
+    try:
+        return _vector(path.stem, content, arrays)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _vector(name: str, content: Mapping[str, Any], arrays: Arrays) -> Vector:
