@@ -92,7 +92,7 @@ ESTIMATORS: tuple[Mistake, ...] = (
         "gates.estimators:reinforce",
         STRAIGHT,
         ("O5",),
-        also=tuple((f"estimators:{name}", STRAIGHT) for name in ("arm", "disarm", "paired")),
+        also=tuple((f"gates.estimators:{name}", STRAIGHT) for name in ("arm", "disarm", "paired")),
     ),
     Mistake(
         "one uniform number for all gates",

@@ -299,7 +299,7 @@ def test_exporting_again_gives_the_same_files(tmp_path):
     a, b = (sorted(p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*.*")) for f in ("a", "b"))
     assert a == b
     names = [path.as_posix() for path in a]
-    assert {"README.md", "schema.json", "layers/gate-valid-0.npz", "complexity/beta-valid-0.json"} <= set(names)
+    assert {"README.md", "schema.json", "layers/gate-valid-0.npz", "scalars/beta-valid-0.json"} <= set(names)
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
 
 
@@ -457,7 +457,7 @@ def test_the_commands(gate, tmp_path, capsys):
     assert cli.main(["vectors", "export", str(gate), "--level", "beta"]) == 0
     assert "invalid, 0 acceptable" in capsys.readouterr().out
     assert not (gate / "gate-valid-0.json").exists()
-    assert {"README.md", "schema.json", "complexity"} == {p.name for p in gate.iterdir()}
+    assert {"README.md", "schema.json", "scalars"} == {p.name for p in gate.iterdir()}
     assert cli.main(["vectors", "export", str(gate), "--level", "beta", "--format", "safetensors"]) == 0
     assert {p.suffix for p in gate.rglob("*.*")} == {".json", ".safetensors", ".md"}
     assert cli.main(["vectors", "check", str(gate)]) == 0
