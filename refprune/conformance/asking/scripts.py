@@ -18,7 +18,7 @@ SCRIPT = '''"""{title}
 
 import numpy as np
 
-from refprune.conformance import calls, methods
+from refprune.conformance.asking import calls, methods
 from refprune.conformance.levels import METHODS, SAMPLED
 {load}
 

@@ -1,5 +1,6 @@
-"""An implementation in a process of its own, which may print, hang or die: `python -m refprune.conformance.worker TARGET`.
+"""An implementation in a process of its own, which may print, hang or die.
 
+`python -m refprune.conformance.asking.worker TARGET` is that process.
 Messages are pickles, each behind its length, over the worker's standard input and output; what the implementation itself
 writes there goes to files.
 """
@@ -57,7 +58,7 @@ class Worker:
         self.description = self._start()
 
     def _start(self) -> Any:
-        command = [sys.executable, "-P", "-m", "refprune.conformance.worker", self.target, self.precision or ""]
+        command = [sys.executable, "-P", "-m", "refprune.conformance.asking.worker", self.target, self.precision or ""]
         # -P: a file of the current folder may be called like one of Python's modules; a session of its own: Ctrl-C is the
         # caller's alone, and what the implementation has started is ended with it
         self._process = subprocess.Popen(
