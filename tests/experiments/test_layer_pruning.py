@@ -317,9 +317,11 @@ REFUSED = {
         r"0.2 of 125,747,840 MACs cannot be reached: .* the minimum is 0.2120 \(26,657,408 MACs\)",
     ),
     "no candidates": (lambda: layer_pruning.check(zoo.lenet5(), Plan()), "no section can be removed"),
-    "table": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"gates": {}}), "--set gates: fine-tuning has the tables data,
-    "), "key": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key
-    training.x"),
+    "table": (
+        lambda: layer_pruning.finetuning_config("x", 1, 0, {"gates": {}}),
+        "--set gates: fine-tuning has the tables data, ",
+    ),
+    "key": (lambda: layer_pruning.finetuning_config("x", 1, 0, {"training": {"x": 1}}), "fine-tuning: unknown key training.x"),
 }
 
 
