@@ -20,7 +20,7 @@ from refprune.errors import InputError
 from refprune.experiments import report, run
 from refprune.output import figures, progress, tables
 from refprune.spec import zoo
-from refprune.training import config, decide, equivalence, presets
+from refprune.training import config, equivalence, loop, presets
 from refprune.training.step import NonFiniteLoss
 
 TINY = dataset.Dataset("synthetic-digits", *digits.generate(51, 20, 0), digits.CLASSES)
@@ -304,15 +304,15 @@ def test_a_loss_that_is_no_number_is_one_sentence(command, tiny_data):
 
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
-    original = decide.settle
+    original = loop.reestimate
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decide, "settle", interrupt)
+    monkeypatch.setattr(loop, "reestimate", interrupt)
     code, _, err = command("run", *SET, "--out", "r")
     assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR, a sweep with the same command\n")
-    monkeypatch.setattr(decide, "settle", original)
+    monkeypatch.setattr(loop, "reestimate", original)
     code, out, err = command("run", "--resume", "r")
     assert (code, err) == (0, "")
     assert "report: r/report.html" in out

@@ -242,7 +242,7 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
         (tmp_path / "run" / "environment.json").touch()
         return real(*arguments, **options)
 
-    monkeypatch.setattr(training_step, "prepare", slow)
+    monkeypatch.setattr(layer_pruning, "prepare_images", slow)
     with pytest.raises(InputError, match="another run has just begun there"):
         run(tmp_path / "run")
 
@@ -272,7 +272,7 @@ def test_stops_at_the_target(tmp_path):
 def test_stops_below_the_least_accuracy(tmp_path, monkeypatch):
     """The network before that is the result."""
     accuracies = iter([0.9, 0.85, 0.84, 0.8, 0.79])
-    monkeypatch.setattr(training_step, "evaluate", lambda *a, **k: Score(1.0, next(accuracies)))
+    monkeypatch.setattr(layer_pruning, "evaluate", lambda *a, **k: Score(1.0, next(accuracies)))
     summary = run(tmp_path / "run", dataclasses.replace(PLAN, least_accuracy=0.82, finetune=0))
     assert [r["test_accuracy"] for r in summary["rounds"]] == [0.9, 0.84, 0.79]
     assert summary["stopped"] == "the accuracy fell below 0.82 in round 2"

@@ -20,7 +20,7 @@ from small_experiments import (
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
-from refprune.experiments import report
+from refprune.experiments import report, setup
 from refprune.experiments import run as experiment
 from refprune.experiments.run import Progress
 from refprune.gates.surgery import prune
@@ -314,7 +314,7 @@ def test_enumeration_of_too_many_gates_is_refused_before_anything_is_written(tmp
 
 def test_gates_that_were_fixed_cost_as_long_as_their_section_stands():
     network = zoo.residual_mlp_bn(sections=2, width=3, units=True)
-    gated = experiment.protected(network, ("section1.unitgate1", "section2.unitgate1"))
+    gated = setup.protected(network, ("section1.unitgate1", "section2.unitgate1"))
     assert [group.name for group in gated.gate_groups] == ["section1", "section2"]
     for keep, gone in (([True, True], 0), ([True, False], 3), ([False, False], 6)):
         left = prune(gated, np.array(keep), fix=np.array(keep)).network

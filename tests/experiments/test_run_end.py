@@ -11,7 +11,7 @@ from refprune.data import sets
 from refprune.experiments import report
 from refprune.experiments import run as experiment
 from refprune.passes.batch_loss import BatchLoss
-from refprune.training import checkpoint, decide
+from refprune.training import checkpoint, decide, loop
 from refprune.training import step as training_step
 from refprune.training.evaluate import evaluate
 from refprune.training.images import epoch_batches, prepare_images
@@ -29,13 +29,13 @@ def diverge(monkeypatch, at):
     """From step `at` on every step is far too long."""
     step = training_step.train_step
 
-    def too_long(state, x, labels, rules, engine, *, samples):
+    def too_long(state, x, labels, rules, backend, *, training_images):
         if state.step >= at:
             rules = dataclasses.replace(rules, optimiser=dataclasses.replace(rules.optimiser, learning_rate=1e25))
         with np.errstate(all="ignore"):
-            return step(state, x, labels, rules, engine, training_images=samples)
+            return step(state, x, labels, rules, backend, training_images=training_images)
 
-    monkeypatch.setattr(training_step, "step", too_long)
+    monkeypatch.setattr(loop, "train_step", too_long)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -120,21 +120,23 @@ def test_gates_are_decided_early_and_what_is_left_is_trained_on(tmp_path):
     before, images = checkpoint.load(tmp_path / "half" / "pruned").state, prepare_images(TINY, rules)[0]
     assert before.step == 2 * STEPS
     assert before.network.gate_count == 3
-    settled = decide.settle_gates(before, images, rules, ORACLE)
-    assert 0 < settled.keep.sum() < 3
-    assert run["decisions"] == [d._asdict() for d in settled.decisions] != []
-    state = settled.state
+    decided = decide.decide_all(before, images, rules, ORACLE)
+    kept = decided.removed.on
+    assert 0 < kept.sum() < 3
+    assert run["decisions"] == [d._asdict() for d in decided.decisions] != []
+    state = decided.state
     for epoch in (2, 3):
         for x, labels in epoch_batches(images, rules, epoch):
             state, _ = training_step.train_step(state, x, labels, rules, ORACLE, training_images=len(images.labels))
-    assert any((state.params[name] != settled.state.params[name]).any() for name in state.params)
-    end, expected = checkpoint.load(tmp_path / "r" / "pruned").state, decide.settle(state, images, rules, ORACLE).state
+    assert any((state.params[name] != decided.state.params[name]).any() for name in state.params)
+    end = checkpoint.load(tmp_path / "r" / "pruned").state
+    *_, expected = (event.state for event in loop.train(state, rules, images, ORACLE, until=4))
     assert (end.network, end.step, end.macs, end.finished) == (expected.network, 4 * STEPS, expected.macs, True)
     for name, p in expected.params.items():
         assert end.params[name].tobytes() == p.tobytes()
     loss = BatchLoss(end.network, ORACLE, end.params, images.x, images.labels, end.statistics, train=False)
     norm = sum(float((p.astype(np.float64) ** 2).sum()) for p in end.params.values())
-    assert run["gates_on"] == run["sections"] == settled.keep.sum()
+    assert run["gates_on"] == run["sections"] == kept.sum()
     objective = float(loss.evaluate(np.zeros(0)).loss) + 0.005 * run["gates_on"] + 0.5e-3 * norm
     assert run["objective"] == pytest.approx(objective, rel=1e-5)
 

@@ -15,8 +15,7 @@ from refprune.spec import cost
 from refprune.spec.layers import Dense, UnitGate
 from refprune.spec.network import Network
 from refprune.streams import Streams
-from refprune.training import config
-from refprune.training import step as training_step
+from refprune.training import config, loop
 
 RULES = {
     "network": {"name": "lenet-5", "units": True},
@@ -75,7 +74,7 @@ def test_a_run_prunes_once_and_goes_on(tmp_path):
 def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, steps):
     """Before, at and after the removal at step 6, and in the epoch behind it: the same bits at the end."""
     whole = run.run(config.from_dict(RULES), tmp_path / "whole")["runs"]["pruned"]
-    step, done = training_step.train_step, []
+    step, done = loop.train_step, []
 
     def cut_off(*a, **k):
         done.append(None)
@@ -83,7 +82,7 @@ def test_a_run_that_was_cut_off_prunes_at_the_same_step(tmp_path, monkeypatch, s
             raise KeyboardInterrupt
         return step(*a, **k)
 
-    monkeypatch.setattr(training_step, "step", cut_off)
+    monkeypatch.setattr(loop, "train_step", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run.run(config.from_dict(RULES), tmp_path / "cut")
     monkeypatch.undo()

@@ -16,8 +16,8 @@ from refprune.spec.network import Network
 from refprune.streams import Streams
 from refprune.training import config
 from refprune.training.images import Images, epoch_batches
+from refprune.training.loop import train, train_epochs
 from refprune.training.state import initial_state
-from refprune.training.step import train_step
 
 U = UNIT["float64"]
 SAME = ((1, 1), (1, 1))
@@ -74,11 +74,16 @@ def batches(data, rules, count):
 
 
 def run(state, data, rules, count, backend=ORACLE, after=lambda state: state):
-    """`count` steps; `after` is applied to every state."""
-    for x, labels in batches(data, rules, count):
-        state, _ = train_step(state, x, labels, rules, backend, training_images=len(data.labels))
-        state = after(state)
+    """`count` steps of the loop, from which no gate goes; `after` is applied to every state."""
+    for _ in range(count):
+        state = after(next(train_epochs(state, rules, data, backend, until=state.step + 1, removes=False)).state)
     return state
+
+
+def ended(state, data, rules):
+    """What the loop does when the epochs are over: the events Decided and Finished."""
+    decided, finished = train(state, rules, data, ORACLE, until=0)
+    return decided, finished
 
 
 def named(state):

@@ -11,6 +11,7 @@ from small_training import (
     U,
     convolutional,
     e2,
+    ended,
     images,
     mlp,
     plain,
@@ -82,7 +83,7 @@ def test_undecided_gates_take_the_better_vertex(name, data, penalty):
             want[where] = vertex
             left = gates_left(network, want)
             c = torch_loss(state, data, rules, left)
-            tolerance = e2(lambda b, jitter, w=want: {"c": jitter(decide._objective(state, data, rules, b, w)[0])})
+            tolerance = e2(lambda b, jitter, w=want: {"c": jitter(decide.Comparison(state, data, rules, b).objective(w))})
             objective.append(c + penalty * left.sum())
             assert_close("J", np.float64((d.objective_off, d.objective_on)[int(vertex)]), np.float64(objective[-1]),
                          tolerance["c"] + 16 * U * penalty)  # fmt: skip
@@ -114,22 +115,22 @@ def test_what_the_threshold_rounds_is_told():
     theta = np.array([0.0, 1.0, 0.35, 0.9, 0.51, 1.0, 1.0, 0.02])
     for tau, rounded, compared in ((0.5, 0.49, 0), (0.4, 0.35, 1), (0.1, 0.1, 2), (0.0, 0.0, 4)):
         rules = settings(gates={"threshold": tau, "initial": 1.0})
-        end = decide.settle(start(network, rules, theta), images(network), rules, ORACLE)
+        end = decide.decide_all(start(network, rules, theta), images(network), rules, ORACLE)
         assert end.rounded == pytest.approx(rounded, abs=1e-12)
         assert len(end.decisions) == compared
 
 
-def test_settling_removes_fixes_lists_and_counts():
+def test_deciding_removes_fixes_lists_and_counts():
     network, rules = mlp(), settings(gates={"threshold": 0.1}, objective={"beta": 0.02})
     theta = np.array([0.3, 0.95, 0.6, 1.0, 0.05, 0.9, 0.55, 0.2])
     state, data = start(network, rules, theta), images(network)
     gates, decisions, macs = decide.decide(state, data, rules, ORACLE)
-    end = decide.settle(state, data, rules, ORACLE)
+    end = decide.decide_all(state, data, rules, ORACLE)
     assert end.decisions == decisions
-    assert (end.keep == (gates == 1.0)).all()
-    assert end.state.macs == state.macs + macs  # no statistics to re-estimate
+    assert (end.removed.on == (gates == 1.0)).all()
+    assert end.state.macs == state.macs + macs
     counts = {g.name: int((gates[g.slice] == 0).sum()) for g in network.gate_groups}
-    assert end.pruned.removed == {name: n for name, n in counts.items() if n}
+    assert end.removed.pruned.removed == {name: n for name, n in counts.items() if n}
     assert end.state.network.gate_count == 0
     with_gates = BatchLoss(network, ORACLE, state.params, data.x, data.labels, train=False)
     without = BatchLoss(end.state.network, ORACLE, end.state.params, data.x, data.labels, train=False)
@@ -141,11 +142,11 @@ def test_settling_removes_fixes_lists_and_counts():
 def test_the_list_says_what_became_of_a_spared_unit():
     network, rules = plain(), settings(objective={"beta": 50.0})
     state = start(network, rules, np.full(9, 0.4))
-    end = decide.settle(state, images(network), rules, ORACLE)
+    end = decide.decide_all(state, images(network), rules, ORACLE)
     places = {(g.name, i): g.start + i for g in network.gate_groups for i in range(g.stop - g.start)}
-    assert end.keep.sum() == 2
+    assert end.removed.on.sum() == 2
     for d in end.decisions:
-        assert d.on == end.keep[places[d.gate, d.unit]]
+        assert d.on == end.removed.on[places[d.gate, d.unit]]
 
 
 @pytest.mark.parametrize("augmentation", [{}, AUGMENTED])
@@ -154,14 +155,18 @@ def test_statistics_are_estimated_again_at_the_end(augmentation):
     network = convolutional()
     rules = settings(gates={"threshold": 0.1}, objective={"beta": 0.02}, data=augmentation)
     state, data = start(network, rules, [1.0, 1.0, 0.0, 0.8, 1.0, 1.0]), images(network)
-    end = decide.settle(state, data, rules, ORACLE)
+    before, end = ended(state, data, rules)
     assert end.state.network.statistics_shapes
     moments = [
         torch_network.evaluate(end.state.network, end.state.params, np.zeros(0), x, labels, train=True)[1]
         for x, labels in epoch_batches(data, rules, 0, augment=ORACLE)
     ]
-    smaller = dataclasses.replace(end.state, finished=False)
-    tolerance = e2(lambda b, jitter: {n: jitter(a) for n, a in decide._reestimate(smaller, data, rules, b)[0].items()})
+
+    def estimated(backend, jitter):
+        again = decide.reestimate(before.state, data, rules, backend)
+        return {name: jitter(array) for name, array in again.statistics.items()}
+
+    tolerance = e2(estimated)
     for layer in moments[0]:
         mean = np.mean([m[layer][0] for m in moments], axis=0)
         variance = np.mean([m[layer][1] * m[layer][2] / (m[layer][2] - 1) for m in moments], axis=0)
@@ -181,7 +186,7 @@ def test_the_vertices_of_the_last_unit_are_those_of_the_network_that_is_built(em
     gates = np.array([0.0, 0.0]) if empty == "close" else np.array([1.0, 0.0])
     want = torch_loss(state, data, rules, gates)
     other = torch_loss(state, data, rules, np.array([1.0, 0.0]) if empty == "close" else np.array([0.0, 0.0]))
-    tolerance = e2(lambda b, jitter: {"c": jitter(decide._objective(state, data, rules, b, np.array([1.0, 0.0]))[0])})
+    tolerance = e2(lambda b, jitter: {"c": jitter(decide.Comparison(state, data, rules, b).objective(np.array([1.0, 0.0])))})
     assert_close("J", np.float64(decision.objective_off), np.float64(want), tolerance["c"])
     assert abs(want - other) > 1e3 * tolerance["c"]
 
@@ -197,13 +202,13 @@ def test_a_section_that_is_needed_is_compared_with_it_open(compare_at_most, sect
     state, data = dataclasses.replace(state, params=louder), images(network)
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(6)).tape.output
     data = data._replace(labels=whole.argmax(axis=1))
-    off, on = (decide._objective(state, data, rules, ORACLE, np.full(6, value))[0] for value in (0.0, 1.0))
+    off, on = (decide.Comparison(state, data, rules, ORACLE).objective(np.full(6, value)) for value in (0.0, 1.0))
     assert off > on + 0.2
     gates, decisions, _ = decide.decide(state, data, rules, ORACLE)
     assert section == 0.99 or (decisions[0].gate, decisions[0].on) == ("section1", True)
     assert gates[0] == 1.0
     assert gates[1:].any()
-    assert decide._objective(state, data, rules, ORACLE, gates)[0] <= on
+    assert decide.Comparison(state, data, rules, ORACLE).objective(gates) <= on
 
 
 def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
@@ -218,7 +223,7 @@ def test_a_section_with_two_groups_of_units_is_compared_with_both_open():
     gates, _, _ = decide.decide(state, data, rules, ORACLE)
     assert gates[1:4].any()
     assert gates[4:].any()
-    on, off, got = (decide._objective(state, data, rules, ORACLE, at)[0] for at in (np.ones(7), np.zeros(7), gates))
+    on, off, got = (decide.Comparison(state, data, rules, ORACLE).objective(at) for at in (np.ones(7), np.zeros(7), gates))
     assert got <= on < off - 0.1
 
 
@@ -242,8 +247,8 @@ def test_units_of_a_section_that_is_not_there_are_no_decisions(section, compare_
     assert not gates[:7].any()
     full = cost.macs(network) * len(data.labels)
     assert macs <= (len(decisions) + 1) * full if compare_at_most else 5 * full
-    end = decide.settle(state, data, rules, ORACLE)
-    assert end.pruned.removed["section1.unitgate1"] == end.pruned.removed["section1.unitgate2"] == 3
+    end = decide.decide_all(state, data, rules, ORACLE)
+    assert end.removed.pruned.removed["section1.unitgate1"] == end.removed.pruned.removed["section1.unitgate2"] == 3
     assert not any(isinstance(layer, Section) for layer in end.state.network.layers)
 
 
@@ -267,7 +272,7 @@ def test_the_last_unit_of_a_section_costs_what_the_section_costs(objective):
     whole = BatchLoss(network, ORACLE, state.params, data.x, data.labels).evaluate(np.ones(2)).tape.output
     data = data._replace(labels=whole.argmax(axis=1))
     free = settings(gates={"threshold": 0.1})
-    gain = np.subtract(*(decide._objective(state, data, free, ORACLE, np.array([1.0, u]))[0] for u in (0.0, 1.0)))
+    gain = np.subtract(*(decide.Comparison(state, data, free, ORACLE).objective(np.array([1.0, u])) for u in (0.0, 1.0)))
     assert gain > 0.0
     pull = penalty_of(state, settings(objective=objective), 32)
     closed = prune(network, np.zeros(2, dtype=bool)).network

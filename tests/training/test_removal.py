@@ -9,8 +9,8 @@ from small_training import (
     NETWORKS,
     SAME,
     TANH,
-    batches,
     convolutional,
+    ended,
     images,
     mlp,
     named,
@@ -26,11 +26,10 @@ from refprune.backend import ORACLE
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec.layers import Conv, Dense, Flatten, Section, UnitGate
 from refprune.spec.network import Network
-from refprune.training import decide
 from refprune.training.evaluate import evaluate
-from refprune.training.removal import cut_state, gates_kept, remove_gates
+from refprune.training.loop import Stepped, train_epochs
+from refprune.training.removal import Removed, cut_state, gates_kept, remove_gates
 from refprune.training.state import gate_uniforms, initial_state
-from refprune.training.step import train_step
 
 
 def removed_from(network, rules, theta):
@@ -82,7 +81,7 @@ def test_a_state_is_never_changed():
     before = {name: array.copy() for name, array in named(state).items()}
     run(state, images(network), rules, 2)
     remove_gates(state, state.theta > 0, rules)
-    decide.settle(state, images(network), rules, ORACLE)
+    ended(state, images(network), rules)
     for name, array in before.items():
         assert_identical(name, named(state)[name], array)
 
@@ -202,17 +201,19 @@ def test_a_section_without_units_is_closed_or_keeps_its_constant(empty):
     run(smaller, images(mlp()), rules, 2)
 
 
-def trained(network, rules, steps):
-    """Steps with removals in between, as an experiment makes them; also the widths seen."""
+def trained(network, rules, epochs):
+    """Training with removals; also what was removed."""
     data, state, removals = images(network, 64), initial_state(rules, network), []
-    for x, labels in batches(data, rules, steps):
-        state, metrics = train_step(state, x, labels, rules, ORACLE, training_images=64)
-        assert math.isfinite(metrics.loss)
-        assert 0 <= metrics.gates_on <= state.theta.size
-        keep = gates_kept(state, rules, training_images=64)
-        if not keep.all():
-            state, _, pruned = remove_gates(state, keep, rules)
-            removals.append(pruned)
+    gates = state.theta.size
+    for event in train_epochs(state, rules, data, ORACLE, until=epochs):
+        if isinstance(event, Removed):
+            assert event.before.network == state.network
+            removals.append(event.pruned)
+        elif isinstance(event, Stepped):
+            assert math.isfinite(event.metrics.loss)
+            assert 0 <= event.metrics.gates_on <= gates
+            gates = event.state.theta.size
+        state = event.state
         assert (gates_kept(state, rules, training_images=64)).all()
     return state, data, removals
 
@@ -227,11 +228,11 @@ def test_gates_go_one_after_another_and_in_the_end_none_is_left(make):
     """Training end to end with layer and unit gates: removals while it runs, then every θ exactly 0 or 1."""
     network = make()
     rules = settings(gates={"learning_rate": 0.15, "estimator": "paired"}, objective={"beta": 0.3})
-    state, data, removals = trained(network, rules, 16)
+    state, data, removals = trained(network, rules, 2)
     assert removals
     assert make is mlp or any("unitgate" in group for pruned in removals for group in pruned.removed)
     assert [p.step for p in removals] == sorted(p.step for p in removals)
-    end = decide.settle(state, data, rules, ORACLE).state
+    end = ended(state, data, rules)[-1].state
     assert end.finished
     assert end.network.gate_count == end.theta.size == 0
     assert set(end.params) == set(end.velocity) == set(end.network.parameter_shapes)

@@ -121,13 +121,13 @@ def test_what_a_pass_saved_is_gone_before_the_update(monkeypatch, name, estimato
         return run
 
     backend = dataclasses.replace(ORACLE, **{name: watched(name) for name in ("dense", "conv2d", "tanh", "gate", "add")})
-    update = training_step._momentum_step
+    update = training_step._weights_update
 
     def looking(*args):
         alive.extend(y for y in outputs if y() is not None)
         return update(*args)
 
-    monkeypatch.setattr(training_step, "_momentum_step", looking)
+    monkeypatch.setattr(training_step, "_weights_update", looking)
     run(start(network, rules), images(network), rules, 1, backend)
     assert len(outputs) > 6
     assert not alive
