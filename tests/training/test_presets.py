@@ -26,7 +26,7 @@ def narrow(name):
     width = {"resnet-20": 4, "vgg-16": 4, "vgg-16-residual": 4, "resnet-18": 4}[whole.network["name"]]
     changes = [f"network.width={width}", "unpruned=false", "training.epochs=3", "training.batch_size=8", "training.threads=1"]
     pressed = ["gates.decide_epoch=2", "gates.removal_every=1", "objective.nu=40.0"]
-    changes += pressed if whole.gate_groups.decide_epoch else ["gates.magnitude_epoch=2"]
+    changes += pressed if whole.gates.decide_epoch else ["gates.magnitude_epoch=2"]
     changes += ["network.size=32"] if name.startswith("imagenet-") else []
     return config.load(name, changes)
 
