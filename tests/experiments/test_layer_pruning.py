@@ -20,7 +20,7 @@ from refprune.output import files
 from refprune.output.progress import Progress
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.passes.predictor import Predictor
-from refprune.spec import cost, zoo
+from refprune.spec import cost, json_form, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, MaxPool, Section
 from refprune.spec.network import Network
 from refprune.streams import Streams
@@ -354,7 +354,7 @@ def test_nothing_is_written_for_a_run_that_cannot_be(tmp_path):
 def test_the_command(tmp_path, capsys):
     """From a file of weights to table and report; the result is a checkpoint that other commands take; then resumed."""
     np.savez(tmp_path / "a.npz", **TRAINED.params)
-    (tmp_path / "spec.json").write_text(json.dumps(layer_pruning.checkpoint.spec.to_json(NETWORK)))
+    (tmp_path / "spec.json").write_text(json.dumps(json_form.to_json(NETWORK)))
     given = ["prune", tmp_path / "a.npz", "--spec", tmp_path / "spec.json", "--data", "synthetic-digits", "--score-images", 20]
     given += ["--criterion", "l1", "--backend", "oracle", "--set", "training.batch_size=8", "--out", tmp_path / "run"]
     assert cli.main([str(a) for a in given]) == 0

@@ -20,7 +20,7 @@ from small_experiments import (
 from refprune.backend import ORACLE
 from refprune.data import sets
 from refprune.errors import InputError
-from refprune.experiments import report, setup
+from refprune.experiments import report, setup, sizes
 from refprune.experiments import run as experiment
 from refprune.experiments.run import Progress
 from refprune.gates.surgery import prune
@@ -318,8 +318,8 @@ def test_gates_that_were_fixed_cost_as_long_as_their_section_stands():
     assert [group.name for group in gated.gate_groups] == ["section1", "section2"]
     for keep, gone in (([True, True], 0), ([True, False], 3), ([False, False], 6)):
         left = prune(gated, np.array(keep), fix=np.array(keep)).network
-        assert experiment.fixed_gates_gone(network, gated, left) == gone
-        assert experiment.fixed_gates_gone(network, left, left) == 0  # a network to compare with lost nothing on its way
+        assert sizes.fixed_gates_gone(network, gated, left) == gone
+        assert sizes.fixed_gates_gone(network, left, left) == 0  # a network to compare with lost nothing on its way
 
 
 def test_magnitude_with_all_units_protected_is_refused(tmp_path):

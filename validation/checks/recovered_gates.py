@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from refprune import backend
+from refprune.backend import load_backend
 from refprune.data import sets
 from refprune.errors import InputError
 from refprune.training.config import Config, load
 from refprune.training.evaluate import evaluate
-from refprune.training.images import epoch_batches, prepare_images
+from refprune.training.images import prepare_images
+from refprune.training.loop import Stepped, train_epochs
 from refprune.training.removal import gates_kept
 from refprune.training.state import initial_state
-from refprune.training.step import train_step
 
 Summary = dict[str, Any]
 
@@ -32,23 +32,24 @@ RULES = ("threshold", "attraction", "both")
 BACK = 0.5
 
 
-def watch(settings: Config, data_directory: str | None = None) -> Summary:
+def watch(config: Config, data_directory: str | None = None) -> Summary:
     """Per gate: θ at the end; per rule the first step at which it would go (None: never), and whether it came back."""
-    images, test = prepare_images(sets.load(settings.data.name, data_directory), settings)
-    network = settings.build_network()
-    engine = backend.load_backend(settings.training.backend, threads=settings.training.threads or None)
-    variants = {rule: dataclasses.replace(settings, gates=dataclasses.replace(settings.gates, rule=rule)) for rule in RULES}
-    watched, samples = variants["attraction"], len(images.labels)
+    images, test = prepare_images(sets.load(config.data.name, data_directory), config)
+    network = config.build_network()
+    backend = load_backend(config.training.backend, threads=config.training.threads or None)
+    variants = {rule: dataclasses.replace(config, gates=dataclasses.replace(config.gates, rule=rule)) for rule in RULES}
+    watched = variants["attraction"]  # every rule finds what it needs to know in a state of this one
     state = initial_state(watched, network)
     first = {rule: np.full(network.gate_count, -1) for rule in RULES}
     recovered = {rule: np.zeros(network.gate_count, dtype=bool) for rule in RULES}
-    for epoch in range(settings.training.epochs):
-        for x, labels in epoch_batches(images, watched, epoch, augment=engine):
-            state, _ = train_step(state, x, labels, watched, engine, training_images=samples)
-            for rule, variant in variants.items():
-                recovered[rule] |= (first[rule] >= 0) & (state.theta > BACK)
-                gone = ~gates_kept(state, variant, training_images=samples)
-                first[rule] = np.where((first[rule] < 0) & gone, state.step, first[rule])
+    for event in train_epochs(state, watched, images, backend, until=config.training.epochs, removes=False):
+        if not isinstance(event, Stepped):
+            continue
+        state = event.state
+        for rule, variant in variants.items():
+            recovered[rule] |= (first[rule] >= 0) & (state.theta > BACK)
+            gone = ~gates_kept(state, variant, training_images=len(images.labels))
+            first[rule] = np.where((first[rule] < 0) & gone, state.step, first[rule])
     names = [f"{g.name}[{i}]" if g.kind == "unit" else g.name for g in network.gate_groups for i in range(g.stop - g.start)]
     rows = [
         {"gate": name, "theta": float(state.theta[g]), "slope": float(state.slope[g])}
@@ -58,8 +59,8 @@ def watch(settings: Config, data_directory: str | None = None) -> Summary:
         }
         for g, name in enumerate(names)
     ]
-    score = evaluate(state, test, engine)
-    return {"seed": settings.seed, "test_accuracy": score.accuracy, "steps": state.step, "gates": rows}
+    score = evaluate(state, test, backend)
+    return {"seed": config.seed, "test_accuracy": score.accuracy, "steps": state.step, "gates": rows}
 
 
 def summary(results: list[Summary]) -> list[str]:
@@ -85,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = []
     try:
         for seed in options.seeds:
-            settings = load(options.experiment, [*options.overrides, f"seed={seed}"])
-            results.append(watch(settings, options.data_dir))
+            config = load(options.experiment, [*options.overrides, f"seed={seed}"])
+            results.append(watch(config, options.data_dir))
             print(json.dumps(results[-1]), flush=True)
     except InputError as error:
         print(f"validation.checks.recovered_gates: {error}", file=sys.stderr)
