@@ -18,17 +18,28 @@ Fused = Callable[..., Array]
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """For every layer of SPEC G the pair (f, f_vjp), whose contracts stand in `refprune.oracle.layers`, and what training does
-    beside.
+    """A record of functions: for every layer f a pair (f, f_vjp), and what training computes besides (G1).
 
-    momentum_step, crop_flip and cross_product (aᵀb, for `refprune.formulas.cka`) have no VJP; their contracts stand in
-    `refprune.oracle.momentum`, `refprune.oracle.crop_flip` and `refprune.formulas.cka.numpy_product`; those of prior_density,
-    flattening_profile and flattening_density in `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
+    f(x, parameters, conventions) → (y, saved) and f_vjp(saved, dy) → gradients, as `refprune.oracle.layers` documents them. No
+    function keeps a state, and nothing is global: a backend is handed to what computes with it.
 
-    To change one function (a planted mistake, somebody else's layer), use `dataclasses.replace(backend, gate_vjp=...)`.
+    name: how it is called in messages.
+    momentum_step, crop_flip, cross_product: without VJP; see `refprune.oracle.momentum`, `refprune.oracle.crop_flip` and
+        `refprune.formulas.cka.numpy_product`.
+    prior_density, flattening_profile, flattening_density: see `refprune.formulas.priors` and `refprune.formulas.hyper_prior`.
+    dense_fused, conv2d_fused: for inference, without VJP; None: composed of the backend's own functions. Give None where one of
+        these is replaced.
 
-    The fused functions at the end are for inference and have no VJP. None: inference composes them of the backend's own pairs,
-    so give None where one of these is replaced.
+    To change one function, replace it:
+
+    >>> import dataclasses
+    >>> from refprune import ORACLE
+    >>> def doubled(saved, dy):
+    ...     dx, dg = ORACLE.gate_vjp(saved, dy)
+    ...     return dx, 2 * dg
+    >>> wrong = dataclasses.replace(ORACLE, name="wrong", gate_vjp=doubled)
+    >>> wrong.name, wrong.dense is ORACLE.dense
+    ('wrong', True)
     """
 
     name: str
@@ -106,9 +117,18 @@ NAMES = ("oracle", "numba")
 
 
 def load_backend(name: str, *, threads: int | None = None) -> Backend:
-    """The backend called `name`: "oracle" (NumPy) or "numba" (compiled, float32 and float64; `threads` of them).
+    """The backend called `name`.
 
-    InputError for another name, or for threads outside 1 … the cores Numba sees.
+    name: "oracle" (NumPy, float64 and complex128, for reading and judging) or "numba" (compiled, float32 and float64).
+    threads: how many threads "numba" uses; None: all cores. The number changes no bit of the results.
+
+    InputError for another name, or for threads outside 1 … the cores that Numba sees.
+
+    >>> from refprune import ORACLE, load_backend
+    >>> load_backend("oracle") is ORACLE
+    True
+    >>> load_backend("numba", threads=1).name
+    'numba'
     """
     if name == "oracle":
         return ORACLE

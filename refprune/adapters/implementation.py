@@ -51,6 +51,16 @@ class Implementation:
     deterministic: whether two equal calls must give equal bits.
     structures: None, or how many structures (shapes, options, networks) the examples of a method may have, times its share
         (networks have 8): what compiles each structure anew is then asked the same ones with other numbers.
+
+    >>> import numpy as np
+    >>> import refprune
+    >>> class Mine(refprune.Implementation):
+    ...     precision = "float64"
+    ...     def pi_star(self, theta, log_gamma):
+    ...         gamma = np.exp(log_gamma)
+    ...         return gamma * theta / (1 + (gamma - 1) * theta)
+    >>> Mine().pi_star(theta=np.array([0.5]), log_gamma=np.log([3.0])).round(6).tolist()
+    [0.75]
     """
 
     precision: str = "float64"

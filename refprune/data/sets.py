@@ -62,11 +62,19 @@ def _load_idx(name: str, root: Path) -> Dataset:
 
 
 def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
-    """The set `name`, one of NAMES; `directory` as in `data_directory`. `synthetic-digits` needs no files.
+    """The image set called `name`.
 
-    "folder:PATH" or "folder:PATH@SIZE" is a tree of images as ImageNet's (`data.folder.read`), PATH being absolute or in the
-    folder of the data sets, SIZE the images' side (224). Raises InputError for an unknown name, DataError if files are
-    missing or not what their names say.
+    name: one of NAMES, or "folder:PATH@SIZE" for a tree of images PATH/train/CLASS and PATH/val/CLASS, cut to SIZE×SIZE pixels
+        (224 without @SIZE). A relative PATH is below the folder of the data sets.
+    directory: that folder; None: see `data_directory`. "synthetic-digits" needs no files.
+
+    Returns a `Dataset`: images N×C×H×W as uint8, labels N.
+    InputError for an unknown name; DataError if files are missing or not what their names say.
+
+    >>> from refprune.data import sets
+    >>> digits = sets.load("synthetic-digits")
+    >>> digits.train_images.shape, digits.test_images.shape, digits.classes
+    ((6000, 1, 28, 28), (2000, 1, 28, 28), 10)
     """
     if name == "synthetic-digits":
         return Dataset(name, *digits.generate(SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED), digits.CLASSES)

@@ -406,7 +406,33 @@ def cka(
     side: Side = "cheaper",
     product: Product = numpy_product,
 ) -> Similarity:
-    """CKA of x (n×p) and y (n×q), a `cka_matrix` of two arrays, with its options and errors."""
+    """Similarity of two sets of features of the same n samples: CKA = HSIC(K, L)/√(HSIC(K, K) HSIC(L, L)) (K2).
+
+    K and L are the kernel matrices of x and y. Columns are centred first, which changes no value.
+
+    x: n×p.
+    y: n×q.
+    estimator: of HSIC, "biased" (n ≥ 2) or "unbiased" (n ≥ 4).
+    kernel: "linear" (x xᵀ) or "rbf".
+    sigma: bandwidth of the kernel "rbf", one number or one for each array; None: the median distance between samples.
+    side: where the work is done, in "features" (p×q products), in "samples" (n×n products) or in the "cheaper" of both.
+    product: (A, B) → AᵀB, as a backend's `cross_product`.
+
+    Returns a `Similarity`; its value is None if CKA does not exist, and its status says why (K7).
+    InputError for arrays that are no n×p features of equally many samples.
+
+    Source: Kornblith et al. 2019, arXiv 1905.00414.
+
+    >>> import numpy as np
+    >>> from refprune import cka
+    >>> x = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 3.0]])
+    >>> round(cka(x, 2 * x + 5, estimator="biased").value, 6)
+    1.0
+    >>> round(cka(x, x[:, :1], estimator="biased").value, 6)
+    0.87761
+    >>> cka(x, np.ones((4, 1)), estimator="biased").status
+    'no variation'
+    """
     options = _Options(estimator, kernel, sigma, side, product).checked()
     return _similarities(_sums(_checked([x, y], "x", "y"), options), 1).pair(0, 1)
 

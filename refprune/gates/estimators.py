@@ -27,7 +27,18 @@ class Estimate(NamedTuple):
 
 
 def sample(theta: Array, uniform: Array) -> Array:
-    """Ξ ~ Bern(θ) from uniforms v ∈ [0, 1): 1[v < θ], so that θ = 0 is never and θ = 1 always on. Shapes (…, G)."""
+    """Ξ ~ Bern(θ) from uniform numbers v: ξ = 1 if v < θ, else 0 (O8). θ = 0 is never open, θ = 1 always.
+
+    theta: (G,) in [0, 1].
+    uniform: (…, G) in [0, 1).
+
+    Returns float64 zeros and ones, (…, G).
+
+    >>> import numpy as np
+    >>> from refprune.gates import estimators
+    >>> estimators.sample(np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.4, 0.99])).tolist()
+    [0.0, 1.0, 1.0]
+    """
     return (uniform < theta).astype(np.float64)
 
 
@@ -45,12 +56,41 @@ def enumerate_gates(theta: Array) -> Iterator[tuple[Array, float]]:
 
 
 def exact_expectation(loss: BatchLoss, theta: Array) -> float:
-    """C(W, θ) by enumeration (O1)."""
+    """C(W, θ) = Σ_Ξ p(Ξ|θ) c(W, Ξ), by enumeration of all 2^G gate vectors (O1).
+
+    loss: c(W, ·) on one batch.
+    theta: (G,) in [0, 1], G ≤ 20.
+
+    InputError for more gates.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, BatchLoss, Dense, Network, Section
+    >>> from refprune.gates import estimators
+    >>> network = Network((2,), (Section((Dense(2, bias=False),)), Dense(2, bias=False)))
+    >>> params = {"section1.dense1.weight": np.eye(2), "dense1.weight": np.eye(2)}
+    >>> loss = BatchLoss(network, ORACLE, params, np.array([[1.0, 0.0]]), np.array([0]))
+    >>> round(estimators.exact_expectation(loss, np.array([0.25])), 6)
+    0.266678
+    """
     return sum(p * float(loss.evaluate(gates).loss) for gates, p in enumerate_gates(theta) if p > 0)
 
 
 def exact_theta_gradient(loss: BatchLoss, theta: Array) -> Array:
-    """∂C/∂θ by enumeration (O2): E[c | ξ_g = 1] − E[c | ξ_g = 0], also at θ_g ∈ {0, 1}."""
+    """∂C/∂θ_g = E[c | ξ_g = 1] − E[c | ξ_g = 0], by enumeration of all 2^G gate vectors (O2). It also holds at θ_g = 0 and 1.
+
+    loss: c(W, ·) on one batch.
+    theta: (G,) in [0, 1], G ≤ 20.
+
+    Returns (G,). InputError for more gates.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, BatchLoss, Dense, Network, Section, exact_theta_gradient
+    >>> network = Network((2,), (Section((Dense(2, bias=False),)), Dense(2, bias=False)))
+    >>> params = {"section1.dense1.weight": np.eye(2), "dense1.weight": np.eye(2)}
+    >>> loss = BatchLoss(network, ORACLE, params, np.array([[1.0, 0.0]]), np.array([0]))
+    >>> exact_theta_gradient(loss, np.array([0.25])).round(6).tolist()
+    [-0.186334]
+    """
     return _enumerated_theta_gradient(loss, theta).gradient
 
 

@@ -25,9 +25,25 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """c(W, ·): the loss of one batch as a function of the gates, weights fixed (O1: one Ξ for the whole batch).
+    """c(W, Ξ): the loss of one batch as a function of the gates, weights fixed, with one Ξ for the whole batch (O1).
 
-    x: N×input_shape; target: N integer labels, or N×K values for the squared error.
+    network: the spec, with its loss.
+    backend: whose functions compute.
+    params: name → array.
+    x: N×input_shape.
+    target: N integer labels; for the squared error N×K values.
+    statistics: running statistics, read in eval mode.
+    train: whether batch-norms use the batch.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, BatchLoss, Dense, Network, Section
+    >>> network = Network((2,), (Section((Dense(2, bias=False),)), Dense(2, bias=False)))
+    >>> params = {"section1.dense1.weight": np.eye(2), "dense1.weight": np.eye(2)}
+    >>> loss = BatchLoss(network, ORACLE, params, np.array([[1.0, 0.0]]), np.array([0]))
+    >>> [round(float(loss.evaluate(np.array([gate])).loss), 6) for gate in (0.0, 1.0)]
+    [0.313262, 0.126928]
+    >>> loss.gradients(loss.evaluate(np.array([1.0]))).gates.round(6).tolist()
+    [-0.119203]
     """
 
     network: Network
@@ -48,11 +64,15 @@ class BatchLoss:
         branches: Mapping[str, Array] | None = None,
         observe: Observer | None = None,
     ) -> Evaluation:
-        """Forward pass at `gates`; with `after`, only from chain element `position` on: gates before it are as there (O5).
+        """The forward pass and the loss at the given gates.
 
-        position: that of a gate group at or behind the start of `after`.
+        gates: (G,).
+        after: an evaluation whose pass up to `position` is used again, because the gates before are the same (O5).
+        position: the chain element from which to go on: that of a gate group at or behind the start of `after`.
+        run_closed, branches, observe: as in `forward`.
 
-        run_closed, branches, observe: as in `passes.tape.forward`.
+        Returns `Evaluation`: the loss (), the tape, what the loss's VJP needs.
+        InputError for a position where `after` holds no input, and for a target that does not fit.
         """
         if after is not None and position not in after.tape.inputs:
             known = ", ".join(map(str, sorted(after.tape.inputs))) or "none"
@@ -95,7 +115,13 @@ class BatchLoss:
         consume: bool = False,
         observe: Observer | None = None,
     ) -> Gradients:
-        """Backward pass: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x at the evaluation's gates; options as in `passes.tape.backward`."""
+        """The backward pass from an evaluation: ∂c/∂W, ∂c/∂ξ and, if wanted, ∂c/∂x.
+
+        evaluation: of `evaluate`.
+        input_gradient, consume, observe: as in `backward`.
+
+        Returns `Gradients`.
+        """
         vjp = getattr(self.backend, f"{self.network.loss.kind}_vjp")
         (dy,) = vjp(evaluation.saved, np.ones((), dtype=evaluation.loss.dtype))
         return backward(evaluation.tape, dy, input_gradient=input_gradient, consume=consume, observe=observe)

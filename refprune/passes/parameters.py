@@ -11,9 +11,19 @@ from ..streams import Streams
 
 
 def initialise(network: Network, streams: Streams, *, section_scale: float = 1.0, dtype: str = "float64") -> Arrays:
-    """Weights N(0, 2/fan-in) (He), biases 0, batch-norm gains 1; `section_scale` multiplies the weights inside section paths.
+    """Initial parameters: weights N(0, 2/fan-in), biases 0, gains of batch-norms 1 (He et al. 2015).
 
-    Each array has its own stream "init/<name>", so that a layer's first weights do not depend on the other layers.
+    network: the network that they are for.
+    streams: random numbers; each array has the stream "init/NAME", so that it does not depend on the other layers.
+    section_scale: factor on the weights inside the paths of sections.
+    dtype: "float64" or "float32".
+
+    Returns name → array, as in `network.parameter_shapes`.
+
+    >>> from refprune import Dense, Network, Streams, initialise
+    >>> params = initialise(Network((4,), (Dense(3),)), Streams(0))
+    >>> {name: array.shape for name, array in params.items()}
+    {'dense1.weight': (3, 4), 'dense1.bias': (3,)}
     """
     in_paths = {f"{part.name}.weight" for e in network.layers if isinstance(e, Section) for part in e.path}
     params: Arrays = {}
@@ -27,7 +37,18 @@ def initialise(network: Network, streams: Streams, *, section_scale: float = 1.0
 
 
 def initial_statistics(network: Network, *, dtype: str = "float64") -> Arrays:
-    """Running means 0 and variances 1."""
+    """Running statistics of all batch-norms before training: means 0, variances 1.
+
+    network: the network that they are for.
+    dtype: "float64" or "float32".
+
+    Returns name → array, as in `network.statistics_shapes`.
+
+    >>> from refprune import BatchNorm, Dense, Network, initial_statistics
+    >>> statistics = initial_statistics(Network((4,), (Dense(2), BatchNorm(), Dense(3))))
+    >>> {name: array.tolist() for name, array in statistics.items()}
+    {'batchnorm1.mean': [0.0, 0.0], 'batchnorm1.variance': [1.0, 1.0]}
+    """
     return {
         name: np.full(shape, 1.0 if name.endswith(".variance") else 0.0, dtype=dtype)
         for name, shape in network.statistics_shapes.items()

@@ -212,13 +212,27 @@ def _plain(function: Callable[..., tuple[Array, Any]], arrays: tuple[Array, ...]
 
 
 class Predictor:
-    """x ↦ logits of a network in eval mode: what `forward(network, backend, params, x, gates, statistics=...).output` gives,
-    within rounding, by as few calls as possible.
+    """x ↦ logits of a network in eval mode, by as few calls as possible (N1–N4).
 
-    gates: (G,), None for all ones, fractional for the mean evaluation. start, stop: only the chain elements start … stop−1, of
-    the input of the first to the output of the last. Checks and constants are worked out here, once, so that
-    the arrays must not be changed while the predictor is in use. InputError where shapes do not fit the network. It keeps no
-    state between calls: several threads may use it.
+    The result is that of `forward(network, backend, params, x, gates, statistics=statistics).output` up to rounding.
+    Constants are worked out once, so that the arrays must not change while the predictor is in use. It keeps no state between
+    calls: several threads may use it.
+
+    network: the spec.
+    backend: whose functions compute.
+    params: name → array.
+    statistics: name → running mean or variance of each batch-norm.
+    gates: (G,), any values; None: all ones.
+    start, stop: only chain elements start … stop−1 are run, from the input of the first to the output of the last.
+
+    InputError names the array whose shape does not fit the network.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, Dense, Network, Predictor
+    >>> network = Network((2,), (Dense(2),))
+    >>> params = {"dense1.weight": np.array([[1.0, 2.0], [3.0, 4.0]]), "dense1.bias": np.array([0.5, 0.0])}
+    >>> Predictor(network, ORACLE, params)(np.array([[1.0, 1.0]])).tolist()
+    [[3.5, 7.0]]
     """
 
     def __init__(

@@ -161,12 +161,32 @@ def forward(
     start: int = 0,
     observe: Observer | None = None,
 ) -> Tape:
-    """Run the network, or its chain elements start, start+1, … on their input x (shared prefix, O5).
+    """Run the network on a batch and keep what `backward` needs (N1, G1).
 
-    x: N×input_shape. gates: (G,) in the order of `network.gate_groups`, None for all ones; 0 and 1 in training, any value for
-    the mean evaluation. statistics: running means and variances, read in eval mode. branches: layer name → branch to take
-    instead of its own. run_closed: compute paths behind ξ = 0 too, for the derivative with respect to ξ.
-    observe: called with (layer name, output) in data-flow order. InputError where shapes do not fit the network.
+    network: the spec.
+    backend: whose functions compute.
+    params: name → array, as in `network.parameter_shapes`.
+    x: N×input_shape; with `start`, the input of that chain element.
+    gates: (G,) in the order of `network.gate_groups`; 0 and 1 in training, any value for ξ = θ. None: all ones.
+    statistics: name → running mean or variance of each batch-norm; read in eval mode.
+    train: whether batch-norms use the batch (True) or the running statistics (False).
+    branches: layer name → branch to take instead of the layer's own: the sign of a ReLU's input, the choice of a max pool.
+    run_closed: whether paths behind ξ = 0 are computed too, for the derivative with respect to ξ.
+    start: the first chain element that is run; those before it are skipped (O5).
+    observe: called with (layer name, output) in the order of data flow.
+
+    Returns a `Tape`: `tape.output` is N×K, `tape.macs` the multiply-accumulates of the batch.
+    InputError names the array whose shape does not fit the network.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, Activation, Dense, Network, Section, forward
+    >>> network = Network((2,), (Section((Dense(2, bias=False), Activation("relu"))),))
+    >>> params = {"section1.dense1.weight": np.array([[1.0, 1.0], [0.0, -1.0]])}
+    >>> x = np.array([[1.0, 2.0]])
+    >>> forward(network, ORACLE, params, x).output.tolist()
+    [[4.0, 2.0]]
+    >>> forward(network, ORACLE, params, x, np.array([0.0])).output.tolist()
+    [[1.0, 2.0]]
     """
     expected = network.input_shapes[network.layers[start].name] if start < len(network.layers) else network.output_shape
     check_input(expected, x)
@@ -281,11 +301,25 @@ class _Backward:
 def backward(
     tape: Tape, dy: Array, *, input_gradient: bool = False, consume: bool = False, observe: Observer | None = None
 ) -> Gradients:
-    """The vector-Jacobian product of the whole pass: dy is the gradient with respect to `tape.output`.
+    """The vector-Jacobian product of a pass: from ∂c/∂output to the gradients of parameters, gates and input (G1, O3).
 
-    input_gradient: whether the gradient with respect to the network's input is wanted (it costs the first layer's product).
-    consume: take the steps off the tape while going back, so that the memory of what they saved serves again at once.
-    observe: called with (layer name, gradient with respect to its output) in reverse data-flow order.
+    tape: of `forward`.
+    dy: ∂c/∂`tape.output`, N×K.
+    input_gradient: whether the gradient of the network's input is wanted; it costs one more product in the first layer.
+    consume: whether steps are taken off the tape on the way back, so that their memory is free at once.
+    observe: called with (layer name, gradient of its output) in reverse order of data flow.
+
+    Returns `Gradients`: params (name → array, zeros where nothing flowed), gates (G,), input (like x, or None), macs.
+    InputError if another backward pass has consumed the tape.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, Activation, Dense, Network, Section, backward, forward
+    >>> network = Network((2,), (Section((Dense(2, bias=False), Activation("relu"))),))
+    >>> params = {"section1.dense1.weight": np.array([[1.0, 1.0], [0.0, -1.0]])}
+    >>> tape = forward(network, ORACLE, params, np.array([[1.0, 2.0]]))
+    >>> gradients = backward(tape, np.ones((1, 2)))
+    >>> gradients.gates.tolist(), gradients.params["section1.dense1.weight"].tolist()
+    ([3.0], [[1.0, 2.0], [0.0, 0.0]])
     """
     if len(tape.steps) != len(tape.network.layers) - tape.start:
         raise InputError("tape: a backward pass has consumed it; evaluate again")

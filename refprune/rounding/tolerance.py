@@ -169,10 +169,29 @@ def network_tolerance(
     run_closed: bool = False,
     branches: Mapping[str, Array] | None = None,
 ) -> Tolerance:
-    """E2 for a whole network: loss, output and all gradients at `gates`, for an implementation in precision `unit`.
+    """How far loss, output and gradients of a correct implementation may be from the oracle's, entry by entry (E2).
 
-    The oracle computes, whatever loss.backend is; weights and inputs count as exact, so give numbers that the precision
-    holds. branches: those to freeze, if not the oracle's own (E3: the candidate's, at a kink).
+    The oracle runs `runs` times with simulated rounding errors, branches frozen; the tolerance of a tensor is `factor` times
+    the spread of its entries. Weights and inputs count as exact, so that they must be numbers that the precision holds.
+
+    loss: network, arrays and batch; its backend does not matter.
+    gates: (G,).
+    unit: unit roundoff of the implementation, `UNIT["float32"]` for instance.
+    runs: how many noisy runs are made.
+    factor: how many times the spread is allowed.
+    seed: of the noise.
+    run_closed: whether paths behind ξ = 0 are computed, as in `forward`.
+    branches: the branches to freeze; None: the oracle's own (E3).
+
+    Returns a `Tolerance` with the shapes of the tensors.
+
+    >>> import numpy as np
+    >>> from refprune import ORACLE, UNIT, BatchLoss, Dense, Network, network_tolerance
+    >>> loss = BatchLoss(Network((2,), (Dense(2),)), ORACLE,
+    ...     {"dense1.weight": np.eye(2), "dense1.bias": np.zeros(2)}, np.array([[1.0, 0.0]]), np.array([0]))
+    >>> tolerance = network_tolerance(loss, np.ones(0), unit=UNIT["float32"])
+    >>> bool(1e-8 < tolerance.loss < 1e-5), tolerance.params["dense1.weight"].shape
+    (True, (2, 2))
     """
     wide: dict[str, Any] = {
         "params": {name: np.asarray(p, dtype=np.float64) for name, p in loss.params.items()},

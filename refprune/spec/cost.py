@@ -58,12 +58,26 @@ def per_layer(network: Network) -> list[Cost]:
 
 
 def parameters(network: Network, *, parts: Collection[str] = PARTS) -> int:
-    """Trainable numbers, all gates on."""
+    """Number of trainable numbers, all gates on (N6).
+
+    parts: the parts of layers that count, of "weight", "bias" and "norm"; default: all.
+
+    >>> from refprune import zoo
+    >>> from refprune.spec import cost
+    >>> cost.parameters(zoo.build("lenet-5", {})), cost.parameters(zoo.build("lenet-5", {}), parts=("weight",))
+    (431080, 430500)
+    """
     return int(cost_model(network).weights("parameters", parts) @ cost_model(network).pairs)
 
 
 def macs(network: Network) -> int:
-    """Multiply-accumulates of one inference, all gates on."""
+    """Multiply-accumulates of one inference, all gates on; dense layers and convolutions count (N6).
+
+    >>> from refprune import zoo
+    >>> from refprune.spec import cost
+    >>> cost.macs(zoo.build("lenet-5", {}))
+    2293000
+    """
     return sum(cost.macs for cost in per_layer(network))
 
 

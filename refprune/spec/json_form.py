@@ -33,7 +33,16 @@ KINDS: dict[str, type[Layer]] = {
 
 
 def to_json(network: Network) -> dict[str, Any]:
-    """The network as JSON-able data; `from_json` is its exact inverse."""
+    """The network as data that `json.dumps` takes; `from_json` is its exact inverse.
+
+    >>> from refprune import Dense, Network
+    >>> from refprune.spec import json_form
+    >>> network = Network((4,), (Dense(3),))
+    >>> json_form.to_json(network)["layers"]
+    [{'type': 'Dense', 'name': 'dense1', 'units': 3, 'bias': True}]
+    >>> json_form.from_json(json_form.to_json(network)) == network
+    True
+    """
 
     def plain(value: object) -> Any:
         if isinstance(value, (Layer, Loss)):

@@ -106,7 +106,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Dense(Layer):
-    """y = x Wᵀ + b, W units×n."""
+    """Dense layer y = x Wᵀ + b on vectors (G1).
+
+    units: number of outputs; W is units × inputs.
+    bias: whether b is there, (units,).
+
+    SpecError if the input is no vector; put `Flatten()` before it.
+
+    >>> from refprune import Dense
+    >>> Dense(3).output_shape((5,)), Dense(3).parameter_shapes((5,))
+    ((3,), {'weight': (3, 5), 'bias': (3,)})
+    """
 
     units: int
     bias: bool = True
@@ -130,7 +140,24 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """Two-dimensional cross-correlation; padding ((top, bottom), (left, right))."""
+    """Two-dimensional convolution of images, a cross-correlation as in all frameworks, by filters W (G1).
+
+    channels: number of filters; W is channels × (input channels / groups) × kernel.
+    kernel: height and width of a filter.
+    stride: pixels from one output to the next, downwards and to the right.
+    padding: zeros around the image, ((top, bottom), (left, right)).
+    dilation: pixels from one weight of a filter to the next.
+    groups: parts into which input and output channels are divided; a part sees its own inputs only.
+    bias: whether a bias, (channels,), is added.
+
+    SpecError if the input is no image (channels, height, width), is smaller than the filter, or has channels that
+    groups do not divide.
+
+    >>> from refprune import Conv
+    >>> layer = Conv(8, (3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), bias=False)
+    >>> layer.output_shape((3, 32, 32)), layer.parameter_shapes((3, 32, 32)), layer.macs((3, 32, 32))
+    ((8, 16, 16), {'weight': (8, 3, 3, 3)}, 55296)
+    """
 
     channels: int
     kernel: Pair
@@ -161,10 +188,18 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Per-channel normalisation with the biased batch variance in training, running statistics in evaluation.
+    """Batch normalisation y = gain·(x − mean)/√(variance + eps) + bias of every channel (G1; Ioffe & Szegedy 2015).
 
-    momentum: the weight of the new batch in the running average (momentum_of="batch", PyTorch) or of the old average
-    (momentum_of="running", TensorFlow); running_variance: "unbiased" (PyTorch) or "biased" (TensorFlow) enters it.
+    Training takes mean and biased variance of the batch; evaluation takes the running statistics.
+
+    eps: added to the variance, ≥ 0.
+    momentum: weight in the running average, in [0, 1].
+    momentum_of: whose weight that is: "batch", the new batch's (PyTorch), or "running", the old average's (TensorFlow).
+    running_variance: which variance of the batch enters the average, "unbiased" (PyTorch) or "biased".
+
+    >>> from refprune import BatchNorm
+    >>> BatchNorm().parameter_shapes((16, 8, 8))
+    {'gain': (16,), 'bias': (16,)}
     """
 
     eps: float = 1e-5
@@ -188,8 +223,19 @@ class BatchNorm(Layer):
 
 @dataclass(frozen=True)
 class Activation(Layer):
-    """Elementwise nonlinearity; `slope` of leaky_relu; `at_zero` ∈ [0, 1]: the (leaky) ReLU's subgradient at exactly 0 is
-    slope + at_zero·(1 − slope) (PyTorch: 0)."""
+    """A function of every entry: "identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu" or "gelu_tanh" (G1).
+
+    kind: which of them.
+    slope: of leaky_relu for negative inputs.
+    at_zero: in [0, 1]; the derivative of (leaky) ReLU at exactly 0 is slope + at_zero·(1 − slope). PyTorch's is 0.
+
+    >>> from refprune import Activation
+    >>> Activation("tanh").output_shape((16, 8, 8))
+    (16, 8, 8)
+    >>> Activation("swish")
+    Traceback (most recent call last):
+    refprune.errors.SpecError: kind: 'swish' is not known; allowed are 'identity', 'relu', ...
+    """
 
     kind: str = "relu"
     slope: float = 0.01
@@ -223,7 +269,17 @@ class _Pool(Layer):
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
-    """Maximum of each window; ties: "first" in row-major order (PyTorch) or "last"."""
+    """Maximum of every window of an image, channel by channel; padding never wins (G1).
+
+    kernel: height and width of the window.
+    stride: pixels from one window to the next.
+    padding: pixels around the image, ((top, bottom), (left, right)), fewer than the kernel has.
+    ties: which of equal maxima gets the gradient, the "first" in row-major order (PyTorch) or the "last".
+
+    >>> from refprune import MaxPool
+    >>> MaxPool((2, 2), (2, 2)).output_shape((16, 28, 28))
+    (16, 14, 14)
+    """
 
     ties: str = "first"
 
@@ -234,14 +290,29 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True)
 class AveragePool(_Pool):
-    """Mean of each window; count_padding: padded zeros count in the divisor (PyTorch) or not (TensorFlow)."""
+    """Mean of every window of an image, channel by channel (G1).
+
+    kernel: height and width of the window.
+    stride: pixels from one window to the next.
+    padding: zeros around the image, ((top, bottom), (left, right)), fewer than the kernel has.
+    count_padding: whether the divisor counts padded zeros (PyTorch) or only pixels (TensorFlow).
+
+    >>> from refprune import AveragePool
+    >>> AveragePool((3, 3), (2, 2)).output_shape((16, 15, 15))
+    (16, 7, 7)
+    """
 
     count_padding: bool = True
 
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Layer):
-    """Mean over all pixels: (C, H, W) → (C,)."""
+    """Mean over all pixels of a channel: (C, H, W) → (C,) (G1).
+
+    >>> from refprune import GlobalAveragePool
+    >>> GlobalAveragePool().output_shape((64, 8, 8))
+    (64,)
+    """
 
     def output_shape(self, shape: Shape) -> Shape:
         return _image(self, shape)[:1]
@@ -252,7 +323,12 @@ class GlobalAveragePool(Layer):
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """(C, H, W) → (C·H·W,), channels outermost."""
+    """An image as a vector, channel after channel, row after row: (C, H, W) → (C·H·W,).
+
+    >>> from refprune import Flatten
+    >>> Flatten().output_shape((50, 4, 4))
+    (800,)
+    """
 
     def output_shape(self, shape: Shape) -> Shape:
         channels, height, width = _image(self, shape)
@@ -264,7 +340,16 @@ class Flatten(Layer):
 
 @dataclass(frozen=True)
 class SubsamplePad(Layer):
-    """Option-A shortcut: every stride-th pixel, `before` and `after` zero channels around the old ones."""
+    """ResNet's shortcut without parameters, "option A": every stride-th pixel, and channels of zeros (N1; He et al. 2016).
+
+    stride: pixels from one that is kept to the next, downwards and to the right.
+    before: channels of zeros in front of the old ones.
+    after: channels of zeros behind them.
+
+    >>> from refprune import SubsamplePad
+    >>> SubsamplePad((2, 2), before=8, after=8).output_shape((16, 32, 32))
+    (32, 16, 16)
+    """
 
     stride: Pair = (1, 1)
     before: int = 0
@@ -283,7 +368,15 @@ class SubsamplePad(Layer):
 
 @dataclass(frozen=True)
 class UnitGate(Layer):
-    """One gate per unit or filter of the affine layer before it; stands after batch-norm and activation (N4)."""
+    """Gates u, one for each unit or filter of the affine layer before: y = u ⊙ x, u (C,) (N4).
+
+    It stands behind batch-norm and activation of that layer. A unit with u = 0 can be removed with its weights.
+
+    >>> from refprune import Activation, Dense, Network, UnitGate
+    >>> network = Network((5,), (Dense(4), Activation("relu"), UnitGate(), Dense(3)))
+    >>> network.gate_count, [group.kind for group in network.gate_groups]
+    (4, ['unit'])
+    """
 
     def keeps_sign(self) -> bool:
         return True
@@ -291,12 +384,24 @@ class UnitGate(Layer):
 
 @dataclass(frozen=True)
 class Section(Layer):
-    """h ↦ ρ(s(h) + ξ·path(h)), the unit of layer pruning (N1).
+    """A residual section h ↦ ρ(s(h) + ξ·path(h)) with a layer gate ξ, the unit of layer pruning (N1).
 
-    shortcut: () is the identity; option A is (SubsamplePad,), option B (Conv,) or (Conv, BatchNorm), or (Dense,).
-    gate: whether there is a layer gate ξ. gate_place: "path" puts it behind the path (N1), "preactivation" before the
-    activation that ends the path (N2: s(h) + a(ξ·A h), a(0) = 0). post: ρ, "identity" or "relu".
-    channels: the stream's channels that the path adds to (None: all): the others are missing summands.
+    path: the layers of the path, with at least one dense or convolutional layer, without sections.
+    shortcut: s; () is the identity, (SubsamplePad,) option A, (Conv,) or (Conv, BatchNorm) option B; (Dense,)
+        is option B for vectors.
+    gate: whether the section has a gate ξ; without one ξ is 1.
+    gate_place: "path" multiplies the end of the path. "preactivation" multiplies before the activation a that ends the path:
+        s(h) + a(ξ·z), with a(0) = 0 (N2).
+    post: ρ, "identity" or "relu".
+    channels: the channels of the stream to which the path adds, in this order; None: all of them.
+
+    SpecError if path and shortcut end with different shapes, or a part is not allowed.
+
+    >>> from refprune import Activation, Dense, Network, Section
+    >>> section = Section((Dense(8), Activation("relu")))
+    >>> network = Network((8,), (section, section, Dense(3)))
+    >>> [group.name for group in network.gate_groups]
+    ['section1', 'section2']
     """
 
     path: tuple[Layer, ...]

@@ -27,8 +27,16 @@ SCALINGS = ("channel", "pixel_mean")
 
 @dataclass(frozen=True)
 class Loss:
-    """ "cross_entropy" (integer labels; reduction "mean" or "sum") or "mean_squared_error" ("mean" over all entries as in
-    PyTorch, "batch_mean", "sum")."""
+    """The loss at the end of a network, in nats.
+
+    kind: "cross_entropy" −log softmax(output)[label] with integer labels, or "mean_squared_error".
+    reduction: "mean" over the batch or "sum". For the squared error "mean" is over all entries, as in PyTorch; "batch_mean"
+        sums over the outputs and takes the mean over the batch.
+
+    >>> from refprune import Loss
+    >>> Loss()
+    Loss(kind='cross_entropy', reduction='mean')
+    """
 
     kind: str = "cross_entropy"
     reduction: str = "mean"
@@ -59,10 +67,21 @@ class GateGroup:
 
 @dataclass(frozen=True)
 class Network:
-    """A chain of layers and sections with a loss; checked as a whole when it is made (SpecError).
+    """A chain of layers and sections with a loss, as frozen data without arrays (N1); checked as a whole when it is made.
 
-    input_shape: (n,) or (C, H, W), without the batch axis. scaling: how pixels become inputs, a convention of
-    `refprune.data.standardise`.
+    input_shape: (n,) or (channels, height, width), without the batch axis.
+    layers: layers and sections in the order of data flow. Empty names are filled in ("dense1", "section2.conv1").
+    loss: what training minimises.
+    scaling: how pixels become inputs, "channel" or "pixel_mean" (`refprune.data.standardise`).
+
+    SpecError names the layer and its shapes.
+
+    >>> from refprune import Activation, Dense, Network, Section
+    >>> network = Network((4,), (Dense(8), Section((Dense(8), Activation("relu"))), Dense(3)))
+    >>> network.output_shape, network.gate_count
+    ((3,), 1)
+    >>> list(network.parameter_shapes)[:3]
+    ['dense1.weight', 'dense1.bias', 'section1.dense1.weight']
     """
 
     input_shape: Shape

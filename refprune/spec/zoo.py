@@ -280,7 +280,18 @@ NETWORKS |= {f"resnet-{depth}": functools.partial(resnet_imagenet, depth) for de
 
 
 def build(name: str, options: Mapping[str, Any]) -> Network:
-    """The network called `name` with its options (the function's arguments). InputError names what is unknown."""
+    """The network called `name` (a key of `NETWORKS`).
+
+    name: as in `refprune zoo`, "lenet-5" or "resnet-20".
+    options: arguments of the function behind the name; `refprune zoo --keys` lists them.
+
+    InputError for an unknown name or option, and for a value of the wrong type; it lists what is allowed.
+
+    >>> from refprune import zoo
+    >>> network = zoo.build("resnet-20", {"gates": True, "units": True})
+    >>> network.input_shape, network.gate_count
+    ((3, 32, 32), 345)
+    """
     if name not in NETWORKS:
         raise InputError(f"network: {name!r} is not known; allowed are {', '.join(NETWORKS)}")
     known = inspect.signature(NETWORKS[name]).parameters

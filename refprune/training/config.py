@@ -45,9 +45,18 @@ FORMER_KEYS = {
 
 
 def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
-    """The experiment in the file `source` (ends in .toml) or of that name.
+    """The experiment that `source` names, read and checked.
 
-    Changed by `values` (plain data by dotted key) and then by `overrides` ("a.b=value", the value in TOML or a string).
+    source: a file that ends in .toml, or a name of `refprune zoo`.
+    overrides: "a.b=value" each, the value in TOML or a string; the last word.
+    values: plain data by dotted key, which replaces the file's.
+
+    InputError names the key, what was found and what is allowed.
+
+    >>> from refprune.training import config
+    >>> experiment = config.load("quickstart", ["objective.beta=0.002"])
+    >>> experiment.objective.beta, experiment.training.epochs
+    (0.002, 15)
     """
     if source.endswith(".toml"):
         try:
@@ -97,7 +106,20 @@ def _assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> Config:
-    """A checked Config from plain data. InputError names the key, its value and what is allowed."""
+    """A checked experiment from plain data.
+
+    values: tables and keys as in the file.
+    where: what messages begin with.
+
+    InputError names the key, what was found and what is allowed.
+
+    >>> from refprune.training import config
+    >>> config.from_dict({"gates": {"initial": 0.75}}).gates.initial
+    0.75
+    >>> config.from_dict({"gates": {"tresold": 0.1}})
+    Traceback (most recent call last):
+    refprune.errors.InputError: config: unknown key gates.tresold; did you mean gates.threshold? (known: initial, ...
+    """
     top = _checked(Config, values, where, "")
     for name, kind in TABLES.items():
         table = values.get(name, {})
