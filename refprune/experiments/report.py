@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..output.figures import figure, svg
+from ..output import figures, page
 from ..output.files import write_atomically
-from ..output.tables import html_table, page
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -43,18 +41,18 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("", *runs),
         row("test accuracy", lambda r: f"{100 * r['test_accuracy']:.2f} %"),
         row("test loss (nats)", lambda r: f"{r['test_loss']:.4f}"),
-        row("J on the training images", lambda r: f"{r['objective']:.4f}"),
+        row("training objective J", lambda r: f"{r['objective']:.4f}"),
         row("sections kept", lambda r: f"{r['sections']} of {whole['sections_at_start']}"),
         *([row("units kept", units)] if whole["units_at_start"] else []),
         row("parameters", lambda r: share(r, "parameters")),
         row("MACs per image", lambda r: share(r, "macs_per_image")),
-        row("training MACs", training),
-        row("wall-clock", lambda r: f"{r['seconds']:.1f} s"),
-        row("of it the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
-        row("gates decided by comparison", lambda r: str(by_rule(r, "compared"))),
-        *([row("gates decided by first order", lambda r: str(by_rule(r, "first_order")))] if estimated else []),
-        row("θ rounded by at most", lambda r: f"{r['rounded']:.3f}"),
-        row("masked ≡ compact: error/tolerance", _equivalence),
+        row("MACs of training", training),
+        row("wall-clock time", lambda r: f"{r['seconds']:.1f} s"),
+        row("time of the first step (compiling)", lambda r: f"{r['first_step_seconds']:.1f} s"),
+        row("undecided gates, both values tried", lambda r: str(by_rule(r, "compared"))),
+        *([row("undecided gates, by first order", lambda r: str(by_rule(r, "first_order")))] if estimated else []),
+        row("largest rounding of θ", lambda r: f"{r['rounded']:.3f}"),
+        row("removal error/tolerance", _equivalence),
     ]
 
 
@@ -115,16 +113,14 @@ def layer_rows(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
-    """report.html in the run directory: table, θ over time, accuracy and MACs. None where matplotlib is missing."""
+    """report.html in the run directory: verdict, table, θ over time, accuracy and MACs. None where matplotlib is missing."""
     try:
-        import matplotlib
-    except ImportError:
+        figures.require_matplotlib()
+    except InputError:
         return None
-    matplotlib.use("Agg")
     metrics = {name: read_metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
-    pictures = [_theta_picture(next(iter(metrics.values()))), _accuracy_picture(metrics), _macs_picture(metrics)]
     path = directory / "report.html"
-    write_atomically(path, _page(summary, pictures).encode())
+    write_atomically(path, _page(summary, metrics).encode())
     return path
 
 
@@ -136,31 +132,163 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not JSON lines ({error}); the report cannot be made") from error
 
 
-def _theta_picture(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """θ of every gate over the steps; a cross where a gate is removed."""
-    drawing, axes = figure("θ over time", "step", "θ (layer gates; mean of unit gates)")
+# --------------------------------------------------------------------------------------------------------------------
+# Sentences of the page
+
+#: Title of a row of `rows` → what the row says, for somebody who reads it for the first time.
+EXPLAINED = {
+    "training objective J": "Loss on the training images, plus weight decay, plus the cost of the gates that are on.",
+    "MACs of training": "All passes count: forward, backward, the extra passes for the gradient of θ, and the final comparison of "
+    "undecided gates. 100 % is the training of the unpruned network for as many steps.",
+    "time of the first step (compiling)": "Part of the wall-clock time: kernels are compiled once, then kept on disk.",
+    "undecided gates, both values tried": "At the end every gate is set to 0 or 1. The θ of these gates was still in between, so "
+    "both values were tried on the training images and the better one was taken.",
+    "undecided gates, by first order": "Undecided gates of units, too many to try both values of each: the first-order change of the "
+    "training loss was compared with the unit's share of the cost.",
+    "largest rounding of θ": "The other gates took the value that their θ was near to; no θ was farther from its value than this.",
+    "removal error/tolerance": "At every removal the network with closed gates and the smaller network are asked for the same "
+    "outputs. Up to 1 their difference is rounding; above 1 the run fails.",
+}
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """The run in one sentence."""
+    name, run = next(iter(summary["runs"].items()))
+    accuracy = f"{100 * run['test_accuracy']:.2f} %"
+    if name != "pruned":
+        return f"Trained without pruning: the test accuracy is {accuracy}."
+    kept = [f"{run['sections']} of {run['sections_at_start']} sections"] if run["sections_at_start"] else []
+    if run["units_at_start"]:
+        kept.append(f"{sum(run['units'].values()):,} of {sum(run['units_at_start'].values()):,} units")
+    kept.append(f"{run['macs_per_image'] / run['macs_per_image_at_start']:.0%} of the MACs".replace("%", " %"))
+    other = summary["runs"].get("unpruned")
+    against = "" if other is None else f", against {100 * other['test_accuracy']:.2f} % without pruning"
+    sentence = f"Pruning kept {', '.join(kept[:-1])} and {kept[-1]}; the test accuracy is {accuracy}{against}."
+    return sentence if holds(summary) else f"A removal changed what the network computes. {sentence}"
+
+
+def numbers(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(value, what it is) of what a reader looks for first."""
+    name, run = next(iter(summary["runs"].items()))
+    found = [(f"{100 * run['test_accuracy']:.2f} %", "test accuracy")]
+    if name == "pruned":
+        shares = {
+            "of the MACs per image": run["macs_per_image"] / run["macs_per_image_at_start"],
+            "of the parameters": run["parameters"] / run["parameters_at_start"],
+            "of the MACs of unpruned training": run["training_macs"] / run["training_macs_unpruned"],
+        }
+        found += [(f"{100 * share:.0f} %", what) for what, share in shares.items()]
+    return [*found, (f"{run['seconds']:.1f} s", "wall-clock time")]
+
+
+def _page(summary: Mapping[str, Any], metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    broken = {name: run["masked_compact_error"] for name, run in summary["runs"].items() if not holds({"runs": {name: run}})}
+    wrong = [
+        f"{name}: the outputs before and after a removal differ by {error:.3g} times what rounding explains; up to 1 is allowed."
+        for name, error in broken.items()
+    ]
+    compared, counted = _tried(summary), [line for line in decision_lines(summary) if "were undecided" in line]
+    first, run = next(iter(summary["runs"].items()))
+    steps = metrics[first]
+    names = {name for line in steps if line["event"] == "step" for name in line["theta"]}
+    drawn = [
+        page.picture(figures.svg(theta_picture(steps)), "θ over time", "A line for each gate, the mean for a group of unit gates; a "
+                     "cross where a gate was removed.") if names else "",
+        page.picture(figures.svg(lives_picture(steps)), "When gates were removed", "A row for each gate or group of unit gates; a "
+                     "cross for every removal.") if 0 < len(names) <= NAMED else "",
+        page.picture(figures.svg(_accuracy_picture(metrics)), "Test accuracy", "After every epoch, against the MACs that the "
+                     "training had taken."),
+        page.picture(figures.svg(_macs_picture(metrics)), "Cost of the network", "MACs of one image after every epoch."),
+    ]
+    body = [
+        page.section("A removal was not exact", page.notes(wrong), finding=True),
+        page.section("Nothing is left to prune", page.notes(nothing_left_lines(summary))),
+        page.section("Result", page.table(rows(summary), "Each training run; shares are of the network at the start", explained=EXPLAINED),
+                     page.paragraph("One seed: how much such results vary by chance, `refprune sweep` shows.")),
+        page.section(
+            "Gates that were undecided at the end",
+            page.table(compared, "Both values tried on the training images; the smaller J was taken") if compared else "",
+            page.notes(counted),
+        ),
+        page.section("How it went", page.pictures(*drawn)),
+        page.section("What is left of every layer", page.table(layer_rows(run), f"Layers of the network “{first}”, in their order")),
+    ]
+    title = f"{summary['name']}: {summary['data']}, seed {summary['seed']}"
+    judgement: page.Judgement = "good" if holds(summary) else "bad"
+    return page.page(
+        title, verdict(summary), judgement, "".join(body), numbers=numbers(summary), made_by="refprune run"
+    )
+
+
+def _tried(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for every gate of which both values were tried (O9); empty where there was none."""
+    found = [
+        (
+            f"{d['gate']}[{d['unit']}]",
+            name,
+            f"{d['theta']:.3f}",
+            f"{d['objective_on']:.4f}",
+            "the layer’s last unit" if d["objective_off"] is None else f"{d['objective_off']:.4f}",
+            "kept" if d["on"] else "removed",
+        )
+        for name, run in summary["runs"].items()
+        for d in run["decisions"]
+        if d["rule"] == "compared"
+    ]
+    return [("gate", "training run", "θ", "J if on", "J if off", "decision"), *found] if found else []
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+#: So many gates have a row of their own in the picture of their lives, and names in that of θ.
+NAMED = 48
+
+
+def theta_picture(metrics: Sequence[Mapping[str, Any]]) -> Any:
+    """θ of every gate over the steps, a cross where a gate is removed; names for those that are there at the end."""
+    drawing, axes = figures.figure("θ over time", "step", "θ")
     draw_theta(axes, metrics)
-    if 0 < len(axes.lines) <= 48:
-        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return svg(drawing)
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    last = max((line.get_xdata()[-1] for line in named), default=0)
+    for line in named:
+        if line.get_xdata()[-1] < last:
+            line.set_label("_")
+    if sum(line.get_label() != "_" for line in named) <= 12:
+        figures.label_lines(axes)
+    return drawing
+
+
+def lives_picture(metrics: Sequence[Mapping[str, Any]]) -> Any:
+    """A row a gate, in the order of the network: a line for as long as it is there, a mark for every removal."""
+    names = list(dict.fromkeys(name for line in metrics if line["event"] == "step" for name in line["theta"]))
+    drawing, axes = figures.figure("When gates were removed", "step", "", (figures.NARROW, 0.9 + 0.17 * len(names)))
+    for row, name in enumerate(names):
+        steps = [line["step"] for line in metrics if line["event"] == "step" and name in line["theta"]]
+        removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
+        axes.plot([0, max([*steps, *removed])], [row, row], lw=3.0, alpha=0.5, color=figures.CYCLE[0], solid_capstyle="butt")
+        axes.plot(removed, [row] * len(removed), "x", ms=5, color=figures.CYCLE[3])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    return drawing
 
 
 def draw_theta(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
     """One curve a gate from the lines of metrics.jsonl; a cross where it is removed."""
-    from matplotlib import colormaps
-
     steps = [line for line in metrics if line["event"] == "step"]
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in steps:
         for name, value in line["theta"].items():
             curves.setdefault(name, []).append((line["step"], value))
-    colours = colormaps["tab20" if len(curves) > 10 else "tab10"]
     for i, (name, points) in enumerate(curves.items()):
-        colour = colours(i % colours.N)
+        colour = figures.CYCLE[i % len(figures.CYCLE)]
         axes.plot(*zip(*points, strict=True), lw=1.2, label=name, color=colour)
         removed = [line["step"] for line in metrics if line["event"] == "removal" and name in line["removed"]]
         before = [bisect.bisect_right(points, (step, math.inf)) - 1 for step in removed]
-        axes.plot(removed, [points[max(i, 0)][1] for i in before], "x", color=colour)
+        axes.plot(removed, [points[max(i, 0)][1] for i in before], "x", ms=4, color=colour)
     axes.set_ylim(-0.05, 1.05)
 
 
@@ -169,30 +297,22 @@ def _scored(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [line for line in lines if line["event"] in ("epoch", "end")]
 
 
-def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    drawing, axes = figure("Test accuracy", "training MACs spent", "test accuracy")
+def _accuracy_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    drawing, axes = figures.figure("Test accuracy", "MACs of training", "test accuracy, %")
     for name, lines in metrics.items():
         scored = _scored(lines)
-        axes.plot([e["macs"] for e in scored], [e["test_accuracy"] for e in scored], "o-", ms=3, label=name)
-    axes.legend()
-    return svg(drawing)
+        axes.plot([e["macs"] for e in scored], [100 * e["test_accuracy"] for e in scored], "o-", ms=3, lw=1.2, label=name)
+    figures.count_axis(axes.xaxis)
+    figures.label_lines(axes)
+    return drawing
 
 
-def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    drawing, axes = figure("Cost of the network", "step", "MACs per image")
+def _macs_picture(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    drawing, axes = figures.figure("Cost of the network", "step", "MACs per image")
     for name, lines in metrics.items():
         scored = _scored(lines)
-        axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, label=name)
+        axes.plot([e["step"] for e in scored], [e["macs_per_image"] for e in scored], "o-", ms=3, lw=1.2, label=name)
     axes.set_ylim(bottom=0)
-    axes.legend()
-    return svg(drawing)
-
-
-def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    title = f"{summary['name']}, data {summary['data']}, seed {summary['seed']}"
-    body = "".join(f"<p>{html.escape(line)}</p>" for line in nothing_left_lines(summary))
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in decision_lines(summary))
-    body += f"<h2>Gates that were undecided</h2><ul>{notes}</ul>" if notes else ""
-    first, run = next(iter(summary["runs"].items()))
-    layers = f"<h2>What is left of every layer ({html.escape(first)})</h2>{html_table(layer_rows(run))}"
-    return page(title, rows(summary), body + "".join(pictures) + layers)
+    figures.count_axis(axes.yaxis)
+    figures.label_lines(axes)
+    return drawing

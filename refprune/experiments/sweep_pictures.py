@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,11 @@ def accuracy_picture(page: Mapping[str, Any]) -> Any:
     Colours are groups, each with its frontier as a line; grey: the frontier of all; dashed: the best network that was not
     pruned. The upper axis is the share of the network at the start, where all settings start with one size.
     """
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(10.4, 4.2), layout="constrained")
-    panels = drawing.subplots(1, 2, sharey=True)
+    drawing, panels = figures.panels(2, 1, (figures.NARROW, 6.4), sharey=True)
     found = points(page)
     colours = _colours(dict.fromkeys(point.group for point in found))
     for axes, cost in zip(panels, COSTS, strict=True):
         axes.set(xlabel=COSTS[cost], ylabel="test accuracy, %")
-        axes.grid(alpha=0.3)
         _steps(axes, [(point.mean(cost), point.accuracy) for point in found], lw=5, alpha=0.25, color="grey", label="frontier")
         for group, colour in colours.items():
             mine = [point for point in found if point.group == group]
@@ -50,16 +47,12 @@ def accuracy_picture(page: Mapping[str, Any]) -> Any:
             axes.axhline(max(whole), ls="--", lw=1.0, color="black", label="best without pruning")
         _size_axis(axes, cost, found)
     if len(panels[0].get_legend_handles_labels()[0]) <= 24:
-        drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+        drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
     return drawing
 
 
-def _colours(groups: Iterable[str]) -> dict[str, Any]:
-    from matplotlib import colormaps
-
-    names = list(groups)
-    colours = colormaps["tab20" if len(names) > 10 else "tab10"]
-    return {name: colours(i % colours.N) for i, name in enumerate(names)}
+def _colours(groups: Iterable[str]) -> dict[str, str]:
+    return {name: figures.CYCLE[i % len(figures.CYCLE)] for i, name in enumerate(groups)}
 
 
 def _steps(axes: Any, where: Sequence[tuple[float, float]], **style: Any) -> None:
@@ -121,10 +114,7 @@ def knob_picture(page: Mapping[str, Any], key: str) -> Any:
     Lines go through the means over seeds of the networks that were pruned, bars are standard deviations, dots the runs. Where a
     setting has no gates on units, or no sections, these lines have no point.
     """
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(8.4, 3.4), layout="constrained")
-    accuracy, left = drawing.subplots(1, 2)
+    drawing, (accuracy, left) = figures.panels(2, 1, (figures.NARROW, 5.0))
     found = sorted(
         ((result["set"][key], values) for result in page["results"] for values in _pruned_runs(result)), key=lambda one: one[0]
     )
@@ -135,12 +125,11 @@ def knob_picture(page: Mapping[str, Any], key: str) -> Any:
             _knob_line(left, having, quantity, color=f"C{i + 1}", label=label)
     for axes, title in ((accuracy, "test accuracy, %"), (left, "left, %")):
         axes.set(xlabel=key, ylabel=title)
-        axes.grid(alpha=0.3)
     if found and 0 < 8 * found[0][0] < found[-1][0]:
         accuracy.set_xscale("log")
         left.set_xscale("log")
     left.set_ylim(bottom=0)
-    left.legend(fontsize=8)
+    figures.label_lines(left)
     return drawing
 
 
@@ -164,35 +153,31 @@ def _knob_line(axes: Any, found: Sequence[tuple[float, Values]], quantity: str, 
 
 def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
     """θ of all gates over the steps: one panel a setting, the first seed that has run in this folder."""
-    from matplotlib.figure import Figure
-
     shown = [(label, next(iter(runs.values()))) for label, runs in _metrics(page, directory).items()]
-    columns = min(3, max(1, len(shown)))
+    columns = min(2, max(1, len(shown)))
     lines = max(1, -(-len(shown) // columns))
-    drawing = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained")
-    panels = list(drawing.subplots(lines, columns, squeeze=False).flat)
+    drawing, panels = figures.panels(lines, columns, (figures.NARROW * columns, 2.4 * lines))
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     for axes, (label, metrics) in zip(panels, shown, strict=False):
         report.draw_theta(axes, metrics)
-        axes.set_title(label, fontsize=7)
+        axes.set_title(label, fontsize=8.5)
         axes.set(xlabel="step", ylabel="θ")
-        axes.grid(alpha=0.3)
     return drawing
 
 
 def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:
     """When gates were removed, in epochs: one line a setting, one mark a removal, all seeds that have run in this folder."""
-    drawing, axes = figures.figure("Time of each removal, all seeds", "epoch", "")
     shown = _metrics(page, directory)
-    drawing.set_size_inches(7.2, 1.2 + 0.35 * len(shown))
+    drawing, axes = figures.figure("Time of each removal, all seeds", "epoch", "", (figures.NARROW, 1.0 + 0.3 * len(shown)))
     for i, runs in enumerate(shown.values()):
         for metrics in runs.values():
             epochs = [line for line in metrics if line["event"] == "epoch"]
             per_epoch = epochs[0]["step"] if epochs else 1
             times = [line["step"] / per_epoch for line in metrics if line["event"] == "removal" for _ in line["removed"]]
             axes.plot(times, [i] * len(times), "|", ms=12, alpha=0.5, color="C0")
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=7)
+    axes.set_yticks(range(len(shown)), [textwrap.fill(label, 24) for label in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(left=0)
     return drawing
 
@@ -215,3 +200,25 @@ def pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         drawn |= {"theta": theta_picture(page, directory), "removals": removal_picture(page, directory)}
     key = knob(page)
     return drawn if key is None else {"knob": knob_picture(page, key)} | drawn
+
+
+def explanation(name: str, page: Mapping[str, Any]) -> tuple[str, str]:
+    """Title of the picture of this file name, and what is seen in it."""
+    told = {
+        "knob": (
+            f"What {knob(page)} does",
+            "Test accuracy, and what is left of the network, against its value: means over seeds, bars of one standard deviation, a "
+            "dot for each run.",
+        ),
+        "accuracy": (
+            "Accuracy against size",
+            "A marker for each setting and training run: the mean over seeds, bars of one standard deviation; small dots are runs. "
+            "The frontier is what is reached at this size or less.",
+        ),
+        "theta": (
+            "θ over time",
+            "The first seed of each setting; a line for each gate, the mean for a group of unit gates, a cross where a gate was removed.",
+        ),
+        "removals": ("When gates were removed", "A row for each setting, a mark for each removal, all seeds together."),
+    }
+    return told[name]

@@ -1,8 +1,15 @@
-"""Figures by matplotlib (extra `experiments`): drawn, put into a page, written to a file."""
+"""Figures by matplotlib (extra `experiments`): drawn, put into a page, written to a file.
+
+A figure is drawn so narrow that its letters can be read on a telephone. In a page its colours are CSS variables of
+`page_style.COLOURS`, so that it is legible on a light page and on a dark one; a file has a white background.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +17,46 @@ from ..errors import InputError
 
 HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
 
+#: Width in inches at which the letters below have 11 px on a telephone of 400 px.
+NARROW = 3.8
+
+#: matplotlib's settings for every figure; sizes of letters in points.
+RC = {
+    **{"font.size": 8.5, "axes.titlesize": 9.0, "axes.labelsize": 8.5, "legend.fontsize": 8.5},
+    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "figure.titlesize": 9.0},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False},
+    **{"svg.fonttype": "none", "svg.hashsalt": "refprune", "axes.formatter.use_mathtext": False},
+}
+
+#: Colours of matplotlib's cycle: the first is "c0" in a page, and so on.
+CYCLE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+
+#: Colour as matplotlib writes it → as it stands in a page.
+_IN_PAGE = {f": {colour}": f": var(--c{i})" for i, colour in enumerate(CYCLE)} | {
+    ": #000000": ": currentColor",
+    ": #ffffff": ": var(--paper)",
+    ": #b0b0b0": ": var(--line)",
+    ": #cccccc": ": var(--line)",
+    ": #808080": ": var(--soft)",
+    ": #cfe3f7": ": var(--card)",
+}
+
 
 def check_picture(path: Path) -> None:
     """InputError if there is no matplotlib, or the name does not end in .png or .svg: before anything is computed."""
     require_matplotlib()
-    if path.suffix not in (".png", ".svg"):
+    if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{path}: the name of a picture ends in .png or .svg")
 
 
 def save_picture(path: Path, drawing: Any) -> None:
     """Write a figure; the ending says how (.png, .svg)."""
+    import matplotlib
+
     check_picture(path)
     try:
-        drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+        with matplotlib.rc_context(RC):
+            drawing.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None, dpi=150)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
 
@@ -36,25 +70,112 @@ def require_matplotlib() -> None:
     matplotlib.use("Agg")
 
 
-def figure(title: str, x: str, y: str, size: tuple[float, float] = (7.2, 3.6)) -> tuple[Any, Any]:
-    """A matplotlib figure, its size in inches, with one pair of axes."""
+def panels(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, list[Any]]:
+    """A matplotlib figure, its size in inches, and its axes row by row; how: for `Figure.subplots`."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=size, layout="constrained")
-    axes = drawing.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
+    with matplotlib.rc_context(RC):
+        drawing = Figure(figsize=size, layout="constrained")
+        found = list(drawing.subplots(rows, columns, squeeze=False, **how).flat)
+    for axes in found:
+        axes.grid(color="#b0b0b0", lw=0.5, alpha=0.6)
+    return drawing, found
+
+
+def figure(title: str, x: str, y: str, size: tuple[float, float] = (NARROW, 2.7)) -> tuple[Any, Any]:
+    """A matplotlib figure, its size in inches, with one pair of axes."""
+    import matplotlib
+
+    drawing, (axes,) = panels(1, 1, size)
+    with matplotlib.rc_context(RC):
+        axes.set(title=title, xlabel=x, ylabel=y)
     return drawing, axes
 
 
-def small_figure(title: str, x: str, y: str) -> tuple[Any, Any]:
-    """As `figure`, a little smaller: for pages with many of them."""
-    return figure(title, x, y, size=(6.4, 3.4))
+def count_axis(axis: Any) -> None:
+    """Large counts on an axis as 20 k, 5 M, 1.5 G."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_major_formatter(EngFormatter())
+
+
+def label_lines(axes: Any) -> None:
+    """Write the name of every labelled line beside its last point, in its colour, in place of a legend.
+
+    Names that would overlap are moved apart; that of a line which ends before the right edge stands above its end. To be called
+    when everything is drawn and the limits are set.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+    axes.get_xlim(), axes.get_ylim()  # matplotlib sets the limits of what was plotted only when they are asked for
+    to_axes = axes.transAxes.inverted()
+    ends = [to_axes.transform(line.get_transform().transform(line.get_xydata()[-1])) for line in lines]
+    at_edge = [i for i, (x, _) in enumerate(ends) if x > 0.9]
+    row = 1.25 * RC["font.size"] / (72.0 * 0.7 * axes.figure.get_size_inches()[1])  # of the axes' height, about
+    heights = dict(zip(at_edge, spread([ends[i][1] for i in at_edge], row), strict=True))
+    for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
+        x, y = ends[i]
+        style = {"color": line.get_color(), "fontsize": RC["font.size"], "transform": axes.transAxes}
+        if i in heights:
+            axes.text(1.02, heights[i], label, va="center", **style)
+        else:
+            axes.text(x, y + 0.03, label, va="bottom", ha="center", **style)
+
+
+def spread(heights: Sequence[float], least: float) -> list[float]:
+    """The heights, moved apart as little as needed until any two are at least so far from each other; their order stays."""
+    groups = [[[i], h] for i, h in sorted(enumerate(heights), key=lambda one: one[1])]
+    merged: list[list[Any]] = []
+    for members, centre in groups:
+        merged.append([members, centre])
+        while len(merged) > 1 and merged[-1][1] - merged[-2][1] < least * (len(merged[-1][0]) + len(merged[-2][0])) / 2:
+            (below, low), (above, high) = merged.pop(-2), merged.pop()
+            count = len(below) + len(above)
+            merged.append([below + above, (low * len(below) + high * len(above)) / count])
+    found = list(heights)
+    for members, centre in merged:
+        for k, i in enumerate(members):
+            found[i] = centre + least * (k - (len(members) - 1) / 2)
+    return found
 
 
 def svg(drawing: Any) -> str:
-    """The figure as an <svg> element."""
+    """The figure as an <svg> element for a page, without its title, which stands above it there."""
+    axes = drawing.axes[0] if drawing.axes else None
+    title = axes.get_title() if axes is not None else ""
+    alone = axes is not None and sum(bool(other.get_title()) for other in drawing.axes) == 1
+    if alone:
+        axes.set_title("")
+    text = _rendered(drawing, transparent=True)
+    if alone:
+        axes.set_title(title)
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"font: (?:(?:bold|italic|normal|oblique|\d+) )*([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for written, shown in _IN_PAGE.items():
+        text = text.replace(written, shown)
+    return _with_own_ids(text)
+
+
+def svg_file(drawing: Any) -> bytes:
+    """The figure as the content of an .svg file."""
+    return _rendered(drawing, transparent=False).encode()
+
+
+def _rendered(drawing: Any, *, transparent: bool) -> str:
+    import matplotlib
+
     buffer = io.StringIO()
-    drawing.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    with matplotlib.rc_context(RC):
+        drawing.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
+    return buffer.getvalue()
+
+
+def _with_own_ids(text: str) -> str:
+    """Ids that nothing refers to go, the others get a prefix of their own: a page may hold several pictures."""
+    prefix = hashlib.sha256(text.encode()).hexdigest()[:8]
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", text)
+    return re.sub(r'(href="|url\()#', rf"\1#{prefix}-", text)
