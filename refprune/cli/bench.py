@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
     bench.add_argument("--seed", metavar="N", type=int, default=0)
     bench.add_argument("--data-dir", metavar="DIR")
     bench.add_argument("--json", metavar="FILE", type=Path, help="write everything measured, and where")
+    bench.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
     bench.add_argument("--picture", metavar="FILE", type=Path, help="ratios as bars, .png or .svg")
     bench.add_argument("--roofline", metavar="FILE", type=Path, help="convolutions against peak and memory, .png or .svg")
     bench.set_defaults(command=_bench)
@@ -33,9 +34,9 @@ def add(commands: Any) -> None:
 def _bench(options: argparse.Namespace) -> int:
     for library in ("OPENBLAS", "MKL", "VECLIB") if options.threads else ():  # read when NumPy is loaded
         os.environ.setdefault(f"{library}_NUM_THREADS", str(options.threads))
-    from ..bench import cases, machine, pictures
+    from ..bench import cases, machine, page, pictures
     from ..bench import run as benchmark
-    from ..output import files, tables
+    from ..output import figures, files, tables
 
     chosen = benchmark.select(options.names)
     for name in ("threads", "repeats"):
@@ -43,10 +44,10 @@ def _bench(options: argparse.Namespace) -> int:
         if number is not None and number < 1:
             raise InputError(f"--{name}: must be at least 1, got {number}")
     for path in filter(None, (options.picture, options.roofline)):
-        pictures.check(path)
-    for path in filter(None, (options.json, options.picture, options.roofline)):
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist")
+        figures.check_picture(path)
+    if options.report:
+        figures.require_matplotlib()
+    files.check_targets(json=options.json, report=options.report, picture=options.picture, roofline=options.roofline)
     if options.against:
         benchmark.require_torch()
     setting = cases.Setting(
@@ -75,4 +76,7 @@ def _bench(options: argparse.Namespace) -> int:
         pictures.bars(options.picture, results, title)
     if options.roofline:
         pictures.roofline(options.roofline, results, where, title)
+    if options.report:
+        files.write_atomically(options.report, page.report(results, where).encode())
+        print(f"report: {options.report}")
     return 0 if benchmark.holds(results) else 1

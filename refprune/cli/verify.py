@@ -64,7 +64,7 @@ def require(*packages: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command; 0 conforms, 1 deviates, 2 could not run (InputError) or nothing to judge, 3 undecided in a method."""
     require("hypothesis", *(["matplotlib"] if options.report else []))
-    from ..conformance import campaign, reporting
+    from ..conformance import campaign, page, reporting
     from ..conformance.asking.worker import Worker
     from ..conformance.vectors import files
 
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if options.junit:
         write_atomically(options.junit, reporting.junit(outcomes, options.adapter))
     if options.report:
-        write_atomically(options.report, reporting.page(outcomes, description, options.adapter).encode())
+        write_atomically(options.report, page.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
     if reporting.conforms(outcomes):
         return 0

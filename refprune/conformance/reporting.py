@@ -1,8 +1,7 @@
-"""The results of `refprune verify` as text, HTML, JSON and JUnit's XML."""
+"""The results of `refprune verify` as text, JSON and JUnit's XML; `page` has the HTML."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..output import figures, tables
+from ..output import tables
 from .asking.methods import Description
 from .judging.findings import HARMLESS, Finding, Outcome
 from .judging.verdicts import EXACT, Comparison
@@ -55,13 +54,13 @@ def finding_lines(finding: Finding) -> list[str]:
     first = finding.first
     if first is not None:
         where = "the first difference along the data flow is in" if finding.kind == "deviates" else "beyond its interval:"
-        lines.append(f"  {where} {_tensor(first)}")
+        lines.append(f"  {where} {tensor(first)}")
         lines += [f"    {entry.text()}" for entry in first.worst]
         right = [c.name for c in finding.comparisons[: finding.comparisons.index(first)]]
         if right:
             lines.append(f"  right before it: {_listed(right)}")
         others = [c for c in finding.comparisons if not c.holds and c is not first]
-        lines += [f"  then {_tensor(c)}" for c in others[:FURTHER]]
+        lines += [f"  then {tensor(c)}" for c in others[:FURTHER]]
         if len(others) > FURTHER:
             lines.append(f"  and {len(others) - FURTHER} more")
     if finding.mistakes:
@@ -69,15 +68,15 @@ def finding_lines(finding: Finding) -> list[str]:
     elif finding.kind in ("deviates", "biased"):
         lines.append("  no known mistake has these numbers")
     if finding.arguments:
-        lines.append(f"  smallest example: {_shapes(finding.arguments)}")
-    return [CONTROL.sub(_escaped, line) for line in lines]
+        lines.append(f"  smallest example: {shapes(finding.arguments)}")
+    return [CONTROL.sub(escaped, line) for line in lines]
 
 
-def _escaped(match: re.Match[str]) -> str:
+def escaped(match: re.Match[str]) -> str:
     return match.group().encode("unicode_escape").decode()
 
 
-def _tensor(c: Comparison) -> str:
+def tensor(c: Comparison) -> str:
     size = int(np.prod(c.shape))
     certain = ", beyond any order of summation" if c.certain else ""
     far = f"up to {c.ratio:.3g} tolerances" if c.ratio < EXACT else "where exactly 0 is wanted"
@@ -88,7 +87,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} … {', '.join(names[-3:])}"
 
 
-def _shapes(arguments: dict[str, Any]) -> str:
+def shapes(arguments: dict[str, Any]) -> str:
     """Arguments in a line: shapes of arrays, plain values, kinds of layers."""
     parts = []
     for name, value in arguments.items():
@@ -147,37 +146,6 @@ def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
     if not often:
         return []
     return [f"where rounding is as large as the tensor, so that zeros would pass: {', '.join(often)}", ""]
-
-
-def page(outcomes: Sequence[Outcome], description: Description, target: str) -> str:
-    """A self-contained HTML page."""
-    body = []
-    for outcome in outcomes:
-        body += [f"<p>{html.escape(f'{outcome.method}: {remark}')}</p>" for remark in outcome.remarks]
-        for finding in outcome.findings:
-            first, *rest = finding_lines(finding)
-            lines = html.escape("\n".join(rest))
-            body.append(f"<h2>{html.escape(first)}</h2><pre>{lines}</pre>{_picture(finding)}")
-    body += [f"<p>{html.escape(line)}</p>" for line in [*unjudged(outcomes), *blind_lines(outcomes)]]
-    found = {o.verdict for o in outcomes}
-    left = "is undecided" if "undecided" in found else "could not be judged"
-    verdict = "conforms" if conforms(outcomes) else "deviates" if "DEVIATES" in found else left
-    return tables.page(f"{target} ({description.precision}) {verdict}", table(outcomes), "".join(body))
-
-
-def _picture(finding: Finding) -> str:
-    """Error/tolerance of every tensor in data-flow order, on a logarithmic scale."""
-    shown = finding.comparisons
-    if len(shown) < 2:
-        return ""
-    drawing, axes = figures.figure("error / tolerance along the data flow", "", "")
-    heights = [min(max(c.ratio, 1e-3), 1e12) for c in shown]
-    axes.bar(range(len(shown)), heights, color=["tab:blue" if c.holds else "tab:red" for c in shown])
-    axes.axhline(1.0, color="black", lw=0.8)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=3e-4)
-    axes.set_xticks(range(len(shown)), [c.name for c in shown], rotation=90, fontsize=7 if len(shown) < 30 else 5)
-    return figures.svg(drawing)
 
 
 def as_json(outcomes: Sequence[Outcome], description: Description, target: str, seed: int) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..output.figures import figure, require_matplotlib, svg
+from ..output import figures, page
 from ..output.files import write_atomically
-from ..output.tables import html_table, page
-from . import layer_pruning_report
 
 Record = dict[str, Any]
 Table = list[tuple[str, ...]]
@@ -99,50 +97,113 @@ def differences(runs: Mapping[str, Record]) -> Table:
 # Pruning by criterion
 
 
+#: Below the table of rounds: what its columns say.
+COLUMNS = (
+    "Score: of the section that was removed, by the criterion of this run; the section with the smallest score goes.",
+    "Margin: distance of the second smallest score. A margin near 0 is a choice by chance.",
+    "Before, after: accuracy before and after the fine-tuning that follows the removal.",
+)
+
+
 def pruning_page(directory: Path, run: Mapping[str, Any]) -> Path | None:
-    """report.html of a pruning run: what was pruned and how, its table, accuracy against MACs, scores over rounds.
+    """report.html of a pruning run: verdict, its rounds, accuracy against MACs, scores over rounds, what was asked for.
 
     run: its summary.json. None where matplotlib is missing.
     """
     try:
-        require_matplotlib()
+        figures.require_matplotlib()
     except InputError:
         return None
-    criterion = run["plan"]["criterion"]
-    drawings = [accuracy_against_macs({criterion: run})]
-    scored = [record for record in run["rounds"] if record.get("scores")]
-    drawings += [scores_over_rounds(scored)] if scored else []
-    facts = [("setting", "value"), ("stopped", run["stopped"]), ("result", run["result"])]
-    facts += layer_pruning_report.facts(dict(run)).items()
-    body = "".join(map(svg, drawings)) + html_table(facts)
     path = directory / "report.html"
-    write_atomically(path, page(f"pruning by {criterion}", layer_pruning_report.rounds(dict(run)), body).encode())
+    write_atomically(path, _page(dict(run)).encode())
     return path
+
+
+def verdict(run: Record) -> str:
+    """The run in one sentence."""
+    begin, end = run["rounds"][0], next((r for r in run["rounds"] if _folder(r) == run["result"]), run["rounds"][-1])
+    share = 100 * end["macs_per_image"] / begin["macs_per_image"]
+    kind = "held-out" if run["settings"]["data"].get("holdout") else "test"
+    removed = f"{end['round']} removal{'' if end['round'] == 1 else 's'} by {run['plan']['criterion']}"
+    before = f"{100 * begin['test_accuracy']:.2f} % at the start"
+    return f"{removed} left {share:.0f} % of the MACs; the {kind} accuracy is {100 * end['test_accuracy']:.2f} %, {before}."
+
+
+def _folder(record: Mapping[str, Any]) -> str:
+    return f"round-{record['round']:02}"
+
+
+def _numbers(run: Record) -> list[tuple[str, str]]:
+    begin, end = run["rounds"][0], next((r for r in run["rounds"] if _folder(r) == run["result"]), run["rounds"][-1])
+    change = 100 * (end["test_accuracy"] - begin["test_accuracy"])
+    return [
+        (f"{100 * end['test_accuracy']:.2f} %", "accuracy of the result"),
+        (f"{change:+.2f}".replace("-", "−"), "points, against the start"),
+        (f"{100 * end['macs_per_image'] / begin['macs_per_image']:.0f} %", "of the MACs per image"),
+        (f"{100 * end['parameters'] / begin['parameters']:.0f} %", "of the parameters"),
+        (str(end["round"]), "rounds of removal"),
+    ]
+
+
+def _page(run: Record) -> str:
+    criterion = run["plan"]["criterion"]
+    scored = [record for record in run["rounds"] if record.get("scores")]
+    drawn = [
+        page.picture(
+            figures.svg(accuracy_against_macs({criterion: run})),
+            "Accuracy against computation",
+            "A point for each round after fine-tuning; dotted: before fine-tuning.",
+        ),
+        page.picture(
+            figures.svg(scores_over_rounds(scored)),
+            "Scores",
+            "A row for each section, a column for each round; a cross where the section with the smallest score was removed.",
+        )
+        if scored
+        else "",
+    ]
+    asked = [("setting", "value"), ("stopped", run["stopped"]), ("result", run["result"]), *facts(run).items()]
+    body = [
+        page.section(
+            "Rounds",
+            page.table(rounds(run), "What each round removed; shares are of the network at the start", stacked=True),
+            page.notes([*COLUMNS, f"The run stopped: {run['stopped']}. Its result is the checkpoint in {run['result']}."]),
+        ),
+        page.section("Pictures", page.pictures(*drawn)),
+        page.section("What was asked for", page.table(asked, "The plan, the network and the settings of fine-tuning")),
+    ]
+    title = f"Pruning by {criterion}: {run['network'].get('source') or 'a trained network'}"
+    return page.page(title, verdict(run), "plain", "".join(body), numbers=_numbers(run), made_by="refprune prune")
 
 
 def accuracy_against_macs(summaries: Mapping[str, Mapping[str, Any]]) -> Any:
     """A line a run: accuracy after fine-tuning against the share of MACs that is left; thin: before fine-tuning."""
-    drawing, axes = figure("Accuracy against computation", "MACs per image, share of the start", "accuracy (%)")
+    from matplotlib.ticker import PercentFormatter
+
+    drawing, axes = figures.figure("Accuracy against computation", "MACs per image, share of the start", "accuracy, %")
     for name, summary in summaries.items():
         rounds = summary["rounds"]
         share = [record["macs_per_image"] / rounds[0]["macs_per_image"] for record in rounds]
-        (line,) = axes.plot(share, [100 * record["test_accuracy"] for record in rounds], "o-", ms=3, label=name)
+        (line,) = axes.plot(share, [100 * record["test_accuracy"] for record in rounds], "o-", ms=3, lw=1.2, label=name)
         before = [100 * record["accuracy_before_finetuning"] for record in rounds[1:]]
-        axes.plot(share[1:], before, ":", lw=0.8, color=line.get_color())
+        axes.plot(share[1:], before, ":", lw=1.0, color=line.get_color())
     axes.invert_xaxis()
-    axes.legend()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    if len(summaries) > 1:
+        figures.label_lines(axes)
     return drawing
 
 
 def scores_over_rounds(rounds: Sequence[Mapping[str, Any]]) -> Any:
     """Rows: the sections; columns: rounds; colour: the score in its round; a cross where a section goes."""
-    drawing, axes = figure("Scores", "round", "")
     names = list(rounds[0]["scores"])
+    drawing, axes = figures.figure("Scores", "round", "", (figures.NARROW, 1.2 + 0.17 * len(names)))
     values = np.array([[record["scores"].get(name, np.nan) for record in rounds] for name in names])
-    drawing.set_size_inches(7.2, 1.5 + 0.2 * len(names))
-    drawing.colorbar(axes.imshow(values, aspect="auto", cmap="viridis"), ax=axes)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_xticks(range(len(rounds)), [str(record["round"]) for record in rounds], fontsize=7)
-    axes.plot(range(len(rounds)), [names.index(record["removed"]) for record in rounds], "rx")
+    bar = drawing.colorbar(axes.imshow(values, aspect="auto", cmap="viridis"), ax=axes)
+    bar.ax.tick_params(labelsize=figures.LETTERS)
+    axes.set_yticks(range(len(names)), names)
+    every = -(-len(rounds) // 12)
+    axes.set_xticks(range(0, len(rounds), every), [str(record["round"]) for record in rounds[::every]])
+    axes.plot(range(len(rounds)), [names.index(record["removed"]) for record in rounds], "x", color=figures.CYCLE[3])
     axes.grid(visible=False)
     return drawing

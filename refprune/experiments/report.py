@@ -138,14 +138,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 #: Title of a row of `rows` → what the row says, for somebody who reads it for the first time.
 EXPLAINED = {
     "training objective J": "Loss on the training images, plus weight decay, plus the cost of the gates that are on.",
-    "MACs of training": "All passes count: forward, backward, the extra passes for the gradient of θ, and the final comparison of "
+    "MACs of training": "All passes count: forward, backward, the extra passes for the gradient of θ, and the final "
+    "comparison of "
     "undecided gates. 100 % is the training of the unpruned network for as many steps.",
     "time of the first step (compiling)": "Part of the wall-clock time: kernels are compiled once, then kept on disk.",
-    "undecided gates, both values tried": "At the end every gate is set to 0 or 1. The θ of these gates was still in between, so "
+    "undecided gates, both values tried": "At the end every gate is set to 0 or 1. The θ of these gates was still in "
+    "between, so "
     "both values were tried on the training images and the better one was taken.",
-    "undecided gates, by first order": "Undecided gates of units, too many to try both values of each: the first-order change of the "
+    "undecided gates, by first order": "Undecided gates of units, too many to try both values of each: the first-order "
+    "change of the "
     "training loss was compared with the unit's share of the cost.",
-    "largest rounding of θ": "The other gates took the value that their θ was near to; no θ was farther from its value than this.",
+    "largest rounding of θ": "The other gates took the value that their θ was near to; no θ was farther from its value than "
+    "this.",
     "removal error/tolerance": "At every removal the network with closed gates and the smaller network are asked for the same "
     "outputs. Up to 1 their difference is rounding; above 1 the run fails.",
 }
@@ -184,7 +188,8 @@ def numbers(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _page(summary: Mapping[str, Any], metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     broken = {name: run["masked_compact_error"] for name, run in summary["runs"].items() if not holds({"runs": {name: run}})}
     wrong = [
-        f"{name}: the outputs before and after a removal differ by {error:.3g} times what rounding explains; up to 1 is allowed."
+        f"{name}: the outputs before and after a removal differ by {error:.3g} times what rounding explains; up to 1 is "
+        f"allowed."
         for name, error in broken.items()
     ]
     compared, counted = _tried(summary), [line for line in decision_lines(summary) if "were undecided" in line]
@@ -192,32 +197,48 @@ def _page(summary: Mapping[str, Any], metrics: Mapping[str, Sequence[Mapping[str
     steps = metrics[first]
     names = {name for line in steps if line["event"] == "step" for name in line["theta"]}
     drawn = [
-        page.picture(figures.svg(theta_picture(steps)), "θ over time", "A line for each gate, the mean for a group of unit gates; a "
-                     "cross where a gate was removed.") if names else "",
-        page.picture(figures.svg(lives_picture(steps)), "When gates were removed", "A row for each gate or group of unit gates; a "
-                     "cross for every removal.") if 0 < len(names) <= NAMED else "",
-        page.picture(figures.svg(_accuracy_picture(metrics)), "Test accuracy", "After every epoch, against the MACs that the "
-                     "training had taken."),
+        page.picture(
+            figures.svg(theta_picture(steps)),
+            "θ over time",
+            "A line for each gate, the mean for a group of unit gates; a cross where a gate was removed.",
+        )
+        if names
+        else "",
+        page.picture(
+            figures.svg(lives_picture(steps)),
+            "When gates were removed",
+            "A row for each gate or group of unit gates; a cross for every removal.",
+        )
+        if 0 < len(names) <= NAMED
+        else "",
+        page.picture(
+            figures.svg(_accuracy_picture(metrics)),
+            "Test accuracy",
+            "After every epoch, against the MACs that the training had taken.",
+        ),
         page.picture(figures.svg(_macs_picture(metrics)), "Cost of the network", "MACs of one image after every epoch."),
     ]
     body = [
         page.section("A removal was not exact", page.notes(wrong), finding=True),
         page.section("Nothing is left to prune", page.notes(nothing_left_lines(summary))),
-        page.section("Result", page.table(rows(summary), "Each training run; shares are of the network at the start", explained=EXPLAINED),
-                     page.paragraph("One seed: how much such results vary by chance, `refprune sweep` shows.")),
+        page.section(
+            "Result",
+            page.table(rows(summary), "Each training run; shares are of the network at the start", explained=EXPLAINED),
+            page.paragraph("One seed: how much such results vary by chance, `refprune sweep` shows."),
+        ),
         page.section(
             "Gates that were undecided at the end",
             page.table(compared, "Both values tried on the training images; the smaller J was taken") if compared else "",
             page.notes(counted),
         ),
         page.section("How it went", page.pictures(*drawn)),
-        page.section("What is left of every layer", page.table(layer_rows(run), f"Layers of the network “{first}”, in their order")),
+        page.section(
+            "What is left of every layer", page.table(layer_rows(run), f"Layers of the network “{first}”, in their order")
+        ),
     ]
     title = f"{summary['name']}: {summary['data']}, seed {summary['seed']}"
     judgement: page.Judgement = "good" if holds(summary) else "bad"
-    return page.page(
-        title, verdict(summary), judgement, "".join(body), numbers=numbers(summary), made_by="refprune run"
-    )
+    return page.page(title, verdict(summary), judgement, "".join(body), numbers=numbers(summary), made_by="refprune run")
 
 
 def _tried(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:

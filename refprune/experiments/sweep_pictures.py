@@ -207,17 +207,20 @@ def explanation(name: str, page: Mapping[str, Any]) -> tuple[str, str]:
     told = {
         "knob": (
             f"What {knob(page)} does",
-            "Test accuracy, and what is left of the network, against its value: means over seeds, bars of one standard deviation, a "
+            "Test accuracy, and what is left of the network, against its value: means over seeds, bars of one standard "
+            "deviation, a "
             "dot for each run.",
         ),
         "accuracy": (
             "Accuracy against size",
-            "A marker for each setting and training run: the mean over seeds, bars of one standard deviation; small dots are runs. "
+            "A marker for each setting and training run: the mean over seeds, bars of one standard deviation; small dots "
+            "are runs. "
             "The frontier is what is reached at this size or less.",
         ),
         "theta": (
             "θ over time",
-            "The first seed of each setting; a line for each gate, the mean for a group of unit gates, a cross where a gate was removed.",
+            "The first seed of each setting; a line for each gate, the mean for a group of unit gates, a cross where a gate "
+            "was removed.",
         ),
         "removals": ("When gates were removed", "A row for each setting, a mark for each removal, all seeds together."),
     }

@@ -16,7 +16,8 @@ from .sweep_tables import Point, points, read_results, rows, size_rows, spread
 COLUMNS = (
     "Values are means over the seeds ± one standard deviation.",
     "J: loss on the training images, plus weight decay, plus the cost of the gates that are on.",
-    "MACs, %: of one image, against the network at the start. Training MACs, %: all passes, against the training of the unpruned "
+    "MACs, %: of one image, against the network at the start. Training MACs, %: all passes, against the training of the "
+    "unpruned "
     "network for as many steps.",
     "Undecided: gates, of all seeds together, whose θ was between the thresholds at the end, so that both values were tried. θ "
     "rounded by: the largest distance of any other θ from the 0 or 1 that it became.",
@@ -88,15 +89,17 @@ def _page(results: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
     ]
     body = [
         page.section("Runs that failed", page.notes(failed), finding=True),
-        page.section("Settings", page.table(table, "A row for each setting and training run", stacked=True), page.notes(COLUMNS)),
+        page.section(
+            "Settings", page.table(table, "A row for each setting and training run", stacked=True), page.notes(COLUMNS)
+        ),
         page.section(
             "Accuracy against size",
-            page.table(sizes, "A setting is on the frontier if no other is at least as accurate at the same size or less", stacked=True),
+            page.table(
+                sizes, "A setting is on the frontier if no other is at least as accurate at the same size or less", stacked=True
+            ),
         ),
         page.section("Pictures", page.pictures(*shown)),
     ]
     judgement: page.Judgement = "bad" if failed else "good"
     title = f"Sweep {results['name']}: {results['experiment']}"
-    return page.page(
-        title, verdict(results), judgement, "".join(body), numbers=_numbers(results), made_by="refprune sweep"
-    )
+    return page.page(title, verdict(results), judgement, "".join(body), numbers=_numbers(results), made_by="refprune sweep")

@@ -20,12 +20,19 @@ HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
 #: Width in inches at which the letters below have 11 px on a telephone of 400 px.
 NARROW = 3.8
 
-#: matplotlib's settings for every figure; sizes of letters in points.
-RC = {
-    **{"font.size": 8.5, "axes.titlesize": 9.0, "axes.labelsize": 8.5, "legend.fontsize": 8.5},
-    **{"xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "figure.titlesize": 9.0},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False},
-    **{"svg.fonttype": "none", "svg.hashsalt": "refprune", "axes.formatter.use_mathtext": False},
+#: Size of letters in points.
+LETTERS = 8.5
+
+#: matplotlib's settings for every figure.
+RC: dict[Any, Any] = dict.fromkeys(
+    ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), LETTERS
+) | {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "refprune",
 }
 
 #: Colours of matplotlib's cycle: the first is "c0" in a page, and so on.
@@ -108,15 +115,15 @@ def label_lines(axes: Any) -> None:
     """
     handles, labels = axes.get_legend_handles_labels()
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
-    axes.get_xlim(), axes.get_ylim()  # matplotlib sets the limits of what was plotted only when they are asked for
+    axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
     ends = [to_axes.transform(line.get_transform().transform(line.get_xydata()[-1])) for line in lines]
     at_edge = [i for i, (x, _) in enumerate(ends) if x > 0.9]
-    row = 1.25 * RC["font.size"] / (72.0 * 0.7 * axes.figure.get_size_inches()[1])  # of the axes' height, about
+    row = 1.25 * LETTERS / (72.0 * 0.7 * axes.figure.get_size_inches()[1])  # of the axes' height, about
     heights = dict(zip(at_edge, spread([ends[i][1] for i in at_edge], row), strict=True))
     for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
         x, y = ends[i]
-        style = {"color": line.get_color(), "fontsize": RC["font.size"], "transform": axes.transAxes}
+        style = {"color": line.get_color(), "fontsize": LETTERS, "transform": axes.transAxes}
         if i in heights:
             axes.text(1.02, heights[i], label, va="center", **style)
         else:
@@ -125,14 +132,12 @@ def label_lines(axes: Any) -> None:
 
 def spread(heights: Sequence[float], least: float) -> list[float]:
     """The heights, moved apart as little as needed until any two are at least so far from each other; their order stays."""
-    groups = [[[i], h] for i, h in sorted(enumerate(heights), key=lambda one: one[1])]
-    merged: list[list[Any]] = []
-    for members, centre in groups:
-        merged.append([members, centre])
+    merged: list[tuple[list[int], float]] = []  # neighbours that touch, and the middle of their heights
+    for i, height in sorted(enumerate(heights), key=lambda one: one[1]):
+        merged.append(([i], height))
         while len(merged) > 1 and merged[-1][1] - merged[-2][1] < least * (len(merged[-1][0]) + len(merged[-2][0])) / 2:
-            (below, low), (above, high) = merged.pop(-2), merged.pop()
-            count = len(below) + len(above)
-            merged.append([below + above, (low * len(below) + high * len(above)) / count])
+            (above, high), (below, low) = merged.pop(), merged.pop()
+            merged.append((below + above, (low * len(below) + high * len(above)) / (len(below) + len(above))))
     found = list(heights)
     for members, centre in merged:
         for k, i in enumerate(members):
@@ -141,16 +146,16 @@ def spread(heights: Sequence[float], least: float) -> list[float]:
 
 
 def svg(drawing: Any) -> str:
-    """The figure as an <svg> element for a page, without its title, which stands above it there."""
-    axes = drawing.axes[0] if drawing.axes else None
-    title = axes.get_title() if axes is not None else ""
-    alone = axes is not None and sum(bool(other.get_title()) for other in drawing.axes) == 1
-    if alone:
-        axes.set_title("")
+    """The figure as an <svg> element for a page; the title of a single pair of axes is left out, it stands above the figure."""
+    titled = [axes for axes in drawing.axes if axes.get_title()]
+    title = titled[0].get_title() if len(titled) == 1 else ""
+    if title:
+        titled[0].set_title("")
     text = _rendered(drawing, transparent=True)
-    if alone:
-        axes.set_title(title)
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    if title:
+        titled[0].set_title(title)
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r"font: (?:(?:bold|italic|normal|oblique|\d+) )*([\d.]+)px [^;\"]*", r"font-size: \1px", text)

@@ -1,7 +1,7 @@
 """The page of every report: one HTML file in one look, light and dark, for a telephone and for paper.
 
-`page` puts a verdict and its numbers above sections; `table`, `picture`, `notes` and `paragraph` make what sections hold. All texts
-are escaped here; what is called `body` or `parts` is HTML that these functions have made.
+`page` puts a verdict and its numbers above sections; `table`, `picture`, `notes` and `paragraph` make what sections hold. All
+texts are escaped here; what is called `body` or `parts` is HTML that these functions have made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def page(
     end = f"<footer>Written by <code>{text(made_by)}</code>.</footer>" if made_by else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<header>\n<h1>{text(title)}</h1>\n<p class="verdict {judgement}">{sign}{text(verdict)}</p>\n'
         f"{f'<dl class=numbers>{shown}</dl>' if shown else ''}\n</header>\n{body}\n{end}</main>\n</body>\n</html>\n"

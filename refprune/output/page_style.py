@@ -47,7 +47,8 @@ p,ul,ol{{margin:.5rem 0;max-width:46rem}}
 ul,ol{{padding-left:1.25rem}}li{{margin:.25rem 0}}
 a{{color:var(--link)}}
 code,pre{{font-family:ui-monospace,"SF Mono",Consolas,"Liberation Mono","DejaVu Sans Mono",monospace;font-size:.875em}}
-pre{{white-space:pre-wrap;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem;margin:.75rem 0}}
+pre{{white-space:pre-wrap;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem;
+margin:.75rem 0}}
 .verdict{{font-size:1.125rem;margin:0;max-width:none;padding:.75rem 1rem;border-radius:6px;border-left:5px solid var(--link);
 background:var(--card)}}
 .verdict .sign{{font-weight:700}}
@@ -63,7 +64,8 @@ background:var(--card)}}
 .table:focus-visible{{outline:2px solid var(--link)}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9375rem}}
 caption{{text-align:left;background:var(--card)}}
-caption span{{display:block;position:sticky;left:0;max-width:calc(100vw - 2.2rem);padding:.5rem .8rem;color:var(--soft);font-size:.875rem}}
+caption span{{display:block;position:sticky;left:0;max-width:calc(100vw - 2.2rem);padding:.5rem .8rem;color:var(--soft);
+font-size:.875rem}}
 th,td{{padding:.35rem .8rem;text-align:left;vertical-align:top;border-top:1px solid var(--line)}}
 thead th{{font-weight:600;vertical-align:bottom}}
 th[scope=row]{{font-weight:500}}
@@ -78,9 +80,11 @@ figure{{margin:0;min-width:0;max-width:34rem}}figure.wide{{grid-column:1/-1;max-
 figcaption{{font-size:.875rem;line-height:1.4;margin-bottom:.4rem}}figcaption span{{color:var(--soft)}}
 svg{{display:block;width:100%;height:auto;color:var(--ink)}}svg text{{fill:currentColor;font-family:inherit}}
 .wide svg{{width:auto;max-width:none}}
-math{{font-size:1.1em;margin:.75rem 0;max-width:100%;overflow-x:auto;overflow-y:hidden}}
+.formula{{overflow-x:auto;overflow-y:hidden;padding:.5rem 0;
+margin:.5rem 0}}math{{font-size:1.15em}}.formula math{{width:fit-content}}
 .source{{color:var(--soft);font-size:.875rem}}
-.index{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:.1rem 2rem;list-style:none;padding:0;max-width:none;
+.index{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:.1rem 2rem;list-style:none;
+padding:0;max-width:none;
 font-size:.9375rem}}
 footer{{margin-top:3rem;padding-top:.75rem;border-top:1px solid var(--line);color:var(--soft);font-size:.875rem}}
 @media (max-width:40rem){{
@@ -94,7 +98,8 @@ th:first-child{{min-width:6.5rem;max-width:46vw}}
 .stacked thead{{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}}
 .stacked tr{{border:1px solid var(--line);border-radius:6px;margin:0 0 .6rem;padding:.3rem 0;overflow:hidden}}
 .stacked th[scope=row]{{position:static;max-width:none;border:0;font-weight:600;padding:.25rem .8rem}}
-.stacked td{{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.15rem .8rem;text-align:right;white-space:normal}}
+.stacked td{{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.15rem .8rem;text-align:right;
+white-space:normal}}
 .stacked td::before{{content:attr(data-label);color:var(--soft);text-align:left;flex:none;max-width:55%}}
 .stacked td:empty{{display:none}}
 }}

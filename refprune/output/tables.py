@@ -13,5 +13,3 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
         for title, *cells in table
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-

@@ -344,7 +344,7 @@ def _(context: Context) -> Finding:
 
 @D4.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure("Phase plane: H (shaded), its saddle, and trajectories", "w = ‖W‖", "θ")
+    figure, axes = figures.figure("Phase plane: H (shaded), its saddle, and trajectories", "w = ‖W‖", "θ")
     c = dynamics.Comparison(kappa=1.0, beta=0.5, decay=0.6, ratio=0.5)
     w, theta = np.meshgrid(np.linspace(0.0, 1.8, 200), np.linspace(0.0, 1.0, 200))
     axes.contourf(w, theta, c.contains(w, theta), levels=[0.5, 1.5], colors=["#cfe3f7"])
@@ -358,7 +358,7 @@ def _(context: Context) -> Any:
 
 @D4.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure("Times until θ = 0 for good, from random points of H", "time over its bound", "systems")
+    figure, axes = figures.figure("Times until θ = 0 for good, from random points of H", "time over its bound", "systems")
     rng, shares = context.rng("d/times"), []
     for _ in range(150):
         c = random_comparison(rng)

@@ -163,12 +163,12 @@ def _(context: Context) -> Finding:
 
 @F1.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure("Density of π for several γ", "π", "p(π|γ)")
+    figure, axes = figures.figure("Density of π for several γ", "π", "p(π|γ)")
     p = np.linspace(0, 1, 401)
     for log_gamma in (-5.0, -2.0, 0.0, 2.0, 5.0):
         axes.plot(p, hyper_prior.density(p, log_gamma), label=f"log γ = {log_gamma:g}")
     axes.set_ylim(0, 6)
-    axes.legend()
+    figures.label_lines(axes)
     return figure
 
 
@@ -260,12 +260,12 @@ def _(context: Context) -> Finding:
 
 @F3.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
+    figure, axes = figures.figure("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
     theta = np.linspace(0, 1, 201)
     for log_gamma in (-4.0, -2.0, 2.0):
         axes.plot(theta, hyper_prior.penalty(theta, log_gamma), label=f"min over π, log γ = {log_gamma:g}")
     axes.plot(theta, scalar.bernoulli_kl(theta, 0.3), "--", label="KL(θ‖0.3)")
-    axes.legend()
+    figures.label_lines(axes)
     return figure
 
 

@@ -316,7 +316,7 @@ def _(context: Context) -> Finding:
 
 @O5.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure(
+    figure, axes = figures.figure(
         "Estimators of ∂C/∂θ, 400 samples: bias (cross) and standard deviation (bar)", "gate", "error"
     )
     plain, theta = _three_gates(context)
@@ -328,5 +328,5 @@ def _(context: Context) -> Any:
         at = np.arange(3) + 0.15 * (i - 2)
         axes.errorbar(at, error.mean(axis=0), error.std(axis=0), fmt="x", capsize=3, label=name)
     axes.set_xticks(range(3), [f"θ = {t:g}" for t in theta])
-    axes.legend(fontsize=7)
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure

@@ -187,13 +187,13 @@ def _(context: Context) -> Finding:
 
 @P1.picture
 def _(context: Context) -> Any:
-    figure, axes = figures.small_figure("Scale mixtures of normals", "w", "log p(w)")
+    figure, axes = figures.figure("Scale mixtures of normals", "w", "log p(w)")
     w = np.linspace(-3, 3, 601)
     for name, prior in (("spike and slab", SLAB), ("Student-t", STUDENT), ("Laplace", LAPLACE), ("horseshoe", HORSESHOE)):
         block = isinstance(prior, priors.SpikeSlab | priors.StudentT)
         value = prior.density(w[:, None] if block else w).log_density
         axes.plot(w, np.minimum(value, 4), label=name)
-    axes.legend()
+    figures.label_lines(axes)
     return figure
 
 
