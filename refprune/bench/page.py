@@ -11,12 +11,17 @@ from .run import holds, notes, table
 
 Result = dict[str, Any]
 
+#: Title of a column that is not always there → what it says.
+COLUMNS = {
+    "compiled": "compiled: the same ratio against torch.compile.",
+    "of peak": "of peak: the share of the fused multiply-adds that this machine can do.",
+}
+
 #: Below the table: what its columns say.
 READING = (
     "Times are medians over rounds in which all sides take turns. The ratio is the other's time over refprune's, the median "
     "of the "
     "ratios of single rounds: above 1 refprune is faster. The quartiles of these ratios show how much the machine varied.",
-    "compiled: the same ratio against torch.compile. of peak: the share of the fused multiply-adds that this machine can do.",
     "error/bound: the results of both sides are compared before they are timed; up to 1 their difference is rounding.",
 )
 
@@ -33,8 +38,10 @@ def report(results: Sequence[Result], where: Mapping[str, Any]) -> str:
     bars = page.picture(
         figures.svg(pictures.bars_figure(results, "")),
         "How many times as fast refprune is",
-        "Time of the other side over that of refprune: the median, and its quartiles as a line.",
+        "Time of the other side over that of refprune: the median, its quartiles as a line, a mark at 1, where both take as long.",
     )
+    times = _without_empty(table(results))
+    columns = [says for title, says in COLUMNS.items() if title in times[0]]
     body = [
         page.section("Results that are not equal", page.notes(different), finding=True),
         page.section("Not timed", page.notes(skipped)),

@@ -20,7 +20,7 @@ def bars(path: Path, results: Sequence[Result], title: str) -> None:
 
 
 def bars_figure(results: Sequence[Result], title: str) -> Any:
-    """One horizontal bar a case, its name above it: how many times as fast refprune is, with quartiles; a line at 1."""
+    """One horizontal bar a case, its name above it: how many times as fast refprune is, with quartiles; a mark at 1."""
     found = [r for r in results if r["ratio"] is not None]
     drawing, axes = figures.figure(title, "time of the other / time of refprune", "", (figures.NARROW, 1.0 + 0.42 * len(found)))
     ratios = np.array([r["ratio"] for r in found])
@@ -30,7 +30,7 @@ def bars_figure(results: Sequence[Result], title: str) -> Any:
     axes.barh(rows, ratios, height=0.4, xerr=ends, color=colours, error_kw={"lw": 0.8, "ecolor": "black"})
     for row, r in zip(rows, found, strict=True):
         axes.text(0.0, row - 0.26, f" {r['label']}: {r['ratio']:.2f}", va="bottom", fontsize=figures.LETTERS)
-    axes.axvline(1.0, color="black", lw=0.8)
+    axes.vlines(np.ones(len(found)), rows - 0.24, rows + 0.24, color="black", lw=1.2)
     axes.set_ylim(len(found) - 0.5, -0.8)
     axes.set_xlim(left=0.0)
     axes.set_yticks([])

@@ -76,7 +76,7 @@ th:first-child{{position:sticky;left:0;background:var(--paper);z-index:1}}
 tr.bad th,tr.bad td{{background:var(--bad-card)}}tr.bad td:last-child{{color:var(--bad);font-weight:600}}
 tr.open th,tr.open td{{background:var(--open-card)}}tr.open td:last-child{{color:var(--open);font-weight:600}}
 .pictures{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1.75rem 2.5rem;margin:1rem 0}}
-figure{{margin:0;min-width:0;max-width:34rem}}figure.wide{{grid-column:1/-1;max-width:none;overflow-x:auto}}
+figure{{margin:0;min-width:0;max-width:30rem}}figure.wide{{grid-column:1/-1;max-width:none;overflow-x:auto}}
 figcaption{{font-size:.875rem;line-height:1.4;margin-bottom:.4rem}}figcaption span{{color:var(--soft)}}
 svg{{display:block;width:100%;height:auto;color:var(--ink)}}svg text{{fill:currentColor;font-family:inherit}}
 .wide svg{{width:auto;max-width:none}}
