@@ -14,14 +14,11 @@ from .run import Result, holds, one_line
 #: Above the claims: how to read their tables.
 READING = (
     "A claim is a numbered statement of the specification. A witness proves it in one way: by symbols, exactly, by "
-    "enumeration, by "
-    "quadrature, with 50 digits or by simulation.",
-    "A witness holds if its deviation is at most its bound. The bound is 0 for counts of violations, and comes from "
-    "rounding for "
-    "errors.",
+    "enumeration, by quadrature, with 50 digits or by simulation.",
+    "A witness holds if its deviation is at most its bound. The bound is 0 for counts of violations, and comes from rounding "
+    "for errors.",
     "|z| is the distance of a simulated mean in standard errors. By chance all of a witness's scores together exceed their "
-    "bound with "
-    "probability 1e-6. What else depends on the seed says how often beside it.",
+    "bound with probability 1e-6. What else depends on the seed says how often beside it.",
 )
 
 

@@ -20,8 +20,8 @@ COLUMNS = {
 #: Below the table: what its columns say.
 READING = (
     "Times are medians over rounds in which all sides take turns. The ratio is the other's time over refprune's, the median "
-    "of the "
-    "ratios of single rounds: above 1 refprune is faster. The quartiles of these ratios show how much the machine varied.",
+    "of the ratios of single rounds: above 1 refprune is faster. The quartiles of these ratios show how much the machine "
+    "varied.",
     "error/bound: the results of both sides are compared before they are timed; up to 1 their difference is rounding.",
 )
 
@@ -38,16 +38,14 @@ def report(results: Sequence[Result], where: Mapping[str, Any]) -> str:
     bars = page.picture(
         figures.svg(pictures.bars_figure(results, "")),
         "How many times as fast refprune is",
-        "Time of the other side over that of refprune: the median, its quartiles as a line, a mark at 1, where both take as long.",
+        "Time of the other side over that of refprune: its median, its quartiles as a line, a mark at 1.",
     )
     times = _without_empty(table(results))
     columns = [says for title, says in COLUMNS.items() if title in times[0]]
     body = [
         page.section("Results that are not equal", page.notes(different), finding=True),
         page.section("Not timed", page.notes(skipped)),
-        page.section(
-            "Times", page.table(_without_empty(table(results)), "Medians over rounds", stacked=True), page.notes(READING)
-        ),
+        page.section("Times", page.table(times, "Medians over rounds", stacked=True), page.notes([*READING, *columns])),
         page.section("Pictures", page.pictures(bars if timed else "", _roofline(results, where))),
         page.section(
             "Notes", page.notes([line for line in notes(results) if "NOT EQUAL" not in line and ": skipped:" not in line])

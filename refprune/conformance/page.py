@@ -22,11 +22,9 @@ BARS = 60
 READING = (
     "Examples are drawn at random, from small to large; those declined were answered with “not supported”.",
     "Kinks: examples in which a ReLU, a maximum or a projection was so near its kink that rounding decides which side is "
-    "taken; either "
-    "is right there.",
+    "taken; either is right there.",
     "Error/tolerance: the largest error of all entries. The tolerance is what rounding in the declared precision explains; "
-    "up to 1 is "
-    "right.",
+    "up to 1 is right.",
 )
 
 

@@ -139,19 +139,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 EXPLAINED = {
     "training objective J": "Loss on the training images, plus weight decay, plus the cost of the gates that are on.",
     "MACs of training": "All passes count: forward, backward, the extra passes for the gradient of θ, and the final "
-    "comparison of "
-    "undecided gates. 100 % is the training of the unpruned network for as many steps.",
+    "comparison of undecided gates. 100 % is the training of the unpruned network for as many steps.",
     "time of the first step (compiling)": "Part of the wall-clock time: kernels are compiled once, then kept on disk.",
     "undecided gates, both values tried": "At the end every gate is set to 0 or 1. The θ of these gates was still in "
-    "between, so "
-    "both values were tried on the training images and the better one was taken.",
+    "between, so both values were tried on the training images and the better one was taken.",
     "undecided gates, by first order": "Undecided gates of units, too many to try both values of each: the first-order "
-    "change of the "
-    "training loss was compared with the unit's share of the cost.",
+    "change of the training loss was compared with the unit's share of the cost.",
     "largest rounding of θ": "The other gates took the value that their θ was near to; no θ was farther from its value than "
     "this.",
-    "removal error/tolerance": "At every removal the network with closed gates and the smaller network are asked for the same "
-    "outputs. Up to 1 their difference is rounding; above 1 the run fails.",
+    "removal error/tolerance": "At every removal the network with closed gates and the smaller network are asked for the "
+    "same outputs. Up to 1 their difference is rounding; above 1 the run fails.",
 }
 
 

@@ -208,14 +208,12 @@ def explanation(name: str, page: Mapping[str, Any]) -> tuple[str, str]:
         "knob": (
             f"What {knob(page)} does",
             "Test accuracy, and what is left of the network, against its value: means over seeds, bars of one standard "
-            "deviation, a "
-            "dot for each run.",
+            "deviation, a dot for each run.",
         ),
         "accuracy": (
             "Accuracy against size",
-            "A marker for each setting and training run: the mean over seeds, bars of one standard deviation; small dots "
-            "are runs. "
-            "The frontier is what is reached at this size or less.",
+            "A marker for each setting and training run: the mean over seeds, bars of one standard deviation; small dots are "
+            "runs. The frontier is what is reached at this size or less.",
         ),
         "theta": (
             "θ over time",

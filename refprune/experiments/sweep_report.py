@@ -17,10 +17,9 @@ COLUMNS = (
     "Values are means over the seeds ± one standard deviation.",
     "J: loss on the training images, plus weight decay, plus the cost of the gates that are on.",
     "MACs, %: of one image, against the network at the start. Training MACs, %: all passes, against the training of the "
-    "unpruned "
-    "network for as many steps.",
-    "Undecided: gates, of all seeds together, whose θ was between the thresholds at the end, so that both values were tried. θ "
-    "rounded by: the largest distance of any other θ from the 0 or 1 that it became.",
+    "unpruned network for as many steps.",
+    "Undecided: gates, of all seeds together, whose θ was between the thresholds at the end, so that both values were tried. "
+    "θ rounded by: the largest distance of any other θ from the 0 or 1 that it became.",
     "Seconds contain the compiling and depend on what else ran on the machine.",
 )
 
