@@ -40,8 +40,8 @@ def report(results: Sequence[Result], where: Mapping[str, Any]) -> str:
         "How many times as fast refprune is",
         "Time of the other side over that of refprune: its median, its quartiles as a line, a mark at 1.",
     )
-    times = _without_empty(table(results))
-    columns = [says for title, says in COLUMNS.items() if title in times[0]]
+    times = table(results)
+    columns = [says for title, says in COLUMNS.items() if any(row[times[0].index(title)] for row in times[1:])]
     body = [
         page.section("Results that are not equal", page.notes(different), finding=True),
         page.section("Not timed", page.notes(skipped)),
@@ -88,12 +88,6 @@ def verdict(results: Sequence[Result]) -> str:
 def _numbers(results: Sequence[Result]) -> list[tuple[str, str]]:
     timed = [r for r in results if r["ratio"] is not None]
     return [(f"{r['ratio']:.2f} ×", r["label"]) for r in timed] if len(timed) <= 6 else []
-
-
-def _without_empty(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The table without columns in which nothing stands."""
-    there = [i == 0 or any(row[i] for row in rows[1:]) for i in range(len(rows[0]))]
-    return [tuple(cell for cell, keep in zip(row, there, strict=True) if keep) for row in rows]
 
 
 def _machine(where: Mapping[str, Any]) -> list[tuple[str, ...]]:

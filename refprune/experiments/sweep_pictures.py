@@ -47,7 +47,9 @@ def accuracy_picture(page: Mapping[str, Any]) -> Any:
             axes.axhline(max(whole), ls="--", lw=1.0, color="black", label="best without pruning")
         _size_axis(axes, cost, found)
     if len(panels[0].get_legend_handles_labels()[0]) <= 24:
-        drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
+        drawing.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=figures.LETTERS, frameon=False
+        )
     return drawing
 
 
@@ -71,7 +73,7 @@ def _markers(axes: Any, mine: Sequence[Point], cost: str, *, color: Any, label: 
 
 def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
     """Absolute numbers below, shares above; logarithmic where sizes span more than a factor of 4."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
     if not found:
         return
@@ -84,9 +86,11 @@ def _size_axis(axes: Any, cost: str, found: Sequence[Point]) -> None:
     if len(starts) == 1:
         start = starts.pop()
         upper = axes.secondary_xaxis("top", functions=(lambda size: size / start, lambda share: share * start))
-        shown.append((upper.xaxis, PercentFormatter(1.0)))
+        upper.tick_params(labelsize=figures.LETTERS)
+        shown.append((upper.xaxis, PercentFormatter(1.0, symbol=" %")))
     for axis, formatter in shown:
         axis.set_major_formatter(formatter)
+        axis.set_major_locator(MaxNLocator(4))
         if wide:
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_minor_formatter(NullFormatter())
@@ -161,9 +165,19 @@ def theta_picture(page: Mapping[str, Any], directory: Path) -> Any:
         axes.set_axis_off()
     for axes, (label, metrics) in zip(panels, shown, strict=False):
         report.draw_theta(axes, metrics)
-        axes.set_title(label, fontsize=8.5)
+        axes.set_title(label, fontsize=figures.LETTERS)
         axes.set(xlabel="step", ylabel="θ")
     return drawing
+
+
+#: Of so many settings the page shows θ.
+SETTINGS = 12
+
+
+def theta_pictures(page: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Label → θ of all gates over the steps, with the first seed run in this folder; of the first SETTINGS settings."""
+    runs = list(_metrics(page, directory).items())[:SETTINGS]
+    return {label: report.theta_picture(next(iter(seeds.values()))) for label, seeds in runs}
 
 
 def removal_picture(page: Mapping[str, Any], directory: Path) -> Any:

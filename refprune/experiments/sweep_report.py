@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..output import figures, page
 from ..output.files import write_atomically
-from .sweep_pictures import UNPRUNED, explanation, pictures
+from .sweep_pictures import UNPRUNED, explanation, pictures, theta_pictures
 from .sweep_tables import Point, points, read_results, rows, size_rows, spread
 
 #: Below the table of all settings: what its columns say.
@@ -35,7 +35,7 @@ def write_html(directory: Path) -> Path | None:
     for name, drawing in drawn.items():
         write_atomically(directory / f"{name}.svg", figures.svg_file(drawing))
     path = directory / "report.html"
-    write_atomically(path, _page(results, drawn).encode())
+    write_atomically(path, _page(results, drawn, theta_pictures(results, directory)).encode())
     return path
 
 
@@ -73,19 +73,22 @@ def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     shown = []
     if pruned:
-        shown.append(told(max(pruned, key=lambda p: p.accuracy), "most accurate pruned"))
-        shown.append(told(min(pruned, key=lambda p: p.mean("macs_per_image")), "fewest MACs, pruned"))
+        best, least = max(pruned, key=lambda p: p.accuracy), min(pruned, key=lambda p: p.mean("macs_per_image"))
+        both = best is least
+        shown.append(told(best, "most accurate pruned, and smallest," if both else "most accurate pruned,"))
+        shown += [] if both else [told(least, "smallest pruned,")]
     if unpruned:
         shown.append(told(max(unpruned, key=lambda p: p.accuracy), "most accurate without pruning"))
     return shown
 
 
-def _page(results: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
+def _page(results: Mapping[str, Any], drawn: Mapping[str, Any], thetas: Mapping[str, Any]) -> str:
     failed = [f"{f['label']}, seed {f['seed']}: {f['problem']}" for f in results["failed"]]
     table, sizes = rows(results), size_rows(results)
     shown = [
-        page.picture(figures.svg(drawing), *explanation(name, results), wide=name == "theta") for name, drawing in drawn.items()
+        page.picture(figures.svg(drawing), *explanation(name, results)) for name, drawing in drawn.items() if name != "theta"
     ]
+    curves = [page.picture(figures.svg(drawing), label) for label, drawing in thetas.items()]
     body = [
         page.section("Runs that failed", page.notes(failed), finding=True),
         page.section(
@@ -98,6 +101,7 @@ def _page(results: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
             ),
         ),
         page.section("Pictures", page.pictures(*shown)),
+        page.section("θ over time", page.paragraph(explanation("theta", results)[1]), page.pictures(*curves)) if curves else "",
     ]
     judgement: page.Judgement = "bad" if failed else "good"
     title = f"Sweep {results['name']}: {results['experiment']}"

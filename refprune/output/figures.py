@@ -119,7 +119,8 @@ def label_lines(axes: Any) -> None:
     to_axes = axes.transAxes.inverted()
     ends = [to_axes.transform(line.get_transform().transform(line.get_xydata()[-1])) for line in lines]
     at_edge = [i for i, (x, _) in enumerate(ends) if x > 0.9]
-    row = 1.25 * LETTERS / (72.0 * 0.7 * axes.figure.get_size_inches()[1])  # of the axes' height, about
+    height = 72.0 * axes.figure.get_size_inches()[1] * axes.get_position().height  # in points, about
+    row = 1.25 * LETTERS / height
     heights = dict(zip(at_edge, spread([ends[i][1] for i in at_edge], row), strict=True))
     for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
         x, y = ends[i]

@@ -86,12 +86,13 @@ def table(
 ) -> str:
     """A <table>; its first row heads it, the first cell of every other row heads that row.
 
+    A column in which nothing stands is left out.
     stacked: for many columns; on a telephone every row becomes a card, one cell a line. Else the first column stands still and
     the others move beneath it.
     explained: title of a row → a sentence that stands below it.
     judged: row → whether it is marked as good, bad or open.
     """
-    head, *lines = rows
+    head, *lines = _without_empty(rows)
     numeric = [_is_numeric([line[i] for line in lines]) for i in range(len(head))]
     kinds = [" class=n" if number else "" for number in numeric]
     titles = "".join(
@@ -117,6 +118,11 @@ def table(
         f"<table role=table><caption><span>{text(caption)}</span></caption>\n"
         f"<thead role=rowgroup><tr role=row>{titles}</tr></thead>\n<tbody role=rowgroup>\n{body}\n</tbody></table></div>\n"
     )
+
+
+def _without_empty(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    there = [i == 0 or len(rows) == 1 or any(row[i] not in ("", "–") for row in rows[1:]) for i in range(len(rows[0]))]
+    return [[cell for cell, keep in zip(row, there, strict=True) if keep] for row in rows]
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:

@@ -38,7 +38,7 @@ STYLE = f"""
 html{{-webkit-text-size-adjust:100%}}
 body{{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",
 "Liberation Sans",Arial,sans-serif;overflow-wrap:break-word}}
-main{{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}}
+main{{max-width:70rem;margin:0 auto;padding:1.5rem 1rem 3rem}}
 h1{{font-size:1.5rem;line-height:1.25;margin:0 0 .75rem}}
 h2{{font-size:1.2rem;line-height:1.3;margin:0 0 .5rem}}
 h3{{font-size:1rem;margin:1.25rem 0 .25rem}}
@@ -75,6 +75,7 @@ th:first-child{{position:sticky;left:0;background:var(--paper);z-index:1}}
 .note span{{display:block;position:sticky;left:.8rem;max-width:min(44rem,calc(100vw - 4rem))}}
 tr.bad th,tr.bad td{{background:var(--bad-card)}}tr.bad td:last-child{{color:var(--bad);font-weight:600}}
 tr.open th,tr.open td{{background:var(--open-card)}}tr.open td:last-child{{color:var(--open);font-weight:600}}
+.stacked table{{font-size:.875rem}}.stacked th,.stacked td{{padding:.35rem .6rem}}
 .pictures{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1.75rem 2.5rem;margin:1rem 0}}
 figure{{margin:0;min-width:0;max-width:30rem}}figure.wide{{grid-column:1/-1;max-width:none;overflow-x:auto}}
 figcaption{{font-size:.875rem;line-height:1.4;margin-bottom:.4rem}}figcaption span{{color:var(--soft)}}
