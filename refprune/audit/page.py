@@ -61,10 +61,11 @@ def _section(claim: Claim, rows: Sequence[Result], context: Context) -> str:
     return html.section(
         f"{claim.number}: {claim.statement}",
         f"<div class=formula>{mathml(claim.formula)}</div>",
-        f"<p class=source>{html.text(claim.source)}. Code: {code}.</p>",
+        f"<p class=source>Source: {html.text(claim.source)}. Code: {code}.</p>",
         html.table(
             table,
             f"Witnesses of {claim.number}",
+            stacked=True,
             explained={r.method: detail for r in rows if (detail := _detail(r))},
             judged=lambda row: "plain" if row[-1] == "holds" else "bad",
         ),

@@ -60,5 +60,7 @@ def roofline_figure(results: Sequence[Result], limits: Mapping[str, float], titl
                 heights = [r[key] for r in points]
                 name = f"{'refprune' if key == 'gflops' else 'PyTorch'} {task}"
                 axes.plot([r["intensity"] for r in points], heights, marker, color=colour, ms=5, label=name)
-    drawing.legend(loc="outside lower center", ncols=2, fontsize=figures.LETTERS)
+    for axis in (axes.xaxis, axes.yaxis):
+        figures.log_axis(axis)
+    drawing.legend(loc="outside lower center", ncols=2, fontsize=figures.LETTERS, frameon=False)
     return drawing

@@ -104,8 +104,8 @@ def _finding(finding: Finding) -> str:
             html.paragraph(f"{where} {tensor(first)}."),
             html.table(_entries(first), f"The worst entries of {first.name}", stacked=True),
         ]
-        lines = [f"Right before it: {', '.join(before)}."] if before else []
-        lines += [f"Then {tensor(c)}." for c in after[:FURTHER]]
+        parts.append(html.paragraph(f"Right before it: {', '.join(before)}." if before else ""))
+        lines = [f"Then {tensor(c)}." for c in after[:FURTHER]]
         lines += [f"And {len(after) - FURTHER} tensors more."] if len(after) > FURTHER else []
         parts.append(html.notes(lines))
     if finding.mistakes:
@@ -154,6 +154,7 @@ def errors_picture(finding: Finding) -> Any:
     axes.axvline(1.0, color="black", lw=0.8)
     axes.set_xscale("log")
     axes.set_xlim(left=3e-4)
+    figures.log_axis(axes.xaxis)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     return drawing

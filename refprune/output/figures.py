@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,19 @@ def count_axis(axis: Any) -> None:
     axis.set_major_formatter(EngFormatter())
 
 
+def log_axis(axis: Any) -> None:
+    """Powers of ten on a logarithmic axis in one size of letters: 10⁻³, 1, 10⁵."""
+    from matplotlib.ticker import FuncFormatter
+
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+    def written(value: float, _: int | None) -> str:
+        power = round(math.log10(value))
+        return f"{value:g}" if 0 <= power <= 3 else f"10{str(power).translate(raised)}"
+
+    axis.set_major_formatter(FuncFormatter(written))
+
+
 def label_lines(axes: Any) -> None:
     """Write the name of every labelled line beside its last point, in its colour, in place of a legend.
 
@@ -117,7 +131,7 @@ def label_lines(axes: Any) -> None:
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
     axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
-    ends = [to_axes.transform(line.get_transform().transform(line.get_xydata()[-1])) for line in lines]
+    ends = [_last_seen(to_axes.transform(line.get_transform().transform(line.get_xydata()))) for line in lines]
     at_edge = [i for i, (x, _) in enumerate(ends) if x > 0.9]
     height = 72.0 * axes.figure.get_size_inches()[1] * axes.get_position().height  # in points, about
     row = 1.25 * LETTERS / height
@@ -129,6 +143,13 @@ def label_lines(axes: Any) -> None:
             axes.text(1.02, heights[i], label, va="center", **style)
         else:
             axes.text(x, y + 0.03, label, va="bottom", ha="center", **style)
+
+
+def _last_seen(points: Any) -> tuple[float, float]:
+    """The last of the points (n, 2), in units of the axes, that lies inside them; else the last one, moved to their edge."""
+    inside = [point for point in points if (point >= -0.001).all() and (point <= 1.001).all()]
+    x, y = inside[-1] if inside else points[-1].clip(0.0, 1.0)
+    return float(x), float(y)
 
 
 def spread(heights: Sequence[float], least: float) -> list[float]:

@@ -328,5 +328,5 @@ def _(context: Context) -> Any:
         at = np.arange(3) + 0.15 * (i - 2)
         axes.errorbar(at, error.mean(axis=0), error.std(axis=0), fmt="x", capsize=3, label=name)
     axes.set_xticks(range(3), [f"θ = {t:g}" for t in theta])
-    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
