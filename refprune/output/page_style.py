@@ -105,7 +105,8 @@ white-space:normal}}
 .stacked td:empty{{display:none}}
 .stacked tr:has(+.note){{margin-bottom:0;border-bottom:0;border-radius:6px 6px 0 0;padding-bottom:0}}
 .stacked .note{{border-top:0;border-radius:0 0 6px 6px}}.stacked .note td{{display:block;text-align:left}}
-.stacked .note span{{position:static}}.stacked tr.bad{{background:var(--bad-card)}}.stacked tr.open{{background:var(--open-card)}}
+.stacked .note span{{position:static}}.stacked tr.bad{{background:var(--bad-card)}}
+.stacked tr.open{{background:var(--open-card)}}
 .finding{{padding-left:.6rem}}
 }}
 @media print{{

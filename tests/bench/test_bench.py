@@ -1,6 +1,7 @@
 """The benchmark's machinery, never its figures: turns, checks that see a planted wrong result, output, refusals."""
 
 import json
+import re
 import sys
 import time
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from refprune.bench import agreement, cases, machine, memory, pictures, run, timing, torch_side
+from refprune.bench import agreement, cases, machine, memory, page, pictures, run, timing, torch_side
 from refprune.cli import main as cli
 from refprune.errors import InputError
 from refprune.kernels.machine import peak
@@ -226,8 +227,9 @@ def quick_machine(monkeypatch):
 
 def test_the_whole_command(small, quick_machine, tmp_path, capsys):
     arguments = ["bench", "lenet-300-100", "--against", "torch", "--threads", "1", "--repeats", "2", "--data-dir", "nowhere"]
-    files = {kind: tmp_path / f"bench.{kind}" for kind in ("json", "svg")}
-    assert cli.main([*arguments, "--json", str(files["json"]), "--picture", str(files["svg"])]) == 0
+    files = {kind: tmp_path / f"bench.{kind}" for kind in ("json", "svg", "html")}
+    options = [*("--json", str(files["json"])), *("--picture", str(files["svg"])), *("--report", str(files["html"]))]
+    assert cli.main([*arguments, *options]) == 0
     out = capsys.readouterr().out
     for expected in ("lenet-300-100 train", "synthetic-digits", "checked before timing", "RuntimeError: no compiler", "1 MB"):
         assert expected in out
@@ -244,6 +246,10 @@ def test_the_whole_command(small, quick_machine, tmp_path, capsys):
         assert len(r["milliseconds"]["refprune"]) == 3
         assert r["rounds"] == 2
     assert "<svg" in files["svg"].read_text()
+    report = files["html"].read_text(encoding="utf-8")
+    assert report.count("<svg") == 1
+    assert re.search(r'class="verdict plain">refprune is faster than PyTorch in \d of 3 cases', report)
+    assert "lenet-300-100 infer, 256 images" in report
 
 
 def test_without_against_there_are_refprunes_own_figures(small, quick_machine, monkeypatch, capsys):
@@ -254,6 +260,17 @@ def test_without_against_there_are_refprunes_own_figures(small, quick_machine, m
     assert "lenet-300-100 infer, 256 images" in out
     assert "ratio" in out
     assert "torch.compile" not in out
+
+
+def test_the_report_says_first_what_is_not_equal():
+    made = {"name": "x", "task": "t", "ratio": None, "label": "x t", "checked": "norms", "worst": "output"}
+    wrong, right = made | {"equal": False, "error_over_bound": 3.0}, made | {"equal": True, "error_over_bound": 0.5}
+    right |= {"label": "y t", "milliseconds": {"refprune": [1.0, 2.0, 3.0]}}
+    where = {"cpu": "c", "threads": 1, "dtype": "float32", "python": "3", "versions": {}, "time": "2026-01-01T00:00:00Z"}
+    text = page.report([right, wrong], where)
+    assert "1 of 2 cases give other results than what they are compared with: x t." in text
+    assert text.index("Results that are not equal") < text.index("x t: output is off by 3 bounds") < text.index("<h2>Times")
+    assert "1 of 1 cases were timed, beside nothing else." in page.report([right], where)
 
 
 def test_a_mismatch_ends_with_exit_code_1(small, quick_machine, monkeypatch, capsys):
@@ -285,8 +302,8 @@ def test_the_roofline(tmp_path):
         ),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
         (["--repeats", "-1"], "--repeats: must be at least 1, got -1"),
-        (["--json", "no/such/a.json"], "no/such/a.json: the folder no/such does not exist"),
-        (["--picture", "bars.pdf"], "bars.pdf: pictures end in .png or .svg"),
+        (["--json", "no/such/a.json"], "--json no/such/a.json: the folder no/such does not exist"),
+        (["--picture", "bars.pdf"], "bars.pdf: the name of a picture ends in .png or .svg"),
     ],
 )
 def test_refusals(arguments, message, capsys):

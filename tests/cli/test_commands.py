@@ -226,11 +226,11 @@ def test_a_run_ends_with_the_table(finished, tmp_path):
         "sections kept": [f"{pruned['sections']} of 3", "3 of 3"],
         "parameters": [f"{pruned['parameters']:,}", f"{unpruned['parameters']:,} (100%)"],
         "MACs per image": [f"{pruned['macs_per_image']:,}", "(100%)"],
-        "training MACs": ["(100%)"],
+        "MACs of training": ["(100%)"],
         "wall-clock": [" s"],
-        "gates decided by comparison": [str(len(pruned["decisions"])), "0"],
-        "θ rounded by at most": [f"{pruned['rounded']:.3f}", "0.000"],
-        "masked ≡ compact": ["(holds)", "nothing removed"],
+        "undecided gates, both values tried": [str(len(pruned["decisions"])), "0"],
+        "largest rounding of θ": [f"{pruned['rounded']:.3f}", "0.000"],
+        "removal error/tolerance": ["(holds)", "nothing removed"],
     }.items():
         (row,) = (line for line in out.splitlines() if line.startswith(title))
         for cell in cells:
@@ -339,7 +339,7 @@ def test_the_report_is_self_contained(finished, tmp_path):
     """It asks for nothing outside itself: no script, link, image or font; URLs stand only in names of namespaces and text."""
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert page.count("<svg") == page.count("</svg>") == 3
+    assert page.count("<svg") == page.count("</svg>") == 4
     for tag in ("<script", "<link", "<img", "<iframe", "<object", "<embed", "@import", "@font-face"):
         assert tag not in page
     for attribute in re.findall(r"""(?:href|src|action|data|poster)\s*=\s*["']?([^"'\s>]+)""", page):
@@ -349,7 +349,7 @@ def test_the_report_is_self_contained(finished, tmp_path):
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     for row in report.rows(summary)[1:]:
         for cell in row:
-            assert f"<td>{cell.replace('&', '&amp;')}</td>" in page
+            assert re.search(rf"<t[dh][^>]*>{re.escape(cell.replace('&', '&amp;'))}</t[dh]>", page), cell
 
 
 def test_the_report_needs_no_run_of_matplotlib_windows(finished, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 
 import refprune
 from refprune.cli import main as cli
-from refprune.conformance import campaign, reporting
+from refprune.conformance import campaign, page, reporting
 from refprune.conformance.asking import scripts
 from refprune.conformance.asking.calls import InProcess, describe, load
 from refprune.conformance.asking.worker import Worker
@@ -133,7 +133,7 @@ def test_results_that_are_never_given_are_named_in_every_report():
     described = describe(refprune.Implementation())
     line = "not given, and therefore not judged: gate: dg, dx"
     assert line in reporting.text([outcome], described)
-    assert line in reporting.page([outcome], described, "mine")
+    assert line in page.page([outcome], described, "mine")
     (method,) = reporting.as_json([outcome], described, "mine", 0)["methods"]
     assert method["withheld"] == ["dg", "dx"]
 
@@ -149,7 +149,7 @@ def test_what_is_raised_harms_no_report_and_no_script():
     assert outcome.findings[0].kind == "raises"
     described = describe(refprune.Implementation())
     assert "\x1b" not in reporting.text([outcome], described)
-    reporting.page([outcome], described, "mine").encode()
+    page.page([outcome], described, "mine").encode()
     (failure,) = ElementTree.fromstring(reporting.junit([outcome], "mine")).iter("failure")
     assert "\\x1b[31m" in failure.text
     json.loads(json.dumps(reporting.as_json([outcome], described, "mine", 0), allow_nan=False))
