@@ -137,7 +137,7 @@ def cka_score(full: Array, lacking: Array, backend: Backend) -> float:
     return 1.0 - found.value
 
 
-def _cka(subject: Subject) -> Scores:
+def cka_scores(subject: Subject) -> Scores:
     full, lacking = subject.representations
     return {name: cka_score(full, features, subject.backend) for name, features in lacking.items()}
 
@@ -214,7 +214,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 CRITERIA: dict[str, Callable[[Subject], Scores]] = {
-    "cka": _cka,
+    "cka": cka_scores,
     "random": _random,
     "l1": _l1,
     "activation": _activation,

@@ -191,7 +191,7 @@ def _squared_distances(gram: Float) -> Float:
     return np.maximum(squares[:, None] + squares - 2.0 * gram, 0.0)
 
 
-def _median(squared_distances: Float) -> float:
+def median_of_distances(squared_distances: Float) -> float:
     return float(np.median(np.sqrt(squared_distances[np.triu_indices(len(squared_distances), 1)])))
 
 
@@ -309,10 +309,10 @@ def _checked(features: Sequence[ArrayLike], *names: str) -> list[Array]:
     return arrays
 
 
-def _rbf(gram: Float, sigma: float | None) -> tuple[Float, float]:
+def rbf_kernel(gram: Float, sigma: float | None) -> tuple[Float, float]:
     """(K, σ) from XXᵀ; NaNs where the median is 0."""
     squared = _squared_distances(gram)
-    sigma = _median(squared) if sigma is None else sigma
+    sigma = median_of_distances(squared) if sigma is None else sigma
     return np.exp(squared / (-2.0 * sigma * sigma or math.nan)), sigma
 
 
@@ -328,7 +328,7 @@ def _sums(arrays: list[Array], options: _Options) -> _Sums:
         for i, x in enumerate(features if not in_features else []):
             k = _gram(x, product)
             if kernel == "rbf":
-                k, sigmas[i] = _rbf(k, sigmas[i])
+                k, sigmas[i] = rbf_kernel(k, sigmas[i])
                 flat[i] = sigmas[i] == 0.0
             centred.append(_centred_kernel(k, estimator))
         for i, j in combinations_with_replacement(range(m), 2):
@@ -354,7 +354,7 @@ def median_distance(x: ArrayLike, *, product: Product = numpy_product) -> float:
     (a,) = _checked([x], "x")
     if len(a) < 2 or not np.isfinite(a).all():
         raise InputError(f"x: must have at least 2 rows and be finite, got {len(a)} rows, {(~np.isfinite(a)).sum()} not finite")
-    return _median(_squared_distances(_gram(_centred(a), product)))
+    return median_of_distances(_squared_distances(_gram(_centred(a), product)))
 
 
 def hsic(k: ArrayLike, l: ArrayLike, *, estimator: Estimator) -> float:  # noqa: E741

@@ -50,10 +50,10 @@ Shift = NDArray[np.int32]
 def log_normaliser(log_gamma: ArrayLike) -> Float:
     """log((γ−1)/log γ), the constant that makes ∫₀¹ p dπ = 1 (F1)."""
     l = finite("log_gamma", log_gamma)  # noqa: E741
-    return np.asarray(np.maximum(l, 0.0) + _log_decay(np.abs(l)))
+    return np.asarray(np.maximum(l, 0.0) + log_decay(np.abs(l)))
 
 
-def _log_decay(a: Float) -> Float:
+def log_decay(a: Float) -> Float:
     """log((1 − e^{−a})/a) for a ≥ 0; for small a as −a/2 + log(sinh(a/2)/(a/2))."""
     half = np.minimum(a, 1.0) / 2.0
     square = half * half
@@ -72,7 +72,7 @@ def log_density(pi: ArrayLike, log_gamma: ArrayLike) -> Float:
     log_near, log_far = np.where(up, log1m(p), log(p)), np.where(up, log(p), log1m(p))  # of π' and 1 − π'
     removed = -np.expm1(-a) * np.where(up, p, 1.0 - p)  # π' + e^{−a}(1−π') = 1 − removed
     denominator = np.where(removed <= 0.5, np.log1p(-np.minimum(removed, 0.5)), np.logaddexp(log_near, log_far - a))
-    return np.asarray(_log_decay(a) - denominator)
+    return np.asarray(log_decay(a) - denominator)
 
 
 def density(pi: ArrayLike, log_gamma: ArrayLike) -> Float:
@@ -135,7 +135,7 @@ def log_pi_star(theta: ArrayLike, log_gamma: ArrayLike) -> tuple[Float, Float]:
 def penalty_constant(log_gamma: ArrayLike) -> Float:
     """c(γ) = log γ − log((γ−1)/log γ) of F3: what θ = 0 costs, −log p(0|γ)."""
     l = finite("log_gamma", log_gamma)  # noqa: E741
-    return np.asarray(np.minimum(l, 0.0) - _log_decay(np.abs(l)))
+    return np.asarray(np.minimum(l, 0.0) - log_decay(np.abs(l)))
 
 
 def penalty(theta: ArrayLike, log_gamma: ArrayLike) -> Float:

@@ -38,10 +38,10 @@ class Block(NamedTuple):
 
 def blocks(network: Network) -> tuple[Block, ...]:
     """One Block per group of `network.gate_groups`. InputError where a path or unit is not 0 at any value of such a block."""
-    return tuple(_block(network, group) for group in network.gate_groups)
+    return tuple(closing_block(network, group) for group in network.gate_groups)
 
 
-def _block(network: Network, group: GateGroup) -> Block:
+def closing_block(network: Network, group: GateGroup) -> Block:
     gates = group.stop - group.start
     holder = network.layers[group.position]
     if group.kind == "unit":

@@ -167,7 +167,7 @@ def projected_flow(
         finite(f"field's speed of {name}", speed)
     n, gates = weights.size, range(theta.size)
     y = np.concatenate([weights, theta])
-    held = _outwards(theta, speeds[1])
+    held = drives_outwards(theta, speeds[1])
     pieces, contacts, now = [(np.zeros(1), y[:, None])], [], 0.0
     solver = {"method": "DOP853", "rtol": rtol, "atol": atol, "max_step": until / least_steps}
 
@@ -189,7 +189,7 @@ def projected_flow(
         y[n:] = np.where(arrived, np.round(y[n:]), np.clip(y[n:], 0.0, 1.0))
         piece.y[:, -1] = y
         pieces.append((piece.t[1:], piece.y[:, 1:]))
-        outwards = _outwards(y[n:], field(y[:n], y[n:])[1])
+        outwards = drives_outwards(y[n:], field(y[:n], y[n:])[1])
         after = (arrived | outwards) & ~(fired & held)
         contacts += [Contact(now, g, arrives=bool(after[g])) for g in gates if after[g] != held[g]]
         held = after
@@ -197,7 +197,7 @@ def projected_flow(
     return Flow(time, path[:n].T, path[n:].T, tuple(contacts))
 
 
-def _outwards(theta: Array, drive: Array) -> Array:
+def drives_outwards(theta: Array, drive: Array) -> Array:
     """Gates at an end of [0, 1] whose drive does not lead back inside."""
     outwards: Array = ((theta <= 0.0) & (drive <= 0.0)) | ((theta >= 1.0) & (drive >= 0.0))
     return outwards

@@ -135,7 +135,7 @@ COST = (
     ),
     Mistake(
         "gates around grouped convolutions let through",
-        "spec.unit_links:_ungrouped",
+        "spec.unit_links:ungrouped_name",
         instead(lambda layer, gate: layer.name),
         ("C1",),
     ),

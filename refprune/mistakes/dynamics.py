@@ -82,7 +82,7 @@ def _either(f: Function) -> Function:
 
 DYNAMICS: tuple[Mistake, ...] = (
     Mistake("flow without projection", "gates.dynamics:projected_flow", instead(_unprojected), ("D2",)),
-    Mistake("an end is never left", "gates.dynamics:_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
+    Mistake("an end is never left", "gates.dynamics:drives_outwards", instead(lambda t, d: (t <= 0.0) | (t >= 1.0)), ("D2",)),
     Mistake(
         "saddle at half of λ",
         "gates.dynamics:Comparison.saddle",
@@ -100,9 +100,14 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake("sign of θ − θ*", "gates.dynamics:in_domain", instead(_other_way), ("D4", "D5", "D6")),
     Mistake("time bound too short", "gates.dynamics:Comparison.time_bound", result(lambda t: 0.3 * t), ("D4",)),
     Mistake(
-        "block without its bias", "gates.closing_weights:_block", result(lambda b: b._replace(names=b.names[:1])), ("D1", "D7")
+        "block without its bias",
+        "gates.closing_weights:closing_block",
+        result(lambda b: b._replace(names=b.names[:1])),
+        ("D1", "D7"),
     ),
-    Mistake("a unit's row for its column", "gates.closing_weights:_block", result(lambda b: b._replace(axis=0)), ("D7",)),
+    Mistake(
+        "a unit's row for its column", "gates.closing_weights:closing_block", result(lambda b: b._replace(axis=0)), ("D7",)
+    ),
     Mistake("norm not drawn the root of", "gates.closing_weights:block_norms", result(np.square), ("D1", "D7")),
     Mistake("w_c five times too large", "gates.dynamics:Comparison.radius", _of_right(lambda w: 5.0 * w), ("D4",)),
     Mistake("comparison with twice the decay", "gates.dynamics:Comparison.velocity", _decayed_twice, ("D2", "D3")),

@@ -172,7 +172,7 @@ PRIORS = (
     Mistake("KL through π* itself", "formulas.hyper_prior:kl_at_pi_star", instead(_kl_through_pi_star), ("F3", "F6")),
     Mistake("log-density through γ", "formulas.hyper_prior:log_density", instead(_naive_log_density), ("F1", "F6")),
     Mistake(
-        "normaliser off by 1 beyond |log γ| = 40", "formulas.hyper_prior:_log_decay", _beyond_forty(lambda x: x + 1), ("F6",)
+        "normaliser off by 1 beyond |log γ| = 40", "formulas.hyper_prior:log_decay", _beyond_forty(lambda x: x + 1), ("F6",)
     ),
     Mistake(
         "slope of log p doubled beyond |log γ| = 40",

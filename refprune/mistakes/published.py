@@ -77,7 +77,7 @@ PUBLIC: tuple[Mistake, ...] = (
         "formulas.cka:hsic",
         _diagonal_as_a_row,
         ("K1",),
-        also=(("conformance.levels.similarity:_gram", instead(_uncentred)),),
+        also=(("conformance.levels.similarity:centred_gram", instead(_uncentred)),),
     ),
     # Project-MONAI/MONAI, monai/metrics/embedding_collapse.py, pull request 9129
     Mistake(

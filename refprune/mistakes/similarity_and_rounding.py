@@ -104,7 +104,7 @@ SIMILARITY = (
     ),
     Mistake(
         "size of a sum's rounding error without √n",
-        "rounding.noise:_summed",
+        "rounding.noise:inner_product_noise",
         instead(lambda n, s, q: np.sqrt(s * s / 3 + q / 6)),
         ("E2",),
     ),

@@ -1,6 +1,6 @@
 """Mistakes in single parts of implementations: formulas, layers, costs, similarity.
 
-Like those of `mistakes_in_structure`, they are not for refprune's own audit.
+Like those of `whole_networks`, they are not for refprune's own audit.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def shifted(padding: Sides) -> Sides:
 
 def _padded_with_zeros(f: Function) -> Function:
     def wrong(x: Array, *, padding: Sides, **k: Any) -> Any:
-        y, saved = f(layers._pad(x, padding), padding=((0, 0), (0, 0)), **k)
+        y, saved = f(layers.pad(x, padding), padding=((0, 0), (0, 0)), **k)
         return y, Saved((x.shape, *saved.values[1:3], padding), saved.branch)
 
     return wrong
@@ -255,10 +255,10 @@ RESEMBLANCE = (
     ),
     Mistake("mini-batches of biased HSIC", "formulas.cka:MiniBatches.__init__", _biased_batches, ("K4",)),
     Mistake("Gram matrices centred on one side", "formulas.cka:cka", instead(_one_sided), ("K2",)),
-    Mistake("RBF kernel without its ½", "formulas.cka:_rbf", _narrower, ("K2",)),
+    Mistake("RBF kernel without its ½", "formulas.cka:rbf_kernel", _narrower, ("K2",)),
     Mistake(
         "σ the median of all distances, the zeros too",
-        "formulas.cka:_median",
+        "formulas.cka:median_of_distances",
         instead(lambda squared: float(np.median(np.sqrt(squared)))),
         ("K2",),
     ),

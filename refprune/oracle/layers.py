@@ -50,7 +50,7 @@ def _taps(kernel: Pair, stride: Pair, dilation: Pair, out: Pair) -> list[tuple[i
     ]
 
 
-def _pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
+def pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
     return np.pad(x, ((0, 0), (0, 0), *padding), constant_values=value)
 
 
@@ -81,7 +81,7 @@ def conv2d(
     x N×C×H×W, w O×(C/groups)×kh×kw, b O; padding ((top, bottom), (left, right)), so that TensorFlow's asymmetric "same"
     can be said; output channel o sees the input channels of its group only.
     """
-    windows = _windows(_pad(x, padding), (w.shape[2], w.shape[3]), stride, dilation)
+    windows = _windows(pad(x, padding), (w.shape[2], w.shape[3]), stride, dilation)
     per_group = [
         np.tensordot(wx, wg, axes=((1, 4, 5), (1, 2, 3)))
         for wx, wg in zip(np.split(windows, groups, axis=1), np.split(w, groups), strict=True)
@@ -94,7 +94,7 @@ def conv2d(
 def conv2d_vjp(saved: Saved, dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array]:
     """dw: dy correlated with the windows of x; dx: each tap hands dy back to the pixels it read; db = Σ dy."""
     x, w, stride, padding, dilation, groups = saved.values
-    padded, kernel = _pad(x, padding), (w.shape[2], w.shape[3])
+    padded, kernel = pad(x, padding), (w.shape[2], w.shape[3])
     windows = np.split(_windows(padded, kernel, stride, dilation), groups, axis=1)
     dy_groups, w_groups = np.split(dy, groups, axis=1), np.split(w, groups)
     dw = np.concatenate([np.tensordot(g, wx, axes=((0, 2, 3), (0, 2, 3))) for g, wx in zip(dy_groups, windows, strict=True)])
@@ -248,7 +248,7 @@ def max_pool(
 
     ties = "first" (row-major, PyTorch) or "last": which of equal maxima is chosen, and so receives the gradient.
     """
-    windows = _windows(_pad(x, padding, -np.inf), kernel, stride)
+    windows = _windows(pad(x, padding, -np.inf), kernel, stride)
     flat = windows.reshape(*windows.shape[:4], kernel[0] * kernel[1])
     if branch is not None:
         taken = branch
@@ -263,7 +263,7 @@ def max_pool(
 def max_pool_vjp(saved: Saved, dy: Array) -> tuple[Array]:
     """Each dy goes to the pixel its window chose."""
     shape, kernel, stride, padding = saved.values
-    dpadded = _pad(np.zeros(shape, dtype=dy.dtype), padding)
+    dpadded = pad(np.zeros(shape, dtype=dy.dtype), padding)
     for i, j, (rows, columns) in _taps(kernel, stride, (1, 1), (dy.shape[2], dy.shape[3])):
         dpadded[:, :, rows, columns] += np.where(saved.branch == i * kernel[1] + j, dy, 0.0)
     return (_unpad(dpadded, padding),)
@@ -271,16 +271,16 @@ def max_pool_vjp(saved: Saved, dy: Array) -> tuple[Array]:
 
 def average_pool(x: Array, *, kernel: Pair, stride: Pair, padding: Padding, count_padding: bool) -> tuple[Array, Saved]:
     """Mean of each window; the divisor is kh·kw (count_padding, PyTorch) or the number of real pixels (TensorFlow)."""
-    windows = _windows(_pad(x, padding), kernel, stride)
+    windows = _windows(pad(x, padding), kernel, stride)
     real = np.ones((1, 1, *x.shape[2:]), dtype=x.real.dtype)
-    count = _windows(_pad(real, padding, float(count_padding)), kernel, stride).sum(axis=(4, 5))
+    count = _windows(pad(real, padding, float(count_padding)), kernel, stride).sum(axis=(4, 5))
     return windows.sum(axis=(4, 5)) / count, Saved((x.shape, count, kernel, stride, padding))
 
 
 def average_pool_vjp(saved: Saved, dy: Array) -> tuple[Array]:
     """Each dy, divided by its window's count, goes to all pixels of the window."""
     shape, count, kernel, stride, padding = saved.values
-    dpadded = _pad(np.zeros(shape, dtype=dy.dtype), padding)
+    dpadded = pad(np.zeros(shape, dtype=dy.dtype), padding)
     share = dy / count
     for _, _, (rows, columns) in _taps(kernel, stride, (1, 1), (dy.shape[2], dy.shape[3])):
         dpadded[:, :, rows, columns] += share

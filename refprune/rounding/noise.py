@@ -63,7 +63,7 @@ def _entry(size: Array | float) -> Part:
     return 1.0, np.asarray(size)
 
 
-def _summed(n: float, s: Array, squares: Array) -> Array:
+def inner_product_noise(n: float, s: Array, squares: Array) -> Array:
     """E2: √(n s²/3 + n q/6) for a sequential sum s of n products, q the sum of their squares."""
     return np.asarray(np.sqrt(n * np.square(s) / 3.0 + n * squares / 6.0))
 
@@ -144,7 +144,7 @@ def _direct(name: str) -> Model:
         if name == "average_pool":
             squares = (squares[0] / call.saved.values[1],)
         sizes = zip(TERMS[name](call), call.results, squares, strict=True)
-        return tuple([] if r is None else [_entry(_summed(n, r, q))] for n, r, q in sizes)
+        return tuple([] if r is None else [_entry(inner_product_noise(n, r, q))] for n, r, q in sizes)
 
     return model
 

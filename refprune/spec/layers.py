@@ -252,7 +252,7 @@ class Activation(Layer):
 
 
 @dataclass(frozen=True)
-class _Pool(Layer):
+class Pool(Layer):
     kernel: Pair
     stride: Pair
     padding: Padding = ((0, 0), (0, 0))
@@ -268,7 +268,7 @@ class _Pool(Layer):
 
 
 @dataclass(frozen=True)
-class MaxPool(_Pool):
+class MaxPool(Pool):
     """Maximum of every window of an image, channel by channel; padding never wins (G1).
 
     kernel: height and width of the window.
@@ -289,7 +289,7 @@ class MaxPool(_Pool):
 
 
 @dataclass(frozen=True)
-class AveragePool(_Pool):
+class AveragePool(Pool):
     """Mean of every window of an image, channel by channel (G1).
 
     kernel: height and width of the window.

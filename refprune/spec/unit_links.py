@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..arrays import Shape
 from ..errors import SpecError
-from .layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, SubsamplePad, UnitGate, _Pool
+from .layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Pool, Section, SubsamplePad, UnitGate
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def unit_links(chain: Sequence[Layer], shapes: Sequence[Shape], index: int, *, i
     block = 1
     for layer, shape in zip(chain[index + 1 :], shapes[index + 1 :], strict=True):
         if isinstance(layer, (Dense, Conv)):
-            return UnitLinks(producer, norms, _ungrouped(layer, name), block)
+            return UnitLinks(producer, norms, ungrouped_name(layer, name), block)
         if isinstance(layer, Flatten):
             block = shape[1] * shape[2]
         if isinstance(layer, Section):
@@ -56,15 +56,15 @@ def _producer(chain: Sequence[Layer], index: int) -> tuple[str, tuple[str, ...]]
     norms: list[str] = []
     for layer in reversed(chain[:index]):
         if isinstance(layer, (Dense, Conv)):
-            return _ungrouped(layer, name), tuple(norms)
+            return ungrouped_name(layer, name), tuple(norms)
         if isinstance(layer, BatchNorm):
             norms.append(layer.name)
-        elif not isinstance(layer, (Activation, _Pool)):
+        elif not isinstance(layer, (Activation, Pool)):
             raise SpecError(f"{name}: a gate on nothing: {layer.name} ({type(layer).__name__}) stands before it, no affine map")
     raise SpecError(f"{name}: a gate on nothing: no dense or convolution layer makes these units")
 
 
-def _ungrouped(layer: Dense | Conv, gate: str) -> str:
+def ungrouped_name(layer: Dense | Conv, gate: str) -> str:
     if isinstance(layer, Conv) and layer.groups != 1:
         raise SpecError(f"{gate}: {layer.name} has {layer.groups} groups; units of grouped convolutions cannot be gated")
     return layer.name

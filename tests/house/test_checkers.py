@@ -105,14 +105,14 @@ def _relu_mask_at_zero_vjp(saved, dy):
 
 def _max_pool_zero_padding(x, *, kernel, stride, padding, **options):
     y, saved = layers.max_pool(x, kernel=kernel, stride=stride, padding=padding, **options)
-    padded = layers._windows(layers._pad(x, padding), kernel, stride)
+    padded = layers._windows(layers.pad(x, padding), kernel, stride)
     return padded.real.max(axis=(4, 5)) if not np.iscomplexobj(x) else y, saved
 
 
 def _max_pool_shared_ties_vjp(saved, dy):
     """Every tap of the window receives a share."""
     shape, kernel, stride, padding = saved.values
-    dpadded = layers._pad(np.zeros(shape, dtype=dy.dtype), padding)
+    dpadded = layers.pad(np.zeros(shape, dtype=dy.dtype), padding)
     for _, _, (rows, columns) in layers._taps(kernel, stride, (1, 1), dy.shape[2:]):
         dpadded[:, :, rows, columns] += dy / (kernel[0] * kernel[1])
     return (layers._unpad(dpadded, padding),)
@@ -121,7 +121,7 @@ def _max_pool_shared_ties_vjp(saved, dy):
 def _max_pool_overwriting_vjp(saved, dy):
     """Overlapping windows overwrite each other instead of adding up."""
     shape, kernel, stride, padding = saved.values
-    dpadded = layers._pad(np.zeros(shape, dtype=dy.dtype), padding)
+    dpadded = layers.pad(np.zeros(shape, dtype=dy.dtype), padding)
     for i, j, (rows, columns) in layers._taps(kernel, stride, (1, 1), dy.shape[2:]):
         here = saved.branch == i * kernel[1] + j
         dpadded[:, :, rows, columns] = np.where(here, dy, dpadded[:, :, rows, columns])
@@ -245,7 +245,7 @@ MUTANTS = {
 def _no_dilation(x, w, *b, dilation, padding, **options):
     """The dilation ignored; the image cropped so that the shapes agree and only the values can tell."""
     crop = [(k - 1) * (d - 1) for k, d in zip(w.shape[2:], dilation, strict=True)]
-    padded = layers._pad(x, padding)[:, :, : -crop[0] or None, : -crop[1] or None]
+    padded = layers.pad(x, padding)[:, :, : -crop[0] or None, : -crop[1] or None]
     y, _ = layers.conv2d(padded, w, *b, dilation=(1, 1), **options)
     return y, layers.conv2d(x, w, *b, dilation=dilation, padding=padding, **options)[1]
 

@@ -73,7 +73,7 @@ def _dense_vjp(saved, dy, *, input_gradient=True):
 
 def _patches(x, w, stride, padding, dilation, groups):
     """Per group, N×Ho×Wo×1×(C/groups·kh·kw)."""
-    windows = layers._windows(layers._pad(x, padding), w.shape[2:], stride, dilation)
+    windows = layers._windows(layers.pad(x, padding), w.shape[2:], stride, dilation)
     for part in np.split(windows, groups, axis=1):
         p = part.transpose(0, 2, 3, 1, 4, 5)
         yield p.reshape(*p.shape[:3], 1, -1)

@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 class TorchCosts(TorchFunctions):
-    """The level `complexity`."""
+    """The level `complexity` of `refprune verify`."""
 
     def layer_macs(self, network: Network) -> dict[str, int]:
         """Name of each convolution and dense layer → its multiply-accumulates for one input."""

@@ -42,7 +42,7 @@ C1 = Claim(
         "spec.cost:CostModel.gradient",
         "spec.cost:expected",
         "spec.cost:expected_gradient",
-        "spec.unit_links:_ungrouped",
+        "spec.unit_links:ungrouped_name",
     ),
 )
 C2 = Claim(

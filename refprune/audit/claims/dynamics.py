@@ -32,7 +32,7 @@ D1 = Claim(
     OURS,
     (
         "gates.closing_weights:blocks",
-        "gates.closing_weights:_block",
+        "gates.closing_weights:closing_block",
         "gates.closing_weights:block_norms",
         "gates.dynamics:network_field",
     ),
@@ -44,7 +44,7 @@ D2 = Claim(
     OURS,
     (
         "gates.dynamics:projected_flow",
-        "gates.dynamics:_outwards",
+        "gates.dynamics:drives_outwards",
         "gates.dynamics:Comparison.velocity",
         "gates.dynamics:network_field",
     ),

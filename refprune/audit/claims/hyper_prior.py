@@ -67,7 +67,7 @@ F6 = Claim(
         "formulas.hyper_prior:density",
         "formulas.hyper_prior:log_density_slope",
         "formulas.hyper_prior:log_normaliser",
-        "formulas.hyper_prior:_log_decay",
+        "formulas.hyper_prior:log_decay",
         "formulas.hyper_prior:pi_star",
         "formulas.hyper_prior:penalty",
         "formulas.hyper_prior:penalty_constant",
@@ -88,7 +88,7 @@ def _symbols() -> Any:
     return sympy, pi, theta, gamma, density, kl
 
 
-def _is_zero(expression: Any) -> bool:
+def is_zero(expression: Any) -> bool:
     """By expanding logarithms of products of positive numbers; nothing is assumed of the others."""
     import sympy
 
@@ -228,7 +228,7 @@ def _(context: Context) -> Finding:
     constant = sympy.log(gamma) - sympy.log((gamma - 1) / sympy.log(gamma))
     substituted = (kl - sympy.log(density)).subs(pi, gamma * theta / (1 + (gamma - 1) * theta))
     difference = (substituted + theta * sympy.log(gamma) - constant).subs(theta, t / (1 + t))
-    return exact(sum(not _is_zero(difference.subs(gamma, value)) for value in (1 + g, 1 / (1 + g))))
+    return exact(sum(not is_zero(difference.subs(gamma, value)) for value in (1 + g, 1 / (1 + g))))
 
 
 @F3.witness("mpmath, 50 digits: penalty against KL − log p at π*")
@@ -308,13 +308,13 @@ def _(context: Context) -> Finding:
     f = share * t - conjugate.subs(theta, share)
     log_p = (sympy.log(1 + gamma * y) - f).subs(y, x / gamma)  # e^t = x
     shape = gamma / (pi + gamma * (1 - pi))
-    wrong = int(not _is_zero(in_t.subs(theta, share)))  # 1
-    wrong += int(not _is_zero(sympy.diff(conjugate, theta).subs(theta, share) - t))  # 2
+    wrong = int(not is_zero(in_t.subs(theta, share)))  # 1
+    wrong += int(not is_zero(sympy.diff(conjugate, theta).subs(theta, share) - t))  # 2
     wrong += int((sympy.limit(t, y, 0), sympy.limit(t, y, sympy.oo)) != (-sympy.oo, sympy.oo))  # 3
-    wrong += int(not _is_zero(log_p - sympy.log(shape.subs(pi, x / (1 + x))) + b))  # 4
+    wrong += int(not is_zero(log_p - sympy.log(shape.subs(pi, x / (1 + x))) + b))  # 4
     for value in (1 + g, 1 / (1 + g)):  # 5
         constant = sympy.log(gamma) - sympy.log((gamma - 1) / sympy.log(gamma))
-        wrong += int(not _is_zero((sympy.log(shape) - constant - sympy.log(density)).subs(pi, x / (1 + x)).subs(gamma, value)))
+        wrong += int(not is_zero((sympy.log(shape) - constant - sympy.log(density)).subs(pi, x / (1 + x)).subs(gamma, value)))
     return exact(wrong)
 
 

@@ -32,7 +32,7 @@ D7 = Claim(
     "The same for a unit, with its outgoing column as W: where it is 0, the gate does not matter.",
     "W_{:,j} = 0 ⇒ c(u_j = 1) = c(u_j = 0)",
     OURS,
-    ("gates.closing_weights:blocks", "gates.closing_weights:_block", "gates.closing_weights:block_norms"),
+    ("gates.closing_weights:blocks", "gates.closing_weights:closing_block", "gates.closing_weights:block_norms"),
 )
 
 

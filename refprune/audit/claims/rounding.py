@@ -26,7 +26,7 @@ E2 = Claim(
     "u √(\\frac{n s^2}{3} + \\frac{n ‖x∘y‖^2}{6})",
     OURS,
     (
-        "rounding.noise:_summed",
+        "rounding.noise:inner_product_noise",
         "rounding.noise:noisy",
         "rounding.tolerance:network_tolerance",
         "rounding.tolerance:layer_tolerance",

@@ -61,7 +61,7 @@ K6 = Claim(
     CKA,
     (
         "analysis.candidates:candidates",
-        "analysis.scores:_cka",
+        "analysis.scores:cka_scores",
         "analysis.scores:ranked",
         "gates.surgery:prune",
         "spec.cost:macs",

@@ -73,7 +73,7 @@ def averaging(old: Mapping[str, Array], new: Mapping[str, Array]) -> Arrays:
     return {f"statistics/{name}": np.abs(old[name]) + np.abs(value) for name, value in new.items() if value is not old[name]}
 
 
-def _of_layers(branches: Mapping[str, Array]) -> Arrays:
+def layer_branches(branches: Mapping[str, Array]) -> Arrays:
     return {name.removeprefix("branches/"): branch for name, branch in branches.items()}
 
 
@@ -84,7 +84,7 @@ METHODS: tuple[Method, ...] = (
         (),
         draw,
         lambda arguments, backend: run(arguments, backend, {}).tensors,
-        lambda arguments, unit: expectation(lambda b, taken: run(arguments, b, _of_layers(taken)), unit),
+        lambda arguments, unit: expectation(lambda b, taken: run(arguments, b, layer_branches(taken)), unit),
         8.0,
     ),
 )

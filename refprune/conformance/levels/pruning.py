@@ -21,7 +21,7 @@ from ..judging.traced import Traced, expectation, watching
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
-from .networks import _of_layers, batch_of
+from .networks import batch_of, layer_branches
 
 #: Distance from the border of the domain of attraction, relative to the two summands, within which nothing is judged.
 BORDER = 64.0
@@ -162,7 +162,7 @@ METHODS: tuple[Method, ...] = (
         (),
         _draw,
         _compacted,
-        lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, _of_layers(taken)), unit),
+        lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, layer_branches(taken)), unit),
         2.0,
     ),
 )

@@ -56,7 +56,7 @@ def _draw(
 _ESTIMATORS = ("biased", "unbiased")
 
 
-def _gram(x: Array) -> Array:
+def centred_gram(x: Array) -> Array:
     centred = x - x.mean(axis=0)
     product: Array = centred @ centred.T
     return product
@@ -84,12 +84,12 @@ def _ratio_tolerance(value: float, sums: list[tuple[float, float]], unit: float)
 
 
 def _hsic(arguments: Arguments, backend: Backend) -> Arrays:
-    k, l = (_gram(arguments[name]) for name in ("x", "y"))  # noqa: E741
+    k, l = (centred_gram(arguments[name]) for name in ("x", "y"))  # noqa: E741
     return {"hsic": np.asarray(cka.hsic(k, l, estimator=arguments["estimator"]))}
 
 
 def _hsic_expectation(arguments: Arguments, unit: float) -> Expectation:
-    k, l = (_gram(arguments[name]) for name in ("x", "y"))  # noqa: E741
+    k, l = (centred_gram(arguments[name]) for name in ("x", "y"))  # noqa: E741
     n, rank = len(k), max(arguments[name].shape[1] for name in ("x", "y"))
     size = _hsic_size(k, l, rank) / ((n - 1) ** 2 if arguments["estimator"] == "biased" else n * (n - 3))
     return Expectation(_hsic(arguments, ORACLE), {"hsic": np.asarray(LAYER_FACTOR * unit * size + smallest_normal(unit))})
@@ -102,7 +102,7 @@ def _cka(arguments: Arguments, backend: Backend) -> Arrays:
 
 
 def _cka_expectation(arguments: Arguments, unit: float) -> Expectation:
-    kernel = _gram if arguments["kernel"] == "linear" else _rbf
+    kernel = centred_gram if arguments["kernel"] == "linear" else _rbf
     k, l = (kernel(arguments[name]) for name in ("x", "y"))  # noqa: E741
     rank = max(arguments[name].shape[1] for name in ("x", "y")) + (4 if arguments["kernel"] == "rbf" else 0)
     right = _cka(arguments, ORACLE)
@@ -121,7 +121,7 @@ def _minibatch(arguments: Arguments, backend: Backend) -> Arrays:
 
 
 def _minibatch_expectation(arguments: Arguments, unit: float) -> Expectation:
-    grams = [(_gram(x), _gram(y)) for x, y in zip(arguments["x"], arguments["y"], strict=True)]
+    grams = [(centred_gram(x), centred_gram(y)) for x, y in zip(arguments["x"], arguments["y"], strict=True)]
     rank = max(arguments[name].shape[2] for name in ("x", "y"))
     n = arguments["x"].shape[1]
     sums = []

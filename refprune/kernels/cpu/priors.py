@@ -247,7 +247,7 @@ def prior_density(workspace: Workspace, w: Array, prior: priors.Prior) -> priors
 
 @inner
 def _log_decay(a: float) -> float:
-    """As `formulas.hyper_prior._log_decay`."""
+    """As `formulas.hyper_prior.log_decay`."""
     if a >= 1.0:
         return math.log(-math.expm1(-a) / a)
     square, excess = 0.25 * a * a, 0.0
