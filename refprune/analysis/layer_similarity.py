@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -97,7 +96,8 @@ def similarities(
         raise InputError(f"--score-images: unbiased CKA takes at least {FEWEST['unbiased']} images, got {len(x)}")
     if not FEWEST["unbiased"] <= batch_size <= len(x):
         raise InputError(f"--batch-size: must lie in {FEWEST['unbiased']} … {len(x)} images, got {batch_size}")
-    product, sigma = backend.cross_product, cast(Sigma, None)
+    product = backend.cross_product
+    sigma: Sigma = None
     if kernel == "rbf":
         first = collect(network, backend, params, statistics, x[:batch_size], names, batch_size=batch_size)
         sigma = [median_distance(f, product=product) for f in first.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +112,7 @@ class _Judge:
         names: list[str] = []
         for vector in stored:
             arguments = in_precision(vector.arguments, self.precision)
-            failure = self.asked(arguments, lambda v=vector, a=arguments: v.expectation(a, self.precision))  # type: ignore[misc]
+            failure = self.asked(arguments, functools.partial(vector.expectation, arguments, self.precision))
             if failure is not None and (not self.failures or failure.kind == self.failures[0].kind):
                 self.failures.append(failure)
                 names.append(vector.name)

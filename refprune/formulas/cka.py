@@ -452,7 +452,8 @@ class MiniBatches:
         self._options = _Options("unbiased", kernel, sigma, side, product).checked()
         if kernel == "rbf" and sigma is None:
             raise InputError("sigma: must be given for mini-batches, one for all of them (median_distance), got None")
-        self._batches, self._widths, self._total = 0, [0], cast(_Sums | None, None)
+        self._batches, self._widths = 0, [0]
+        self._total: _Sums | None = None
 
     def add(self, *features: ArrayLike) -> None:
         """One batch: x and y, or more arrays, b×p_i, the p_i as in every batch. After an InputError nothing has been added."""
