@@ -7,10 +7,13 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output.files import as_folder
+
+if TYPE_CHECKING:
+    from ..output.progress import Progress
 
 
 def add(commands: Any) -> None:
@@ -31,6 +34,21 @@ def add(commands: Any) -> None:
     run.set_defaults(command=_run)
 
 
+class _CompilingNote:
+    """Says once, at the first kernel that is compiled, that kernels are compiled."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown = False
+
+    def hear(self, record: logging.LogRecord) -> None:
+        if getattr(record, "event", None) != "compiling" or self._shown:
+            return
+        problem = getattr(record, "problem", None)
+        self._progress.note(f"compiling kernels ({f'they cannot be kept: {problem}' if problem else 'once'})…")
+        self._shown = True
+
+
 def _run(options: argparse.Namespace) -> int:
     from ..experiments import report, run, warmup
     from ..output import figures, tables
@@ -38,16 +56,9 @@ def _run(options: argparse.Namespace) -> int:
     from ..training import config
 
     progress = Progress()
-    told: list[bool] = []
-
-    def tell(record: logging.LogRecord) -> None:
-        if not told:
-            problem = getattr(record, "problem", None)
-            progress.note(f"compiling kernels ({f'they cannot be kept: {problem}' if problem else 'once'})…")
-            told.append(True)
-
+    note = _CompilingNote(progress)
     how: dict[str, Any] = {"data_directory": options.data_dir, "progress": progress}
-    with warmup.listening(tell):
+    with warmup.listening(note.hear):
         if options.resume is not None:
             if options.set or options.data is not None or options.out or options.experiment is not None:
                 raise InputError(

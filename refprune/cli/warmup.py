@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 
@@ -17,6 +18,19 @@ def add(commands: Any) -> None:
     warmup.set_defaults(command=_warmup)
 
 
+class _KernelCount:
+    """Counts the records of the kernels' logger by their event, and prints what is compiled."""
+
+    def __init__(self) -> None:
+        self.events: Counter[str] = Counter()
+
+    def hear(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", "")
+        self.events[event] += 1
+        if event == "compiled":
+            print(record.getMessage(), flush=True)
+
+
 def _warmup(options: argparse.Namespace) -> int:
     from ..experiments import warmup
     from ..kernels.machine import cache
@@ -26,20 +40,13 @@ def _warmup(options: argparse.Namespace) -> int:
         if not options.names:
             return 0
     all_settings = {name: warmup.named_config(name) for name in options.names or ["quickstart"]}
-    heard: list[logging.LogRecord] = []
-
-    def hear(record: logging.LogRecord) -> None:
-        heard.append(record)
-        if record.msg.startswith("compiled"):
-            print(record.getMessage(), flush=True)
-
     for name, settings in all_settings.items():
-        heard.clear()
+        kernels = _KernelCount()
         started = time.monotonic()
-        with warmup.listening(hear, logging.DEBUG):
+        with warmup.listening(kernels.hear, logging.DEBUG):
             warmup.warm_up(settings, options.threads)
-        compiled, loaded = (sum(r.msg.startswith(word) for r in heard) for word in ("compiled", "loaded"))
-        print(f"{name}: {compiled} kernels compiled, {loaded} loaded, {time.monotonic() - started:.1f} s")
+        took = time.monotonic() - started
+        print(f"{name}: {kernels.events['compiled']} kernels compiled, {kernels.events['loaded']} loaded, {took:.1f} s")
     from ..kernels.machine import jit
 
     problem = jit.store().problem

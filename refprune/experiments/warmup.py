@@ -33,7 +33,7 @@ class _Listener(logging.Handler):
 
 @contextlib.contextmanager
 def listening(hear: Callable[[logging.LogRecord], None], level: int = logging.INFO) -> Iterator[None]:
-    """Hand every record of the kernels' logger to `hear`: INFO "compiling …", "compiled …"; DEBUG "loaded …"."""
+    """Hand the records of the kernels' logger to `hear`: `event` is "compiling" or "compiled" at INFO, "loaded" at DEBUG."""
     log, listener = logging.getLogger("refprune.kernels"), _Listener(hear)
     before = log.level
     log.addHandler(listener)

@@ -1,4 +1,7 @@
-"""A function compiled for one signature, from disk where its machine code is there; says so to the logger refprune.kernels.
+"""A function compiled for one signature, or its machine code read from disk.
+
+Each is reported to the logger "refprune.kernels". A record's attribute `event` tells what it reports: "compiling" (with
+`problem`: why the machine code cannot be kept, or None), "compiled", "loaded", "unusable".
 
 Machine code may depend on the source of this package, on the target processor and on Numba's settings, and on nothing else:
 that is the key under which it is kept. One function inlines others, from any file of the package, so the digest is of all.
@@ -105,17 +108,19 @@ class _Disk(NullCache):
             try:
                 result = CompileResult._rebuild(context, *pickle.loads(content))
             except Exception as error:  # whatever is wrong with it, it is not used
-                log.debug("%s cannot be used: %s", self._name, error)
+                log.debug("%s cannot be used: %s", self._name, error, extra={"event": "unusable"})
             else:
-                log.debug("loaded %s in %.0f ms", self._title, 1e3 * (time.perf_counter() - self._began))
+                took = 1e3 * (time.perf_counter() - self._began)
+                log.debug("loaded %s in %.0f ms", self._title, took, extra={"event": "loaded"})
                 return result
-        log.info("compiling %s", self._title, extra={"problem": store().problem})
+        log.info("compiling %s", self._title, extra={"event": "compiling", "problem": store().problem})
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         if _sources() == SOURCES and not result.library.has_dynamic_globals:
             store().write(self._name, serialize.dumps(result._reduce()))
-        log.info("compiled %s in %.2f s", self._title, time.perf_counter() - self._began)
+        took = time.perf_counter() - self._began
+        log.info("compiled %s in %.2f s", self._title, took, extra={"event": "compiled"})
 
 
 def distinct(function: Callable[..., Any]) -> Callable[..., Any]:
