@@ -9,7 +9,7 @@ asked for.
 Calibration, max error/tolerance at the factors below. Networks (2,600 random ones, dense and convolutional, 1 to 24 sections,
 train and eval; a kink is compared on the candidate's branches): NumPy 0.39, sequential sums 0.35, PyTorch 0.35, Numba 0.39 in
 float32, PyTorch 0.28 in float64 (300). No false alarm in these 10,700 cases: a rate below 3e-4 at 95 %, as E4 asks, if the four
-backends' cases count as independent. `python tests/calibration.py {oracle,sequential,torch,numba} float32 40000 42600`.
+backends' cases count as independent. `python tests/support/calibration.py {oracle,sequential,torch,numba} float32 40000 42600`.
 Functions: 7,650 calls of NumPy, sequential and PyTorch float32: at most 3.3 sizes, 0.41.
 Sensitivity, float32: an entry of a dense result is found if it is off by 7e-7 (n = 8), 2e-6 (64), 6e-6 (512), 7e-5 (65,536)
 of the tensor's RMS (median; E1 alone: 1e-6, 2e-5, 4e-4, 0.6). Weight gradients of 12 convolutions: 1e-5 finds 87 % of the
@@ -30,6 +30,7 @@ from ..backend import ORACLE, Backend
 from ..errors import InputError
 from ..passes.batch_loss import BatchLoss, Evaluation
 from .noise import MODELS, TERMS, Call, combined, map_floats, noisy
+from .watching import KinkInput, watching
 
 #: Unit roundoff u of each precision.
 UNIT: dict[str, float] = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
@@ -88,24 +89,15 @@ def _tensors(
     loss: BatchLoss, gates: Array, branches: Mapping[str, Array] | None, run_closed: bool
 ) -> tuple[Arrays, Evaluation]:
     """Every tensor that is judged, by name, from one evaluation with the branches given."""
-    seen: list[Array] = []
-
-    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(x: Array, **options: Any) -> Any:
-            seen.append(x)
-            return function(x, **options)
-
-        return run
-
-    b = loss.backend
-    watching = dataclasses.replace(b, leaky_relu=watched(b.leaky_relu), max_pool=watched(b.max_pool))
-    evaluation = dataclasses.replace(loss, backend=watching).evaluate(gates, run_closed=run_closed, branches=branches)
+    seen: list[KinkInput] = []
+    watched = dataclasses.replace(loss, backend=watching(loss.backend, seen))
+    evaluation = watched.evaluate(gates, run_closed=run_closed, branches=branches)
     gradients = loss.gradients(evaluation, input_gradient=True)
     assert gradients.input is not None
     tape = evaluation.tape
     tensors = {"loss": evaluation.loss, "output": tape.output, "gates": gradients.gates, "input": gradients.input}
     tensors |= {f"params {name}": g for name, g in gradients.params.items()}
-    return tensors | {f"kinks {name}": x for name, x in zip(tape.branches, seen, strict=True)}, evaluation
+    return tensors | {f"kinks {name}": kink.x for name, kink in zip(tape.branches, seen, strict=True)}, evaluation
 
 
 def _smoothed(variance: Array, reached: Array, runs: int) -> Array:

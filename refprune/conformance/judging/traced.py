@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...rounding.tolerance import LAYER_FACTOR, noise_tolerance, smallest_normal
+from ...rounding.watching import KinkInput
 from .verdicts import Expectation
 
 #: All choices of so many ambiguous branches are tried; more make a case undecided.
@@ -19,15 +19,17 @@ MOST_AMBIGUOUS = 6
 
 
 class Traced(NamedTuple):
-    """One run: tensors by name, in data-flow order; branches by name, with what went into each kinked function.
+    """One run of a computation.
 
-    inputs: branch's name → (the function's input, the options it was called with, without `branch`). roundings: tensor's name
-    → sizes of elementwise operations that no function of a Backend does.
+    tensors: its results by name, in data-flow order; `judge` compares them in this order.
+    branches: a branch's name → the branch that was taken: the sign of each input of a ReLU, the place of each maximum.
+    inputs: the same names → what the function with that branch was called with.
+    roundings: a result's name → the size of what is rounded outside of the functions of a Backend, as in a running average.
     """
 
     tensors: Arrays
     branches: Arrays
-    inputs: dict[str, tuple[Array, Mapping[str, Any]]]
+    inputs: dict[str, KinkInput]
     roundings: Mapping[str, Array]
 
 
@@ -40,19 +42,6 @@ class Choice(NamedTuple):
     name: str
     place: tuple[int, ...]
     value: int
-
-
-def watching(backend: Backend, seen: list[tuple[Array, Mapping[str, Any]]]) -> Backend:
-    """The backend, whose functions with kinks note their inputs and options in `seen`."""
-
-    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(x: Array, **options: Any) -> Any:
-            seen.append((x, {name: value for name, value in options.items() if name != "branch"}))
-            return function(x, **options)
-
-        return run
-
-    return dataclasses.replace(backend, leaky_relu=noting(backend.leaky_relu), max_pool=noting(backend.max_pool))
 
 
 Entries = frozenset[tuple[str, tuple[int, ...]]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,9 +11,10 @@ from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...passes.batch_loss import BatchLoss
 from ...passes.statistics import update_statistics
+from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json, to_json
 from ..asking.methods import Arguments, Description, Method
-from ..judging.traced import Traced, expectation, watching
+from ..judging.traced import Traced, expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
 
@@ -44,7 +44,7 @@ def loss_of(arguments: Arguments, backend: Backend, *, train: bool | None = None
 
 def run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
     """Layers forward, output, loss, statistics, then gradients from the last layer to the first, gates, input."""
-    seen: list[tuple[Array, Mapping[str, Any]]] = []
+    seen: list[KinkInput] = []
     layers: Arrays = {}
 
     def observe(name: str, y: Array) -> None:

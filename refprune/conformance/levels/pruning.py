@@ -13,11 +13,12 @@ from ...gates import dynamics, rules, surgery
 from ...gates.surgery import prune
 from ...passes.batch_loss import BatchLoss
 from ...passes.tape import forward
+from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network
 from ..asking.methods import Arguments, Description, Method
-from ..judging.traced import Traced, expectation, watching
+from ..judging.traced import Traced, expectation
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
@@ -132,7 +133,7 @@ def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) 
     for name in cut.closed_for_emptiness:
         if name in network.gate_slices:
             gates[network.gate_slices[name]] = 0.0
-    seen: list[tuple[Array, Mapping[str, object]]] = []
+    seen: list[KinkInput] = []
     (outputs,) = network.output_shape
     labels = network.loss.kind == "cross_entropy"
     target = np.zeros(len(a["x"]), dtype=np.int64) if labels else np.zeros((len(a["x"]), outputs))

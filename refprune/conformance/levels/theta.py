@@ -14,7 +14,7 @@ from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...gates import estimators
 from ..asking.methods import Arguments, Description, Method
-from ..judging.traced import Traced, expectation, watching
+from ..judging.traced import Traced, expectation
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
@@ -56,7 +56,7 @@ def _estimate_cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) 
 
 def _run_exact(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) -> Traced:
     """value, gradients of the weights, of θ. There are no branches."""
-    loss, theta = loss_of(arguments, watching(backend, [])), arguments["theta"]
+    loss, theta = loss_of(arguments, backend), arguments["theta"]
     tensors: Arrays = {"value": np.asarray(estimators.exact_expectation(loss, theta))}
     weights = estimators.exact_weight_gradient(loss, theta)
     tensors |= {f"params/{name}": weights[name] for name in reversed(loss.network.parameter_shapes)}

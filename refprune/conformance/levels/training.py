@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,11 +14,12 @@ from ...gates.estimators import ESTIMATORS
 from ...passes.batch_loss import BatchLoss, Evaluation
 from ...passes.statistics import update_statistics
 from ...passes.tape import Gradients
+from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json
 from ...training.config import Config
 from ...training.state import project_theta
 from ..asking.methods import Arguments, Description, Method
-from ..judging.traced import Traced, expectation, watching
+from ..judging.traced import Traced, expectation
 from ..strategies import networks as strategies
 from ..strategies.structures import few
 from .networks import averaging, batch_of
@@ -82,12 +83,12 @@ def _run(arguments: Arguments, backend: Backend, branches: Mapping[str, Array]) 
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     losses: list[float] = []
     taken: Arrays = {}
-    inputs: dict[str, tuple[Array, Mapping[str, Any]]] = {}
+    inputs: dict[str, KinkInput] = {}
     roundings: Arrays = {}
     theta_size = np.abs(theta)
     options = {"learning_rate": a["learning_rate"], "momentum": a["momentum"], "decay": a["weight_decay"]}
     for k, (x, target, gates) in enumerate(zip(a["x"], a["target"], a["gates"], strict=True)):
-        seen: list[tuple[Array, Mapping[str, Any]]] = []
+        seen: list[KinkInput] = []
         prefix = f"branches/{k}/"
         given = {name.removeprefix(prefix): b for name, b in branches.items() if name.startswith(prefix)}
         loss = BatchLoss(network, watching(backend, seen), params, x, target, statistics, True)
