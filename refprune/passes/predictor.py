@@ -24,7 +24,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..backend import Backend, Fused
-from ..spec.calls import Operation, Operations, SectionOperations
+from ..spec.calls import Operation, Operations, SectionOperations, network_operations
 from ..spec.network import Network
 from .tape import check_arrays, check_input, checked_gates
 
@@ -135,7 +135,7 @@ def rewrite(
     elements: slice = slice(None),
 ) -> Program:
     """The network, or those `elements` of its chain, in eval mode as a program; all arrays must fit it."""
-    return _Rewrite(params, statistics, gates).chain(network.eval_operations[elements])
+    return _Rewrite(params, statistics, gates).chain(network_operations(network, train=False)[elements])
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import Array, Arrays, Saved, Shape
 from ..backend import Backend, Vjp
 from ..errors import InputError
-from ..spec.calls import LayerGate, Operation, Operations, SectionOperations
+from ..spec.calls import LayerGate, Operation, Operations, SectionOperations, network_operations
 from ..spec.layers import Layer
 from ..spec.network import Network
 
@@ -195,7 +195,7 @@ def forward(
     if not train:
         check_arrays("statistics", network.statistics_shapes, statistics or {})
     run = _Forward(backend, params, gates, statistics or {}, branches or {}, run_closed=run_closed, observe=observe)
-    operations = network.train_operations if train else network.eval_operations
+    operations = network_operations(network, train=train)
     steps, inputs = [], {}
     for position in range(start, len(operations)):
         if position in network.gate_positions:

@@ -17,7 +17,6 @@ from functools import cached_property
 
 from ..arrays import Shape
 from ..errors import SpecError
-from .calls import Operations, operations_of
 from .layers import Activation, BatchNorm, Layer, Section, UnitGate, chain_shape, choose
 from .unit_links import UnitLinks, unit_links
 
@@ -204,16 +203,6 @@ class Network:
     def gate_positions(self) -> frozenset[int]:
         """Positions of the chain elements that hold gates."""
         return frozenset(group.position for group in self.gate_groups)
-
-    @cached_property
-    def train_operations(self) -> Operations:
-        """The calls that run the network in train mode."""
-        return operations_of(self.layers, self.input_shapes, self.gate_slices, train=True)
-
-    @cached_property
-    def eval_operations(self) -> Operations:
-        """The calls that run the network in eval mode."""
-        return operations_of(self.layers, self.input_shapes, self.gate_slices, train=False)
 
 
 def _named(layers: Sequence[Layer], prefix: str = "") -> tuple[Layer, ...]:
