@@ -1,8 +1,7 @@
 """C(W, θ) = E_Ξ[c(W, Ξ)] and its gradient with respect to θ: exact by enumeration, and estimators (SPEC O1-O5).
 
-An estimator gets the batch's loss c, the evaluation at the sampled Ξ = 1[v < θ] that the training step has made anyway, its
-gradients with respect to the gates, θ and uniform numbers; it returns one value per gate and the multiply-accumulates of the
-passes it added. All randomness is an argument (O8): the first row of the uniforms made Ξ.
+An estimator takes what a training step knows of its batch (`Sampled`) and returns an `Estimate`: one number per gate, and the
+cost of the passes that it ran itself. It draws no random numbers: the uniform numbers are part of `Sampled` (O8).
 """
 
 from __future__ import annotations
@@ -24,6 +23,23 @@ class Estimate(NamedTuple):
 
     gradient: Array
     macs: int
+
+
+class Sampled(NamedTuple):
+    """A batch at the gates that were sampled for it.
+
+    loss: c of the batch, as a function of the gates.
+    base: its evaluation at the sampled gates Ξ = 1[v < θ], which the training step makes anyway.
+    gate_gradient: (G,) ∂c/∂ξ at Ξ, from the backward pass of the training step; only `taylor` reads it.
+    theta: (G,) θ.
+    uniform: (K, G) numbers v ∈ [0, 1); the first row made Ξ.
+    """
+
+    loss: BatchLoss
+    base: Evaluation
+    gate_gradient: Array
+    theta: Array
+    uniform: Array
 
 
 def sample(theta: Array, uniform: Array) -> Array:
@@ -119,18 +135,19 @@ def exact_weight_gradient(loss: BatchLoss, theta: Array) -> Arrays:
 # Estimators (O5)
 
 
-def exact(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def exact(sampled: Sampled) -> Estimate:
     """2^G passes; G ≤ 20. Zero variance in Ξ."""
-    return _enumerated_theta_gradient(loss, theta)
+    return _enumerated_theta_gradient(sampled.loss, sampled.theta)
 
 
-def paired(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def paired(sampled: Sampled) -> Estimate:
     """For each gate, c with ξ_g = 1 minus c with ξ_g = 0, the others as sampled: unbiased, also at θ_g ∈ {0, 1}.
 
     Each flip runs only the network from the gate's chain element on; G extra partial forward passes.
     """
+    loss, base = sampled.loss, sampled.base
     gates, macs = base.tape.gates, 0
-    gradient = np.zeros(theta.size)
+    gradient = np.zeros(sampled.theta.size)
     for group in loss.network.gate_groups:
         for g in range(group.start, group.stop):
             flipped = gates.copy()
@@ -141,45 +158,48 @@ def paired(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array
     return Estimate(gradient, macs)
 
 
-def reinforce(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def reinforce(sampled: Sampled) -> Estimate:
     """mean over K samples of (c(Ξ_k) − b_k)(ξ − θ)/(θ(1−θ)), b_k the mean of the others' c (0 for K = 1): unbiased.
 
     uniform: (K, G), whose first row made the base sample; K − 1 extra forward passes. θ strictly inside (0, 1).
     """
+    theta = sampled.theta
     _require_interior(theta, "reinforce")
-    samples = sample(theta, uniform)
-    extra = [loss.evaluate(gates) for gates in samples[1:]]
-    c = np.array([float(base.loss)] + [float(e.loss) for e in extra])
+    samples = sample(theta, sampled.uniform)
+    extra = [sampled.loss.evaluate(gates) for gates in samples[1:]]
+    c = np.array([float(sampled.base.loss)] + [float(e.loss) for e in extra])
     k = len(c)
     baseline = (c.sum() - c) / (k - 1) if k > 1 else np.zeros(1)
     score = (samples - theta) / (theta * (1.0 - theta))
     return Estimate(((c - baseline)[:, None] * score).mean(axis=0), sum(e.tape.macs for e in extra))
 
 
-def arm(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def arm(sampled: Sampled) -> Estimate:
     """(c(b̃) − c(b))(v − ½)/(θ(1−θ)) with b = 1[v < θ], b̃ = 1[v > 1−θ]: unbiased, one extra forward pass. θ in (0, 1)."""
+    theta, v = sampled.theta, sampled.uniform[0]
     _require_interior(theta, "arm")
-    other = loss.evaluate(_antithetic(theta, uniform[0]))
-    difference = float(other.loss) - float(base.loss)
-    return Estimate(difference * (uniform[0] - 0.5) / (theta * (1.0 - theta)), other.tape.macs)
+    other = sampled.loss.evaluate(_antithetic(theta, v))
+    difference = float(other.loss) - float(sampled.base.loss)
+    return Estimate(difference * (v - 0.5) / (theta * (1.0 - theta)), other.tape.macs)
 
 
-def disarm(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def disarm(sampled: Sampled) -> Estimate:
     """½(c(b) − c(b̃))(b − b̃)/min(θ, 1−θ), b and b̃ as in `arm`: unbiased, one extra forward pass. θ in (0, 1)."""
+    theta, v = sampled.theta, sampled.uniform[0]
     _require_interior(theta, "disarm")
-    b, b_anti = sample(theta, uniform[0]), _antithetic(theta, uniform[0])
-    other = loss.evaluate(b_anti)
-    difference = float(base.loss) - float(other.loss)
+    b, b_anti = sample(theta, v), _antithetic(theta, v)
+    other = sampled.loss.evaluate(b_anti)
+    difference = float(sampled.base.loss) - float(other.loss)
     return Estimate(0.5 * difference * (b - b_anti) / np.minimum(theta, 1.0 - theta), other.tape.macs)
 
 
-def taylor(loss: BatchLoss, base: Evaluation, gate_gradient: Array, theta: Array, uniform: Array) -> Estimate:
+def taylor(sampled: Sampled) -> Estimate:
     """∂c/∂ξ at the sampled Ξ, from the backward pass that is there anyway: biased; exact when c is affine in each ξ_g.
 
     The base evaluation must have computed closed paths too (`run_closed`). With gate_place "preactivation" the derivative is
     that of a(ξ·z), which for ReLU at ξ = 0 is 0 on the kink's declared side.
     """
-    return Estimate(np.array(gate_gradient, dtype=np.float64), 0)
+    return Estimate(np.array(sampled.gate_gradient, dtype=np.float64), 0)
 
 
 def _antithetic(theta: Array, v: Array) -> Array:
@@ -195,7 +215,7 @@ def _require_interior(theta: Array, name: str) -> None:
         )
 
 
-Estimator = Callable[[BatchLoss, Evaluation, Array, Array, Array], Estimate]
+Estimator = Callable[[Sampled], Estimate]
 
 
 class Kind(NamedTuple):

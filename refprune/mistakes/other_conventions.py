@@ -53,12 +53,12 @@ def _baseline(change: Any) -> Any:
     """Reinforce with another baseline, change(losses (K,)) → (K,) or a number, for K > 1."""
 
     def wrong(f: Any) -> Any:
-        def g(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
-            samples = estimators.sample(theta, uniform)
-            c = np.array([float(loss.evaluate(xi).loss) for xi in samples])
+        def g(sampled: Any) -> Any:
+            theta, samples = sampled.theta, estimators.sample(sampled.theta, sampled.uniform)
+            c = np.array([float(sampled.loss.evaluate(xi).loss) for xi in samples])
             score = (samples - theta) / (theta * (1.0 - theta))
             baseline = change(c) if len(c) > 1 else 0.0
-            return f(loss, base, gates, theta, uniform)._replace(gradient=((c - baseline)[:, None] * score).mean(axis=0))
+            return f(sampled)._replace(gradient=((c - baseline)[:, None] * score).mean(axis=0))
 
         return g
 

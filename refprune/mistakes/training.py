@@ -29,9 +29,9 @@ def _biased(change: Callable[[Any, Any], Any]) -> Callable[[Function], Function]
     """An estimator whose value is put through change(gradient, θ)."""
 
     def wrong(f: Function) -> Function:
-        def g(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
-            found = f(loss, base, gates, theta, uniform)
-            return found._replace(gradient=change(found.gradient, theta))
+        def g(sampled: Any) -> Any:
+            found = f(sampled)
+            return found._replace(gradient=change(found.gradient, sampled.theta))
 
         return g
 
@@ -57,9 +57,9 @@ def _as_if_on(f: Function) -> Function:
 def _unsigned(f: Function) -> Function:
     """c(Ξ) minus c with the gate flipped, also where the gate is closed."""
 
-    def wrong(loss: Any, base: Any, gates: Any, theta: Any, uniform: Any) -> Any:
-        found = f(loss, base, gates, theta, uniform)
-        return found._replace(gradient=found.gradient * (2.0 * base.tape.gates - 1.0))
+    def wrong(sampled: Any) -> Any:
+        found = f(sampled)
+        return found._replace(gradient=found.gradient * (2.0 * sampled.base.tape.gates - 1.0))
 
     return wrong
 

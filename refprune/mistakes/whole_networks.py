@@ -89,18 +89,18 @@ def _slope_at_the_mean(loss: Any, theta: Array) -> Array:
 
 
 def _own_baseline(f: Function) -> Function:
-    def wrong(loss: Any, base: Any, gates: Any, theta: Array, uniform: Array) -> Any:
-        k = len(uniform)
-        found = f(loss, base, gates, theta, uniform)
+    def wrong(sampled: Any) -> Any:
+        k = len(sampled.uniform)
+        found = f(sampled)
         return found._replace(gradient=found.gradient * (k - 1) / k) if k > 1 else found
 
     return wrong
 
 
 def _summed(f: Function) -> Function:
-    def wrong(loss: Any, *a: Any) -> Any:
-        found = f(loss, *a)
-        return found._replace(gradient=found.gradient * len(loss.x))
+    def wrong(sampled: Any) -> Any:
+        found = f(sampled)
+        return found._replace(gradient=found.gradient * len(sampled.loss.x))
 
     return wrong
 

@@ -11,7 +11,7 @@ from ..arrays import Array, Arrays
 from ..backend import Backend
 from ..errors import InputError
 from ..gates import rules
-from ..gates.estimators import ESTIMATORS, sample
+from ..gates.estimators import ESTIMATORS, Sampled, sample
 from ..gates.rules import Evidence
 from ..passes.batch_loss import BatchLoss, Evaluation
 from ..passes.statistics import update_statistics
@@ -97,7 +97,7 @@ def _gradients(state: State, x: Array, labels: Array, config: Config, backend: B
     macs = base.tape.macs + gradients.macs
     if estimator is None:
         return _Gradients(gradients.params, None, statistics, macs, metrics)
-    estimate = ESTIMATORS[estimator].function(loss, base, gradients.gates, state.theta, uniform)
+    estimate = ESTIMATORS[estimator].function(Sampled(loss, base, gradients.gates, state.theta, uniform))
     wrong = np.flatnonzero(~np.isfinite(estimate.gradient))
     if wrong.size:
         group = next(g.name for g in state.network.gate_groups if g.start <= wrong[0] < g.stop)

@@ -27,6 +27,7 @@ from refprune.errors import InputError
 from refprune.gates.estimators import (
     ESTIMATORS,
     Estimate,
+    Sampled,
     enumerate_gates,
     exact_expectation,
     exact_theta_gradient,
@@ -168,7 +169,7 @@ def integral(function, table, theta, samples):
         v = np.array([mid for mid, _ in cell]).reshape(samples, table.size)
         weight = math.prod(width for _, width in cell)
         base = table.evaluate(sample(theta, v[0]))
-        estimate = function(table, base, np.zeros(table.size), theta, v).gradient
+        estimate = function(Sampled(table, base, np.zeros(table.size), theta, v)).gradient
         total, size, count = total + weight * estimate, size + weight * np.abs(estimate), count + 1
     return total, size, count
 
@@ -204,37 +205,41 @@ def test_reinforce_with_three_samples_is_unbiased():
 
 
 def _wrong_sign(name):
-    def estimator(*arguments):
-        return Estimate(-ESTIMATORS[name].function(*arguments).gradient, 0)
+    def estimator(sampled):
+        return Estimate(-ESTIMATORS[name].function(sampled).gradient, 0)
 
     return estimator
 
 
 def _without_variance(name):
-    def estimator(loss, base, gradient, theta, v):
-        return Estimate(ESTIMATORS[name].function(loss, base, gradient, theta, v).gradient * theta * (1.0 - theta), 0)
+    def estimator(sampled):
+        theta = sampled.theta
+        return Estimate(ESTIMATORS[name].function(sampled).gradient * theta * (1.0 - theta), 0)
 
     return estimator
 
 
-def _own_baseline(loss, base, gradient, theta, v):
+def _own_baseline(sampled):
+    loss, _, _, theta, v = sampled
     samples = sample(theta, v)
     c = np.array([float(loss.evaluate(s).loss) for s in samples])
     score = (samples - theta) / (theta * (1.0 - theta))
     return Estimate(((c - c.mean())[:, None] * score).mean(axis=0), 0)
 
 
-def _arm(loss, base, gradient, theta, v, *, anti):
+def _arm(sampled, *, anti):
+    loss, base, _, theta, v = sampled
     c = float(loss.evaluate(anti(theta, v[0]).astype(float)).loss) - float(base.loss)
     return Estimate(c * (v[0] - 0.5) / (theta * (1.0 - theta)), 0)
 
 
-def _disarm_by_the_larger_side(loss, base, gradient, theta, v):
-    estimate = ESTIMATORS["disarm"].function(loss, base, gradient, theta, v).gradient
+def _disarm_by_the_larger_side(sampled):
+    estimate, theta = ESTIMATORS["disarm"].function(sampled).gradient, sampled.theta
     return Estimate(estimate * np.minimum(theta, 1.0 - theta) / np.maximum(theta, 1.0 - theta), 0)
 
 
-def _always_on_minus_sampled(loss, base, gradient, theta, v):
+def _always_on_minus_sampled(sampled):
+    loss, base, _, theta, _ = sampled
     differences = [float(loss.evaluate(moved(base.tape.gates, g, 1.0)).loss) - float(base.loss) for g in range(theta.size)]
     return Estimate(np.array(differences), 0)
 
@@ -243,9 +248,9 @@ ESTIMATOR_MISTAKES = {
     **{f"{name}: sign": (_wrong_sign(name), 1) for name in UNBIASED},
     **{f"{name}: no 1/(θ(1−θ))": (_without_variance(name), 1) for name in ("reinforce", "arm", "disarm")},
     "reinforce: baseline includes its own sample": (_own_baseline, 2),
-    "arm: v instead of 1−v": (lambda *a: _arm(*a, anti=lambda t, v: v < t), 1),
-    "arm: 1[v > θ]": (lambda *a: _arm(*a, anti=lambda t, v: v > t), 1),
-    "arm: the sample against itself at 1−θ": (lambda *a: _arm(*a, anti=lambda t, v: v < 1.0 - t), 1),
+    "arm: v instead of 1−v": (lambda s: _arm(s, anti=lambda t, v: v < t), 1),
+    "arm: 1[v > θ]": (lambda s: _arm(s, anti=lambda t, v: v > t), 1),
+    "arm: the sample against itself at 1−θ": (lambda s: _arm(s, anti=lambda t, v: v < 1.0 - t), 1),
     "disarm: max for min": (_disarm_by_the_larger_side, 1),
     "paired: on minus sampled": (_always_on_minus_sampled, 1),
 }
@@ -262,7 +267,7 @@ def test_planted_mistakes_are_caught(mistake):
 
 def test_the_right_antithetic_passes():
     """The planted `_arm` is wrong only where it says so."""
-    check_unbiased(lambda *a: _arm(*a, anti=lambda t, v: v > 1.0 - t), *EXAMPLE)
+    check_unbiased(lambda s: _arm(s, anti=lambda t, v: v > 1.0 - t), *EXAMPLE)
 
 
 # On real networks -------------------------------------------------------------------------------------------------------
@@ -322,7 +327,7 @@ def estimates(name, loss, theta, case, count, samples=1):
     for row in v:
         base = loss.evaluate(sample(theta, row[0]), run_closed=kind.needs_closed_paths)
         gate_gradient = loss.gradients(base).gates if kind.needs_closed_paths else np.zeros(theta.size)
-        drawn.append(kind.function(loss, base, gate_gradient, theta, row).gradient)
+        drawn.append(kind.function(Sampled(loss, base, gate_gradient, theta, row)).gradient)
     return np.array(drawn)
 
 
@@ -358,7 +363,8 @@ def test_taylor_with_threshold_one_half_decides_as_the_unbiased_estimate(seed, b
     loss = ns.Case(network, batch=3, seed=seed, train=True)
     loss = BatchLoss(network, ORACLE, loss.params, loss.x, loss.target)
     passes = [loss.evaluate(np.array([value]), run_closed=True) for value in (0.0, 1.0)]
-    off, on = (float(ESTIMATORS["taylor"].function(loss, p, loss.gradients(p).gates, None, None).gradient[0]) for p in passes)
+    sampled = [Sampled(loss, p, loss.gradients(p).gates, None, None) for p in passes]
+    off, on = (float(ESTIMATORS["taylor"].function(s).gradient[0]) for s in sampled)
     gain = float(passes[1].loss) - float(passes[0].loss) + beta
     scale = gamma(64, U) * (abs(off) + abs(on) + float(passes[0].loss) + float(passes[1].loss) + abs(beta))
     assert on >= off - scale
@@ -393,8 +399,8 @@ def test_taylor_is_exact_where_c_is_affine_in_each_gate(seed):
     loss = BatchLoss(network, backend, integers, np.rint(3.0 * case.x), np.rint(3.0 * case.target))
     base = loss.evaluate(case.gates, run_closed=True)
     theta, v = np.full(case.gates.size, 0.5), np.zeros((1, case.gates.size))
-    arguments = (loss, base, loss.gradients(base).gates, theta, v)
-    taylor, paired = (ESTIMATORS[name].function(*arguments).gradient for name in ("taylor", "paired"))
+    sampled = Sampled(loss, base, loss.gradients(base).gates, theta, v)
+    taylor, paired = (ESTIMATORS[name].function(sampled).gradient for name in ("taylor", "paired"))
     assert_identical("taylor", taylor, paired)
     assert paired.any()
 
@@ -470,7 +476,7 @@ def test_costs_by_hand():
     assert base.tape.macs == 4 * (2 * 12 + 9)
 
     def cost(name, rows):
-        return ESTIMATORS[name].function(loss, base, np.zeros(4), theta, v[:rows]).macs / 4
+        return ESTIMATORS[name].function(Sampled(loss, base, np.zeros(4), theta, v[:rows])).macs / 4
 
     assert cost("taylor", 1) == 0
     # the network from the gate's section on, flipped: 0?10, 110, 00, 1: one, two, no, one open section
@@ -486,7 +492,7 @@ def test_the_shared_prefix_saves_and_changes_nothing(network):
     """paired: the same bits as full passes, for fewer multiply-accumulates."""
     loss, theta, case = network_case(network)
     base = loss.evaluate(case.gates)
-    got = ESTIMATORS["paired"].function(loss, base, np.zeros(theta.size), theta, np.zeros((1, theta.size)))
+    got = ESTIMATORS["paired"].function(Sampled(loss, base, np.zeros(theta.size), theta, np.zeros((1, theta.size))))
     others = [loss.evaluate(moved(case.gates, g, 1.0 - case.gates[g])) for g in range(theta.size)]
     want = [(2.0 * xi - 1.0) * (float(base.loss) - float(o.loss)) for xi, o in zip(case.gates, others, strict=True)]
     assert got.gradient.tolist() == want
@@ -500,9 +506,9 @@ def test_theta_at_the_ends(name):
     for end in (0.0, 1.0):
         at_end = moved(theta, 2, end)
         base = loss.evaluate(np.ones(4))
-        arguments = (loss, base, np.zeros(4), at_end, np.full((1, 4), 0.5))
+        sampled = Sampled(loss, base, np.zeros(4), at_end, np.full((1, 4), 0.5))
         if ESTIMATORS[name].needs_interior:
             with pytest.raises(InputError, match=f"theta: {name} .* gate 2 has {end}; use a floor, or the paired"):
-                ESTIMATORS[name].function(*arguments)
+                ESTIMATORS[name].function(sampled)
         else:
-            assert ESTIMATORS[name].function(*arguments).gradient.shape == (4,)
+            assert ESTIMATORS[name].function(sampled).gradient.shape == (4,)

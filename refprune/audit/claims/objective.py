@@ -249,7 +249,8 @@ def _estimates(name: str, loss: BatchLoss, theta: Array, uniforms: Array) -> Arr
     for uniform in uniforms:
         base = loss.evaluate(estimators.sample(theta, uniform[0]), run_closed=True)
         gates = loss.gradients(base).gates if name == "taylor" else np.zeros(theta.size)
-        found.append(function(loss, base, gates, theta, uniform if kind.many_samples else uniform[:1]).gradient)
+        used = uniform if kind.many_samples else uniform[:1]
+        found.append(function(estimators.Sampled(loss, base, gates, theta, used)).gradient)
     return np.array(found)
 
 

@@ -203,6 +203,6 @@ def expected(loss: BatchLoss, theta: Array, kind: str, samples: int = 1) -> Arra
         if gates.tobytes() not in bases:
             base = loss.evaluate(gates, run_closed=True)
             bases[gates.tobytes()] = base, loss.gradients(base).gates
-        found = estimators.ESTIMATORS[kind].function(loss, *bases[gates.tobytes()], theta, uniform)
+        found = estimators.ESTIMATORS[kind].function(estimators.Sampled(loss, *bases[gates.tobytes()], theta, uniform))
         total += np.prod([weight for weight, _ in rows]) * found.gradient
     return total

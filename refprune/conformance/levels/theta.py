@@ -70,7 +70,7 @@ def _run_estimate(kind: str, arguments: Arguments, backend: Backend) -> Traced:
     loss, theta, uniform = loss_of(arguments, backend), arguments["theta"], arguments["uniform"]
     base = loss.evaluate(estimators.sample(theta, uniform[0]), run_closed=True)
     gates = loss.gradients(base).gates
-    found = estimators.ESTIMATORS[kind].function(loss, base, gates, theta, uniform)
+    found = estimators.ESTIMATORS[kind].function(estimators.Sampled(loss, base, gates, theta, uniform))
     # losses cancel, and what is left of their rounding is divided by no more than min(θ, 1 − θ)
     size = np.abs(found.gradient) + (1.0 + len(uniform) ** 0.5) * abs(float(base.loss)) / np.minimum(theta, 1.0 - theta)
     return Traced({"theta_estimate": found.gradient}, {}, {}, {"theta_estimate": size})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ...arrays import Array, Arrays
 from ...backend import Backend
-from ...gates.estimators import ESTIMATORS
+from ...gates.estimators import ESTIMATORS, Sampled
 from ...passes.batch_loss import BatchLoss, Evaluation
 from ...passes.statistics import update_statistics
 from ...passes.tape import Gradients
@@ -68,7 +68,8 @@ class Step(NamedTuple):
 def theta_slope(step: Step, kind: str, theta: Array) -> Array:
     """The estimate of ∂C/∂θ, of the weights before the step."""
     gates = step.evaluation.tape.gates
-    return ESTIMATORS[kind].function(step.loss, step.evaluation, step.gradients.gates, theta, gates[None]).gradient
+    sampled = Sampled(step.loss, step.evaluation, step.gradients.gates, theta, gates[None])
+    return ESTIMATORS[kind].function(sampled).gradient
 
 
 def moved_theta(theta: Array, slope: Array, beta: float, rate: float) -> Array:
