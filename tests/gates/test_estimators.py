@@ -55,7 +55,7 @@ class Table:
 
     @property
     def network(self):
-        return SimpleNamespace(gates=tuple(GateGroup(f"g{g}", "layer", g, g + 1, g) for g in range(self.size)))
+        return SimpleNamespace(gate_groups=tuple(GateGroup(f"g{g}", "layer", g, g + 1, g) for g in range(self.size)))
 
     def evaluate(self, gates, *, after=None, position=0, run_closed=False):
         value = self.c[int(gates @ 2 ** np.arange(self.size))]
