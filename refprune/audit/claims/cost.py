@@ -77,7 +77,7 @@ ROUNDINGS = 64
 
 
 @C1.witness("surgery: the arrays of the pruned network, at every gate vector, to the last integer")
-def _(context: Context) -> Finding:
+def costs_of_pruned_arrays(context: Context) -> Finding:
     wrong = seen = 0
     for network in (chain_network(), sections_network()):
         for gates in vertices_of(network.gate_count):
@@ -89,7 +89,7 @@ def _(context: Context) -> Finding:
 
 
 @C1.witness("enumeration: every pair of channels in a loop, mean over all gate vectors, to the last bit (θ in eighths)")
-def _(context: Context) -> Finding:
+def expected_costs_by_enumeration(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         theta = eighths(context, "C1", network.gate_count)
@@ -102,7 +102,7 @@ def _(context: Context) -> Finding:
 
 
 @C1.witness("gradient: differences of conditional means by enumeration (to the last bit), and the complex step")
-def _(context: Context) -> Finding:
+def gradient_by_enumeration_and_complex_step(context: Context) -> Finding:
     wrong, findings = 0, []
     for network in (chain_network(), sections_network()):
         theta, every = eighths(context, "C1 slopes", network.gate_count), table(network, context)
@@ -126,7 +126,7 @@ def _mean(cost: Callable[[tuple[int, ...]], Fraction], theta: list[Fraction]) ->
 
 
 @C1.witness("rationals: groups on one or both sides, depthwise, grouped, two layer gates; what no product fits is refused")
-def _(context: Context) -> Finding:
+def grouped_convolutions_in_rationals(context: Context) -> Finding:
     """SPEC's forms, by enumeration of six gates. Specs admit those alone in which every pair has different gates."""
     theta = [Fraction(int(k), 8) for k in 8 * eighths(context, "C1 forms", 6)]
     a, b, n = theta[:3], theta[3:], 3
@@ -166,7 +166,7 @@ def _refused(layers: tuple[Layer, ...]) -> bool:
 
 
 @C2.witness("enumeration: the mean of both shares over all gate vectors, α from parameters alone to MACs alone")
-def _(context: Context) -> Finding:
+def shares_by_enumeration(context: Context) -> Finding:
     findings = []
     for network in (chain_network(), sections_network()):
         theta, every = eighths(context, "C2", network.gate_count), table(network, context)
@@ -179,7 +179,7 @@ def _(context: Context) -> Finding:
 
 
 @C2.witness("surgery: shares counted on the arrays that are left; 100 % stays the network at the start")
-def _(context: Context) -> Finding:
+def shares_of_pruned_arrays(context: Context) -> Finding:
     findings, wrong = [], 0
     for network in (chain_network(), sections_network()):
         ones, start = np.ones(network.gate_count), by_arrays(network)
@@ -200,7 +200,7 @@ def _(context: Context) -> Finding:
 
 
 @C2.witness("LeNet-5 with gated units: its polynomials in the three widths, all units of a layer at one θ")
-def _(context: Context) -> Finding:
+def lenet5_by_its_polynomials(context: Context) -> Finding:
     network, findings = zoo.lenet5(units=True), []
     sizes = [group.stop - group.start for group in network.gate_groups]
     for alpha, levels in ((0.0, (0.5, 0.25, 0.125)), (0.6, (0.75, 1.0, 0.5)), (1.0, (0.25, 0.5, 1.0))):
@@ -221,7 +221,7 @@ BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @C3.witness("the three summands by enumeration of the gates that each of them sees")
-def _(context: Context) -> Finding:
+def summands_by_enumeration(context: Context) -> Finding:
     network, findings, values = sections_network(), [], []
     theta, every = eighths(context, "C3", network.gate_count), table(network, context)
     for rho in BALANCES:
@@ -233,7 +233,7 @@ def _(context: Context) -> Finding:
 
 
 @C3.witness("ρ = 1 is blind to units and ρ = 0 to layers, at 30 pairs of θ; the true complexity sees every gate")
-def _(context: Context) -> Finding:
+def balance_at_its_ends(context: Context) -> Finding:
     network, wrong = sections_network(), 0
     layer = is_layer(network)
     for i in range(30):
@@ -249,7 +249,7 @@ def _(context: Context) -> Finding:
 
 
 @C3.witness("training fixes the gates on which nothing presses to 1, and no other; all costs stay")
-def _(context: Context) -> Finding:
+def gates_without_pressure_are_fixed(context: Context) -> Finding:
     network, wrong = sections_network(), 0
     for rho, kinds in ((0.0, {"unit"}), (0.25, {"layer", "unit"}), (0.5, {"layer", "unit"}), (1.0, {"layer"})):
         for objective, gated in (

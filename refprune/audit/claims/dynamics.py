@@ -86,7 +86,7 @@ def _case(context: Context, number: int) -> tuple[Sections, dynamics.Comparison,
 
 
 @D1.witness("networks with a proved κ: both sides along flows, expectations by enumeration")
-def _(context: Context) -> Finding:
+def inequality_along_flows(context: Context) -> Finding:
     worst = 0.0
     for number in range(3):
         case, c, _ = _case(context, number)
@@ -98,12 +98,12 @@ def _(context: Context) -> Finding:
 
 
 @D1.witness("blocks at 0 and not at 0: a section's gate matters only where its block is not 0")
-def _(context: Context) -> Finding:
+def gate_matters_only_where_its_block_is_not_zero(context: Context) -> Finding:
     return gates_that_matter(context, "layer")
 
 
 @D2.witness("projected Euler steps of O6 come to the flow at first order, gates leaving and reaching 0 and 1")
-def _(context: Context) -> Finding:
+def euler_steps_converge_to_the_flow(context: Context) -> Finding:
     rng, worst = context.rng("d/euler"), 0.0
     for _ in range(3):
         a, b, phase = rng.standard_normal((2, 2)) - 2.0 * np.eye(2), rng.standard_normal((2, 4)), rng.uniform(0.0, 6.0, 4)
@@ -122,7 +122,7 @@ def _(context: Context) -> Finding:
 
 
 @D2.witness("the field of a network is −∂J/∂W and −r ∂J/∂θ: J by enumeration, complex step in W, differences in θ")
-def _(context: Context) -> Finding:
+def field_is_the_negative_gradient(context: Context) -> Finding:
     findings = []
     for number in range(2):
         case, c, rng = _case(context, number)
@@ -146,7 +146,7 @@ def _(context: Context) -> Finding:
 
 
 @D2.witness("networks with a proved κ: the inequalities at every point of a flow")
-def _(context: Context) -> Finding:
+def inequalities_along_flows(context: Context) -> Finding:
     worst = -math.inf
     for number in range(3):
         case, c, _ = _case(context, number)
@@ -161,7 +161,7 @@ def _(context: Context) -> Finding:
 
 
 @D2.witness("networks with a proved κ: (‖W‖, θ) never exceeds the comparison system's flow")
-def _(context: Context) -> Finding:
+def flow_stays_below_the_comparison_system(context: Context) -> Finding:
     wrong = 0
     for number in range(3):
         case, c, _ = _case(context, number)
@@ -175,7 +175,7 @@ def _(context: Context) -> Finding:
 
 
 @D3.witness("sympy: nothing moves at the saddle; characteristic polynomial; λβ = κ² puts the saddle on θ = 1")
-def _(context: Context) -> Finding:
+def saddle_and_eigenvalues_by_sympy(context: Context) -> Finding:
     import sympy
 
     kappa, beta, decay, ratio, mu = sympy.symbols("kappa beta lambda r mu", positive=True)
@@ -190,7 +190,7 @@ def _(context: Context) -> Finding:
 
 
 @D3.witness("the code's saddle and eigenvalues against LAPACK and the right-hand side")
-def _(context: Context) -> Finding:
+def saddle_and_eigenvalues_by_lapack(context: Context) -> Finding:
     rng, worst = context.rng("d/saddle"), 0.0
     for _ in range(200):
         c = random_comparison(rng)
@@ -205,7 +205,7 @@ def _(context: Context) -> Finding:
 
 
 @D3.witness("integration: λβ > κ² sends everything to (0, 0); λβ < κ² sends to (κ/λ, 1) what starts above w* at θ = 1")
-def _(context: Context) -> Finding:
+def ends_of_flows_on_both_sides_of_the_condition(context: Context) -> Finding:
     """Both ends, in w and in θ; the last stretch is long enough for w to come within 1e-6 κ/λ of its end."""
     rng, wrong, far = context.rng("d/strong"), 0, 0.0
     for excess in (0.5, 0.9, 1.1, 3.0):
@@ -221,7 +221,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("sympy: the edge's normal is the left eigenvector of μ₊, so that φ' = μ₊ φ")
-def _(context: Context) -> Finding:
+def edge_normal_is_a_left_eigenvector(context: Context) -> Finding:
     import sympy
 
     kappa, decay, ratio = sympy.symbols("kappa lambda r", positive=True)
@@ -232,7 +232,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("the edge of H lies at w_c for θ = 0, and no point of H has a larger w")
-def _(context: Context) -> Finding:
+def edge_of_the_domain_at_theta_zero(context: Context) -> Finding:
     rng, wrong, near = context.rng("d/edge"), 0, 1e-9
     for i in range(200):
         c = random_comparison(rng, decay=i % 6 > 0, strong=i % 6 == 5)
@@ -244,7 +244,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("integration: in H ⇔ the comparison system ends at θ = 0 with w ≤ w*, over systems, ratios r and points")
-def _(context: Context) -> Finding:
+def domain_by_integration(context: Context) -> Finding:
     rng, wrong = context.rng("d/domain"), 0
     for i in range(100):
         c = random_comparison(rng, decay=i % 6 > 0)
@@ -254,7 +254,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("integration: from H, w < w_c, θ = 0 for good within the bound on the time, then w = w(t₁) e^{−λ(t−t₁)}")
-def _(context: Context) -> Finding:
+def time_bound_and_decay_by_integration(context: Context) -> Finding:
     rng, wrong, shares = context.rng("d/ball"), 0, []
     for i in range(60):
         c = random_comparison(rng, decay=i % 6 > 0)
@@ -272,7 +272,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("λβ > κ²: θ = 0 for good from everywhere, so that H is sufficient only; from H within the bounds on time and w")
-def _(context: Context) -> Finding:
+def everything_collapses_above_the_condition(context: Context) -> Finding:
     rng, wrong, inside = context.rng("d/beyond"), 0, 0
     for _ in range(20):
         c = random_comparison(rng, strong=True)
@@ -286,7 +286,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("networks with a proved κ that start in H have θ = 0 at the bound on the time, over ratios r")
-def _(context: Context) -> Finding:
+def networks_in_the_domain_collapse_in_time(context: Context) -> Finding:
     wrong = 0
     for number in range(12):
         case, c, rng = _case(context, 100 + number)
@@ -297,7 +297,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.witness("matrix exponential: the flow before θ reaches an end")
-def _(context: Context) -> Finding:
+def linear_flow_by_matrix_exponential(context: Context) -> Finding:
     rng, worst = context.rng("d/expm"), 0.0
     for _ in range(6):
         c = random_comparison(rng)
@@ -312,7 +312,7 @@ def _(context: Context) -> Finding:
 
 
 @D5.witness("random points of the box, and the saddle from both sides")
-def _(context: Context) -> Finding:
+def box_lies_in_the_domain(context: Context) -> Finding:
     rng, wrong = context.rng("d/box"), 0
     for _ in range(200):
         c = random_comparison(rng)
@@ -324,7 +324,7 @@ def _(context: Context) -> Finding:
 
 
 @D5.witness("Euler steps of the system written out: from the box θ only falls, down to 0, w stays below w*, all of it in H")
-def _(context: Context) -> Finding:
+def theta_falls_in_the_box_by_euler_steps(context: Context) -> Finding:
     """With steps h ≤ 1/λ the box is invariant for the steps as it is for the flow."""
     rng, wrong = context.rng("d/steps"), 0
     for _ in range(20):
@@ -343,7 +343,7 @@ def _(context: Context) -> Finding:
 
 
 @D4.picture
-def _(context: Context) -> Any:
+def picture_of_the_phase_plane(context: Context) -> Any:
     figure, axes = figures.figure("Phase plane: H (shaded), its saddle, and trajectories", "w = ‖W‖", "θ")
     c = dynamics.Comparison(kappa=1.0, beta=0.5, decay=0.6, ratio=0.5)
     w, theta = np.meshgrid(np.linspace(0.0, 1.8, 200), np.linspace(0.0, 1.0, 200))
@@ -357,7 +357,7 @@ def _(context: Context) -> Any:
 
 
 @D4.picture
-def _(context: Context) -> Any:
+def picture_of_the_times(context: Context) -> Any:
     figure, axes = figures.figure("Times until θ = 0 for good, from random points of H", "time over its bound", "systems")
     rng, shares = context.rng("d/times"), []
     for _ in range(150):

@@ -92,7 +92,7 @@ def _calls(context: Context) -> list[tuple[str, list[Array], dict[str, Any]]]:
 
 
 @G1.witness("complex step of every function, every argument, random cotangent and direction")
-def _(context: Context) -> Finding:
+def every_function_by_complex_step(context: Context) -> Finding:
     findings = []
     for name, arrays, options in _calls(context):
         f, f_vjp = getattr(context.backend, name), getattr(context.backend, f"{name}_vjp")
@@ -118,7 +118,7 @@ def _(context: Context) -> Finding:
 
 
 @G1.witness("loops from the definitions: convolution, pools, batch-norm, losses")
-def _(context: Context) -> Finding:
+def functions_by_loops(context: Context) -> Finding:
     calls = {name: (arrays, options) for name, arrays, options in _calls(context)}
     b, findings = context.backend, []
 
@@ -158,7 +158,7 @@ def _(context: Context) -> Finding:
 
 
 @G1.witness("whole networks: complex step through weights, input and gates")
-def _(context: Context) -> Finding:
+def networks_by_complex_step(context: Context) -> Finding:
     findings = []
     for network in (dense_network(), convolutional_network("B")):
         loss = loss_of(network, context)
@@ -180,7 +180,7 @@ def _(context: Context) -> Finding:
 
 
 @G2.witness("mpmath, 50 digits: derivatives of the activations by complex step of the code's forward")
-def _(context: Context) -> Finding:
+def activations_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     x = np.concatenate([np.linspace(-6, 6, 25), [1e-8, -1e-8]])
@@ -202,7 +202,7 @@ def _(context: Context) -> Finding:
 
 
 @G2.witness("the known traps: modulus, order of complex numbers, overflow, −∞·(1+0j)")
-def _(context: Context) -> Finding:
+def traps_of_the_complex_step(context: Context) -> Finding:
     b, wrong = context.backend, 0
     tall = np.array([[-800.0], [800.0]])
     for name in ("sigmoid", "tanh", "gelu_tanh"):
@@ -222,7 +222,7 @@ def _(context: Context) -> Finding:
 
 
 @G3.witness("the signature is the sign of a ReLU's input and the place of a window's maximum")
-def _(context: Context) -> Finding:
+def signature_names_the_branch(context: Context) -> Finding:
     b, wrong = context.backend, 0
     x = np.array([[-2.0, 0.0, 3.0, -0.0]])
     for at_zero in (0.0, 0.5, 1.0):
@@ -238,7 +238,7 @@ def _(context: Context) -> Finding:
 
 
 @G3.witness("networks: a crossed kink changes the signature; a given signature is taken, one's own changes no bit")
-def _(context: Context) -> Finding:
+def kinks_change_the_signature(context: Context) -> Finding:
     loss = loss_of(dense_network(), context)
     gates, wrong = np.ones(8), 0
     base = loss.evaluate(gates)

@@ -107,7 +107,7 @@ def _exact_density(p: Any, log_gamma: float) -> Any:
 
 
 @F1.witness("sympy: the antiderivative from 0 to 1 is 1")
-def _(context: Context) -> Finding:
+def density_integrates_to_one_by_sympy(context: Context) -> Finding:
     sympy, pi, _, gamma, density, _ = _symbols()
     antiderivative = -sympy.log(1 + (gamma - 1) * (1 - pi)) / sympy.log(gamma)
     slope = sympy.simplify(sympy.diff(antiderivative, pi) - density)
@@ -117,7 +117,7 @@ def _(context: Context) -> Finding:
 
 
 @F1.witness("quadrature in t = logit π, of the code's density")
-def _(context: Context) -> Finding:
+def sums_to_one_by_quadrature(context: Context) -> Finding:
     """dπ = π(1−π) dt; the tails beyond ±80 are below 1e-22. For t > 0 by the reflection p(π|γ) = p(1−π|1/γ), since a π near 1
     has few digits of 1−π. So the integrand is off by 4 eps of the density, 3 of π in it, 6 of π(1−π) and 1 of the products.
     """
@@ -137,7 +137,7 @@ def _(context: Context) -> Finding:
 
 
 @F1.witness("mpmath, 50 digits: log-density against SPEC's formula")
-def _(context: Context) -> Finding:
+def log_density_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     with mpmath.workdps(50):
@@ -148,7 +148,7 @@ def _(context: Context) -> Finding:
 
 
 @F1.witness("mpmath, 50 digits: normaliser and the slope of log p by numerical differentiation")
-def _(context: Context) -> Finding:
+def normaliser_and_slope_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     with mpmath.workdps(50):
@@ -162,7 +162,7 @@ def _(context: Context) -> Finding:
 
 
 @F1.picture
-def _(context: Context) -> Any:
+def picture_of_the_densities(context: Context) -> Any:
     figure, axes = figures.figure("Density of π for several γ", "π", "p(π|γ)")
     p = np.linspace(0, 1, 401)
     for log_gamma in (-5.0, -2.0, 0.0, 2.0, 5.0):
@@ -173,7 +173,7 @@ def _(context: Context) -> Any:
 
 
 @F2.witness("sympy: the derivative vanishes at π*, and logit π* = logit θ + log γ")
-def _(context: Context) -> Finding:
+def minimum_by_sympy(context: Context) -> Finding:
     sympy, pi, theta, gamma, density, kl = _symbols()
     star = gamma * theta / (1 + (gamma - 1) * theta)
     slope = sympy.simplify(sympy.diff(kl - sympy.log(density), pi).subs(pi, star))
@@ -182,7 +182,7 @@ def _(context: Context) -> Finding:
 
 
 @F2.witness("scipy minimisation of KL − log p over t = logit π")
-def _(context: Context) -> Finding:
+def minimum_by_scipy(context: Context) -> Finding:
     """The objective is convex in t with curvature π*(1−π*): the minimum lies within √(eps·size/curvature) of logit π*."""
     from scipy.optimize import minimize_scalar
 
@@ -205,7 +205,7 @@ def _(context: Context) -> Finding:
 
 
 @F2.witness("mpmath, 50 digits: π* and its logarithms")
-def _(context: Context) -> Finding:
+def pi_star_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     cases = [(t, g) for t in THETAS for g in (*LOG_GAMMAS, -800.0, 800.0)]
@@ -221,7 +221,7 @@ def _(context: Context) -> Finding:
 
 
 @F3.witness("sympy: KL(θ‖π*) − log p(π*|γ) + θ log γ − c(γ) is 0, for γ > 1 and for γ < 1")
-def _(context: Context) -> Finding:
+def profile_is_linear_by_sympy(context: Context) -> Finding:
     """θ = t/(1+t), γ = 1+g and 1/(1+g) with t, g > 0: every logarithm is of positive numbers and expands by itself."""
     sympy, pi, theta, gamma, density, kl = _symbols()
     t, g = sympy.symbols("t g", positive=True)
@@ -232,7 +232,7 @@ def _(context: Context) -> Finding:
 
 
 @F3.witness("mpmath, 50 digits: penalty against KL − log p at π*")
-def _(context: Context) -> Finding:
+def profile_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     want, size, got = [], [], []
@@ -249,7 +249,7 @@ def _(context: Context) -> Finding:
 
 
 @F3.witness("slope: differences of the penalty over all of [0, 1] are −log γ times the step")
-def _(context: Context) -> Finding:
+def slope_by_differences(context: Context) -> Finding:
     theta = np.linspace(0, 1, 65)
     got = np.concatenate([np.diff(hyper_prior.penalty(theta, g)) for g in LOG_GAMMAS])
     want = np.concatenate([np.diff(theta) * hyper_prior.penalty_slope(g) for g in LOG_GAMMAS])
@@ -259,7 +259,7 @@ def _(context: Context) -> Finding:
 
 
 @F3.picture
-def _(context: Context) -> Any:
+def picture_of_the_profiles(context: Context) -> Any:
     figure, axes = figures.figure("Profiled KL: a line; the KL at fixed π is curved", "θ", "nats")
     theta = np.linspace(0, 1, 201)
     for log_gamma in (-4.0, -2.0, 2.0):
@@ -270,7 +270,7 @@ def _(context: Context) -> Any:
 
 
 @F4.witness("Legendre transform on a grid: f(t) from the code equals the supremum over θ")
-def _(context: Context) -> Finding:
+def legendre_transform_on_a_grid(context: Context) -> Finding:
     """sup over a grid of step h misses the maximum by at most h²/8 · max curvature near the maximiser σ(t−a)."""
     theta = np.linspace(1e-4, 1 - 1e-4, 200_001)
     entropy = theta * np.log(theta) + (1 - theta) * np.log1p(-theta)
@@ -289,7 +289,7 @@ def _(context: Context) -> Finding:
 
 
 @F4.witness("sympy: a linear profile leaves no other density, through f* and its only subgradient")
-def _(context: Context) -> Finding:
+def linear_profile_has_one_density_by_sympy(context: Context) -> Finding:
     """Let KL − log p have the minimum −θ log γ + B over t for every θ in (0, 1), attained; f = softplus(t) − log p.
 
     KL = θ log θ + (1−θ) log(1−θ) − θt + softplus(t) (1), so f*(θ) = θ log θ + (1−θ) log(1−θ) + θ log γ − B. Where t attains it,
@@ -319,7 +319,7 @@ def _(context: Context) -> Finding:
 
 
 @F4.witness("two other hyper-priors (Beta(2,1), truncated exponential) profile to curves, not lines")
-def _(context: Context) -> Finding:
+def other_hyper_priors_have_curved_profiles(context: Context) -> Finding:
     """A claim of uniqueness needs rivals that fail: second differences far above rounding."""
     p = np.linspace(1e-5, 1 - 1e-5, 100_001)
     flat = 0
@@ -333,14 +333,14 @@ def _(context: Context) -> Finding:
 
 
 @F5.witness("γ = 1: π* is θ to the bit, the penalty 0")
-def _(context: Context) -> Finding:
+def gamma_one_leaves_theta(context: Context) -> Finding:
     theta = context.uniform("F5", 1000)
     star = close(hyper_prior.pi_star(theta, 0.0), theta, theta, 1)
     return worst(star, exact(np.abs(hyper_prior.penalty(theta, 0.0)).max()))
 
 
 @F5.witness("scipy minimisation of the KL alone over π gives θ and 0")
-def _(context: Context) -> Finding:
+def gamma_one_minimises_the_kl_by_scipy(context: Context) -> Finding:
     """The KL is (p−θ)²/2·curvature, curvature 1/(θ(1−θ)), with a rounding of 8 eps, which hides √(16 eps/curvature) of p.
 
     Brent's search ends within 2(√eps·p + xatol/3) of a point that no other it saw is below. The KL there is at most the square
@@ -388,19 +388,19 @@ def _accuracy(names: tuple[str, ...]) -> Finding:
 
 
 @F6.witness("mpmath, 50 digits, extremes of π and log γ: π*, density and slope to 4 ulp")
-def _(context: Context) -> Finding:
+def extremes_of_the_density_in_fifty_digits(context: Context) -> Finding:
     return _accuracy(("pi_star", "density", "log_density_slope"))
 
 
 @F6.witness(
     "mpmath, 50 digits, extremes: log-density, normaliser, penalty, its constant and the KL to 4 ulp of the largest summand"
 )
-def _(context: Context) -> Finding:
+def extremes_of_the_profile_in_fifty_digits(context: Context) -> Finding:
     return _accuracy(("log_density", "log_normaliser", "penalty_constant", "penalty", "kl_at_pi_star"))
 
 
 @F6.witness("the ends are exact, and the KL at π* is finite where π* itself rounds to an end")
-def _(context: Context) -> Finding:
+def ends_are_exact(context: Context) -> Finding:
     wrong = 0
     for g in (-1e300, -5000.0, -40.0, 0.0, 40.0, 5000.0, 1e300):
         wrong += list(hyper_prior.pi_star([0.0, 1.0], g)) != [0.0, 1.0]

@@ -92,7 +92,7 @@ def _written_out(p: dict[str, Array], x: Array, gates: Array) -> Array:
 
 
 @N1.witness("the formula written out with matrices, 40 gate vectors")
-def _(context: Context) -> Finding:
+def residual_mlp_by_matrices(context: Context) -> Finding:
     loss = loss_of(dense_network(), context)
     vectors = (context.uniform("N1 gates", 40, 8) < 0.5).astype(float)
     got = np.stack([loss.evaluate(g).tape.output for g in vectors])
@@ -117,7 +117,7 @@ def _normalised(z: Array, gain: Array, bias: Array) -> Array:
 
 
 @N1.witness("scipy.signal: a convolutional network with shortcuts of option A and B")
-def _(context: Context) -> Finding:
+def shortcuts_by_scipy(context: Context) -> Finding:
     findings = []
     for shortcut in "AB":
         loss = loss_of(convolutional_network(shortcut), context, batch=3)
@@ -148,7 +148,7 @@ def _placed(place: str, kind: str) -> Network:
 
 
 @N2.witness("both places of the gate give the same bits at every ξ ∈ {0, 1}")
-def _(context: Context) -> Finding:
+def both_places_of_a_binary_gate_agree(context: Context) -> Finding:
     wrong = 0
     for kind in ("relu", "tanh", "gelu", "leaky_relu"):
         path, inside = (loss_of(_placed(place, kind), context) for place in ("path", "preactivation"))
@@ -159,7 +159,7 @@ def _(context: Context) -> Finding:
 
 
 @N2.witness("a(ξ W h) written out, ξ fractional: there the two places differ")
-def _(context: Context) -> Finding:
+def places_of_a_fractional_gate_differ(context: Context) -> Finding:
     gates, findings, same = np.array([0.3, 0.7]), [], 0
     outputs = []
     for place in ("path", "preactivation"):
@@ -177,7 +177,7 @@ def _(context: Context) -> Finding:
 
 
 @N3.witness("ξ = 0: gradients of the path are exactly 0 and its weights do not matter")
-def _(context: Context) -> Finding:
+def closed_gate_stops_the_path(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network()):
         loss = loss_of(network, context)
@@ -197,7 +197,7 @@ def _(context: Context) -> Finding:
 
 
 @N3.witness("the network without the section has the same bits as with ξ = 0, and counts less")
-def _(context: Context) -> Finding:
+def closed_section_can_be_left_out(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network("A"), convolutional_network("B")):
         loss = loss_of(network, context)
@@ -214,7 +214,7 @@ def _(context: Context) -> Finding:
 
 
 @N4.witness("masked ≡ compact: loss and all gradients, units removed one after the other")
-def _(context: Context) -> Finding:
+def compact_network_equals_the_masked_one(context: Context) -> Finding:
     network = dense_network()
     loss, findings = loss_of(network, context), []
     units = next(g for g in network.gate_groups if g.kind == "unit")
@@ -233,7 +233,7 @@ def _(context: Context) -> Finding:
 
 
 @N4.witness("a section without units: 'close' drops its constant and says so, 'keep_constant' keeps it")
-def _(context: Context) -> Finding:
+def section_without_units(context: Context) -> Finding:
     network = dense_network()
     loss = loss_of(network, context)
     gates = np.ones(8)
@@ -249,7 +249,7 @@ def _(context: Context) -> Finding:
 
 
 @N4.witness("closed sections leave no statistics; re-estimation averages over the batches that hold a norm")
-def _(context: Context) -> Finding:
+def closed_sections_leave_no_statistics(context: Context) -> Finding:
     network = convolutional_network()
     loss, wrong = loss_of(network, context), 0
     held = [loss.evaluate(np.array(g)).tape.batch_statistics for g in ((1.0, 1.0), (0.0, 1.0))]
@@ -271,7 +271,7 @@ def _(context: Context) -> Finding:
 
 
 @N5.witness("behind a pruned section with option A or B the output still depends on every input pixel's channel")
-def _(context: Context) -> Finding:
+def output_depends_on_every_input_channel(context: Context) -> Finding:
     wrong = 0
     for shortcut in "AB":
         network = convolutional_network(shortcut)
@@ -287,7 +287,7 @@ def _(context: Context) -> Finding:
 
 
 @N5.witness("option A by indexing: every second pixel, zero channels around")
-def _(context: Context) -> Finding:
+def option_a_by_indexing(context: Context) -> Finding:
     x = context.normal("N5", 2, 3, 5, 6)
     y, _ = context.backend.subsample_pad(x, stride=(2, 2), before=1, after=2)
     want = np.zeros((2, 6, 3, 3))
@@ -302,7 +302,7 @@ def _conv(i: int, o: int, k: int, pixels: int, bias: bool = True) -> tuple[int, 
 
 
 @N6.witness("the stated totals, added up layer by layer by hand")
-def _(context: Context) -> Finding:
+def totals_by_hand(context: Context) -> Finding:
     lenet5 = [_conv(1, 20, 5, 576), _conv(20, 50, 5, 64), (800 * 500 + 500, 400_000), (5010, 5000)]
     wrong = 0
     for network, stated in (
@@ -328,7 +328,7 @@ def _(context: Context) -> Finding:
 
 
 @N6.witness("parameters by the sizes of the arrays that are made, MACs by counting a forward pass")
-def _(context: Context) -> Finding:
+def totals_by_counting(context: Context) -> Finding:
     wrong = 0
     for network in (dense_network(), convolutional_network("B"), zoo.lenet5()):
         params = params_of(network, context)

@@ -113,7 +113,7 @@ def _linear_loss(context: Context, arrays: Any) -> BatchLoss:
 
 
 @O1.witness("rationals: C of a linear network with integer weights, to the bit")
-def _(context: Context) -> Finding:
+def expectation_in_rationals(context: Context) -> Finding:
     wrong = 0
     for t in ((Fraction(1, 4), Fraction(1, 2)), (Fraction(0), Fraction(3, 8)), (Fraction(1), Fraction(1))):
         arrays, total, _ = _linear_by_rationals(list(t))
@@ -123,7 +123,7 @@ def _(context: Context) -> Finding:
 
 
 @O1.witness("Monte Carlo: the mean loss over sampled gates is C")
-def _(context: Context) -> Finding:
+def expectation_by_monte_carlo(context: Context) -> Finding:
     loss, theta = remembered(loss_of(dense_network(), context)), 0.1 + 0.8 * context.uniform("O1", 8)
     _, losses = losses_at(loss, 8)
     gates = estimators.sample(theta, context.uniform("O1 v", 60_000, 8))
@@ -132,7 +132,7 @@ def _(context: Context) -> Finding:
 
 
 @O1.witness("both scalings give the same step sizes: β = −log γ/N, λ/N, weight decay ½λ‖W‖²")
-def _(context: Context) -> Finding:
+def both_scalings_step_alike(context: Context) -> Finding:
     n, log_gamma, precision = 1024, -37.5, 3.0
     per_set = config.Config(objective=config.Objective(beta=-log_gamma, weight_decay=precision, per="data_set"))
     beta, decay = penalties(per_set, n)
@@ -147,7 +147,7 @@ def _(context: Context) -> Finding:
 
 
 @O2.witness("rationals: ∂C/∂θ of a linear network, to the bit, also at θ = 0 and 1")
-def _(context: Context) -> Finding:
+def theta_gradient_in_rationals(context: Context) -> Finding:
     wrong = 0
     for t in ((Fraction(1, 4), Fraction(1, 2)), (Fraction(0), Fraction(3, 8)), (Fraction(1), Fraction(1))):
         arrays, _, gradient = _linear_by_rationals(list(t))
@@ -157,7 +157,7 @@ def _(context: Context) -> Finding:
 
 
 @O2.witness("affine in each θ_g: values at three points lie on a line, whose slope is the gradient")
-def _(context: Context) -> Finding:
+def expectation_is_affine_in_each_theta(context: Context) -> Finding:
     loss, theta = remembered(loss_of(dense_network(), context)), context.uniform("O2", 8)
     vertices, losses = losses_at(loss, 8)
     gradient, findings = estimators.exact_theta_gradient(loss, theta), []
@@ -175,7 +175,7 @@ def _(context: Context) -> Finding:
 
 
 @O3.witness("θ times the mean over gate vectors with the gate open, summed by hand")
-def _(context: Context) -> Finding:
+def weight_gradient_by_summation(context: Context) -> Finding:
     loss, theta = loss_of(dense_network(), context), 0.1 + 0.8 * context.uniform("O3", 8)
     total, findings = estimators.exact_weight_gradient(loss, theta), []
     for gate, prefix in ((0, "section1.dense1"), (1, "section2.dense2"), (7, "section3.dense1")):
@@ -191,7 +191,7 @@ def _(context: Context) -> Finding:
 
 
 @O3.witness("complex step through C itself, enumerated")
-def _(context: Context) -> Finding:
+def weight_gradient_by_complex_step(context: Context) -> Finding:
     """Im C(W + ih D)/h along a random direction; h = 1e-200 (erratum to G2)."""
     loss, theta = loss_of(dense_network(), context), context.uniform("O3 c", 8)
     total = estimators.exact_weight_gradient(loss, theta)
@@ -208,7 +208,7 @@ def _(context: Context) -> Finding:
 
 
 @O4.witness("enumeration: no interior point and no descent ends below the best vertex")
-def _(context: Context) -> Finding:
+def no_interior_minimum_by_enumeration(context: Context) -> Finding:
     loss, beta = remembered(loss_of(dense_network(), context)), 0.02
     vertices, losses = losses_at(loss, 8)
     best = float((losses + beta * vertices.sum(axis=1)).min())
@@ -224,7 +224,7 @@ def _(context: Context) -> Finding:
 
 
 @O4.witness("harmonic: J is the mean of its neighbours along the axes; rounding one gate after the other never raises it")
-def _(context: Context) -> Finding:
+def objective_is_harmonic(context: Context) -> Finding:
     loss, beta, findings = remembered(loss_of(dense_network(), context)), 0.02, []
     play = ROUNDINGS * EPS * (float(np.abs(losses_at(loss, 8)[1]).max()) + 8 * beta)
     for theta in 0.3 + 0.4 * context.uniform("O4 h", 3, 8):
@@ -261,7 +261,7 @@ def _three_gates(context: Context) -> tuple[BatchLoss, Array]:
 
 
 @O5.witness("enumeration of the base sample: paired and reinforce (K = 1) have the exact mean, to rounding")
-def _(context: Context) -> Finding:
+def mean_over_the_base_sample_by_enumeration(context: Context) -> Finding:
     loss, theta = _three_gates(context)
     want, findings = estimators.exact_theta_gradient(loss, theta), []
     for name in ("paired", "reinforce"):
@@ -274,7 +274,7 @@ def _(context: Context) -> Finding:
 
 
 @O5.witness("Monte Carlo: paired, reinforce with baseline (K = 3), arm, disarm against the exact gradient")
-def _(context: Context) -> Finding:
+def unbiased_by_monte_carlo(context: Context) -> Finding:
     plain, theta = _three_gates(context)
     loss = remembered(plain)
     want = estimators.exact_theta_gradient(loss, theta)
@@ -285,7 +285,7 @@ def _(context: Context) -> Finding:
 
 
 @O5.witness("quadrature over the uniform number of one gate: arm and disarm, exactly")
-def _(context: Context) -> Finding:
+def antithetic_estimators_by_quadrature(context: Context) -> Finding:
     """In θ the integrand is piecewise linear in v with breaks at θ and 1−θ: the midpoint rule on each piece is exact."""
     section = Section((Dense(3), Activation("tanh")))
     loss, findings = loss_of(Network((3,), (Dense(3), section, Dense(3))), context), []
@@ -301,7 +301,7 @@ def _(context: Context) -> Finding:
 
 
 @O5.witness("taylor: exact in the mean for a quadratic c at θ = ½ only; its bias elsewhere is (2θ−1)·curvature")
-def _(context: Context) -> Finding:
+def bias_of_taylor(context: Context) -> Finding:
     """One linear section, squared error: c(ξ) = a + bξ + qξ², so E[c'(ξ)] = b + 2qθ while ∂C/∂θ = b + q."""
     network = Network((2,), (Dense(2, bias=False), Section((Dense(2, bias=False),))), linear_network().loss)
     loss, findings = loss_of(network, context), []
@@ -316,7 +316,7 @@ def _(context: Context) -> Finding:
 
 
 @O5.picture
-def _(context: Context) -> Any:
+def picture_of_the_estimators(context: Context) -> Any:
     figure, axes = figures.figure(
         "Estimators of ∂C/∂θ, 400 samples: bias (cross) and standard deviation (bar)", "gate", "error"
     )

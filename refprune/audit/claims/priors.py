@@ -103,7 +103,7 @@ def _mixed(prior: Any, w: float, d: int = 1) -> tuple[float, float]:
 
 
 @P1.witness("quadrature over the scale s: Student-t (d = 1, 3), Laplace, horseshoe")
-def _(context: Context) -> Finding:
+def mixtures_by_quadrature(context: Context) -> Finding:
     got, want = [], []
     for w in POINTS:
         for prior in (LAPLACE, HORSESHOE):
@@ -121,7 +121,7 @@ def _(context: Context) -> Finding:
 
 
 @P1.witness("50 digits: spike and slab as a sum of two normals (d = 1, 3, 40), horseshoe through E₁")
-def _(context: Context) -> Finding:
+def densities_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     got, want, size = [], [], []
@@ -146,7 +146,7 @@ def _(context: Context) -> Finding:
 
 
 @P1.witness("score: central differences of the log-density with two step sizes, order h²")
-def _(context: Context) -> Finding:
+def scores_by_central_differences(context: Context) -> Finding:
     """Richardson: (4 D(h/2) − D(h))/3 has an error of order h⁴; h is chosen for it, the bound is its own estimate."""
     worst = 0.0
     for prior in (SLAB, STUDENT, LAPLACE, HORSESHOE):
@@ -166,7 +166,7 @@ def _(context: Context) -> Finding:
 
 
 @P1.witness("Monte Carlo: samples √s·z have the distribution function that quadrature of the density gives")
-def _(context: Context) -> Finding:
+def samples_by_monte_carlo(context: Context) -> Finding:
     from scipy.integrate import quad
 
     n = 40_000
@@ -186,7 +186,7 @@ def _(context: Context) -> Finding:
 
 
 @P1.picture
-def _(context: Context) -> Any:
+def picture_of_the_densities(context: Context) -> Any:
     figure, axes = figures.figure("Scale mixtures of normals", "w", "log p(w)")
     w = np.linspace(-3, 3, 601)
     for name, prior in (("spike and slab", SLAB), ("Student-t", STUDENT), ("Laplace", LAPLACE), ("horseshoe", HORSESHOE)):
@@ -198,7 +198,7 @@ def _(context: Context) -> Any:
 
 
 @P2.witness("Bayes' rule with 50 digits, d = 1 … 40")
-def _(context: Context) -> Finding:
+def bayes_rule_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     got, want, size = [], [], []
@@ -217,7 +217,7 @@ def _(context: Context) -> Finding:
 
 
 @P2.witness("Monte Carlo: among samples, the slab's share at given ‖w‖ is r")
-def _(context: Context) -> Finding:
+def slab_share_by_monte_carlo(context: Context) -> Finding:
     """E[(1[slab] − r(w)) g(w)] = 0 for every g."""
     n, d = 50_000, 2
     z, u = context.normal("P2 z", n, d), np.clip(context.uniform("P2 u", n), 2.0**-54, None)
@@ -229,7 +229,7 @@ def _(context: Context) -> Finding:
 
 
 @P2.witness("the limit s₀ → 0: the slab has everything that is not 0")
-def _(context: Context) -> Finding:
+def limit_of_a_narrow_spike(context: Context) -> Finding:
     w = np.array([[0.0, 0.0], [0.0, 1e-3], [-2.0, 0.5]])
     limit = priors.SpikeSlab(0.3, 2.0, 0.0).responsibility(w)
     near = [priors.SpikeSlab(0.3, 2.0, s).responsibility(w) for s in (1e-12, 1e-20, 1e-30)]
@@ -237,7 +237,7 @@ def _(context: Context) -> Finding:
 
 
 @P3.witness("enumeration: the probabilities of all gate vectors sum to 1 with means θ and covariances 0")
-def _(context: Context) -> Finding:
+def gate_moments_by_enumeration(context: Context) -> Finding:
     from ...gates import estimators
 
     theta = np.concatenate([context.uniform("P3", 6), [0.0, 1.0]])
@@ -249,7 +249,7 @@ def _(context: Context) -> Finding:
 
 
 @P3.witness("Monte Carlo: samples have these means and covariances; θ = 0 and 1 never and always")
-def _(context: Context) -> Finding:
+def gate_moments_by_monte_carlo(context: Context) -> Finding:
     from ...gates import estimators
 
     theta = np.array([0.0, 0.03, 0.5, 0.8, 1.0])
@@ -261,7 +261,7 @@ def _(context: Context) -> Finding:
 
 
 @P4.witness("minimisation of the bound over π, gate by gate, against N × the per-sample objective")
-def _(context: Context) -> Finding:
+def bound_minimised_over_pi(context: Context) -> Finding:
     """Two sums of n losses round by less than n u each, relatively; 32 other operations on numbers below |L| are in it. The
     minimisers are within 1e-7 of their places, so the minima within 1e-14·curvature of theirs, far below eps·|L| = 1e-13.
     """
@@ -287,7 +287,7 @@ def _(context: Context) -> Finding:
 
 
 @P4.witness("rationals: the weight's term scales back and forth exactly")
-def _(context: Context) -> Finding:
+def weight_term_in_rationals(context: Context) -> Finding:
     from fractions import Fraction
 
     wrong = 0
@@ -300,7 +300,7 @@ def _(context: Context) -> Finding:
 
 
 @P5.witness("the sum over both outcomes, 50 digits")
-def _(context: Context) -> Finding:
+def kl_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     theta, pi = context.uniform("P5 t", 200), context.uniform("P5 p", 200)
@@ -313,7 +313,7 @@ def _(context: Context) -> Finding:
 
 
 @P5.witness("finite or infinite exactly as stated, at all ends; never negative")
-def _(context: Context) -> Finding:
+def kl_at_the_ends(context: Context) -> Finding:
     wrong, values = 0, (0.0, 1e-300, 0.3, 1.0)
     for t in values:
         for p in values:

@@ -71,12 +71,12 @@ def gates_that_matter(context: Context, kind: str) -> Finding:
 
 
 @D7.witness("columns at 0 and not at 0: a unit's gate matters only where its column is not 0")
-def _(context: Context) -> Finding:
+def unit_gate_matters_only_where_its_column_is_not_zero(context: Context) -> Finding:
     return gates_that_matter(context, "unit")
 
 
 @D7.witness("Gauss–Legendre: opening a unit changes c by ∫ ⟨∂c/∂W(tW), W⟩ dt, so by at most the largest slope times w")
-def _(context: Context) -> Finding:
+def opening_a_unit_by_quadrature(context: Context) -> Finding:
     """The bound of a deviation is what 16 nodes do better than 12, and the rounding of the sum."""
     loss, gates = _mixed(context)
     norms, findings = closing_weights.block_norms(loss.network, loss.params), []
@@ -122,7 +122,7 @@ def _norms_written_out(arrays: Mapping[str, Array]) -> list[float]:
 
 
 @D6.witness("the rule on a network's gates against H written out for one gate; `both` removes what both rules would")
-def _(context: Context) -> Finding:
+def rule_against_the_domain_of_each_gate(context: Context) -> Finding:
     loss, gates = _mixed(context)
     rng, wrong, went = context.rng("d/rule"), 0, [0, 0]
     tables: dict[str, Any] = {
@@ -148,7 +148,7 @@ def _(context: Context) -> Finding:
 
 
 @D6.witness("the evidence on κ: the largest slope of every step so far, and the steps in which the gate was open")
-def _(context: Context) -> Finding:
+def evidence_on_kappa(context: Context) -> Finding:
     loss, gates = _mixed(context)
     rng = context.rng("d/evidence")
     evidence = Evidence(np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp))
@@ -168,7 +168,7 @@ def _(context: Context) -> Finding:
 
 
 @D6.witness("flows of networks with the running maximum for κ: the rule fires where θ ends at 0, and nowhere else")
-def _(context: Context) -> Finding:
+def rule_fires_where_theta_ends_at_zero(context: Context) -> Finding:
     found = judge(range(12 * context.seed, 12 * context.seed + 12), (1.0,), backend=context.backend)
     counts = f"{found.off} flows end at 0, {found.on} at 1, {found.under_way} are under way"
     return exact(found.wrong[0] + found.off - found.fired[0], f"{counts}; {found.covered[0]} start in H")

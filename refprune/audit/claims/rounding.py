@@ -58,7 +58,7 @@ def _sequential(x: Array, y: Array) -> np.float32:
 
 
 @E1.witness("rationals: float32 sums in three orders stay within the bound; the bound is γ_m of SPEC")
-def _(context: Context) -> Finding:
+def bound_holds_in_rationals(context: Context) -> Finding:
     ratio = 0.0
     for n in (1, 2, 17, 300):
         x, y = (context.normal(f"E1 {s}{n}", n).astype(np.float32) for s in "xy")
@@ -75,7 +75,7 @@ def _(context: Context) -> Finding:
 
 
 @E1.witness("the worst case is nearly attained: a sum built to round the same way every time")
-def _(context: Context) -> Finding:
+def bound_is_nearly_attained(context: Context) -> Finding:
     """1 + n·(u − tiny bit): every addition of just over half a spacing rounds up by nearly u."""
     n, tick = 1000, np.float32(U32 * 1.001)
     x = np.concatenate([[np.float32(1)], np.full(n, tick)])
@@ -87,7 +87,7 @@ def _(context: Context) -> Finding:
 
 
 @E2.witness("sequential float32 sums: the error's RMS is 0.2 to 1 of the stated size, n = 16 … 1024")
-def _(context: Context) -> Finding:
+def sequential_sums_have_the_stated_size(context: Context) -> Finding:
     """SPEC: observed/model 0.3–0.9. 200 sums for each n and kind (zero-mean, positive, squared), whose RMS scatters by 5 %.
 
     Over seeds the nine ratios are 0.39 to 0.51, so both limits are ten scatters and more away: by chance below 1e-15.
@@ -114,7 +114,7 @@ def _(context: Context) -> Finding:
 
 
 @E2.witness("noise is linear in u: tolerances for float64 are 2⁻²⁹ of those for float32; it reaches all open gradients")
-def _(context: Context) -> Finding:
+def noise_is_linear_in_the_unit(context: Context) -> Finding:
     loss = loss_of(dense_network(), context)
     gates, wrong, findings = np.ones(8), 0, []
     wide, narrow = (network_tolerance(loss, gates, unit=UNIT[name]) for name in ("float32", "float64"))
@@ -164,7 +164,7 @@ def _compared(context: Context, case: int, spoil: float = 0.0) -> float:
 
 
 @E3.witness("a ReLU driven to its kink: the tolerance stays as it is without it")
-def _(context: Context) -> Finding:
+def tolerance_stays_at_a_kink(context: Context) -> Finding:
     loss = loss_of(dense_network(), context)
     gates = np.ones(8)
     seen: dict[str, Array] = {}
@@ -182,7 +182,7 @@ def _(context: Context) -> Finding:
 
 
 @E3.witness("the candidate's branches can be taken: the oracle then agrees with it across a kink")
-def _(context: Context) -> Finding:
+def candidate_branches_can_be_taken(context: Context) -> Finding:
     loss = loss_of(dense_network(), context)
     gates = np.ones(8)
     own = loss.evaluate(gates)
@@ -196,7 +196,7 @@ def _(context: Context) -> Finding:
 
 
 @E4.witness("12 networks in float32: none beyond its tolerance")
-def _(context: Context) -> Finding:
+def float32_networks_are_within_tolerance(context: Context) -> Finding:
     """The rate is measured (see `refprune.rounding.tolerance`): none in 10,700, so below 3e-4 a network at 95 %, 0.004 for
     these 12."""
     detail = "largest error/tolerance; by chance above 1 with probability below 0.004 (none seen in 10,700)"
@@ -204,7 +204,7 @@ def _(context: Context) -> Finding:
 
 
 @E4.witness("one entry of each gradient moved by 1e-3 of its RMS is found in all of 6 networks")
-def _(context: Context) -> Finding:
+def moved_entries_are_found(context: Context) -> Finding:
     """The mistake is a hundred tolerances and more: the seed moves this by some ten per cent."""
     ratios = [_compared(context, case, spoil=1e-3) for case in range(6)]
     return exact(sum(r <= 1.0 for r in ratios), f"smallest error/tolerance {min(ratios):.1f}")

@@ -98,7 +98,7 @@ def _features(context: Context, n: int = 20) -> tuple[Array, Array]:
 
 
 @K1.witness("the definitions with matrices H, K̃, L̃")
-def _(context: Context) -> Finding:
+def hsic_by_matrices(context: Context) -> Finding:
     x, y = _features(context)
     k, l, h = x @ x.T, y @ y.T, _centring(20)  # noqa: E741
     size = np.linalg.norm(k) * np.linalg.norm(l)
@@ -107,7 +107,7 @@ def _(context: Context) -> Finding:
 
 
 @K1.witness("rationals: a U-statistic, summed over all quadruples of different samples (integer kernels)")
-def _(context: Context) -> Finding:
+def hsic_as_a_u_statistic_in_rationals(context: Context) -> Finding:
     n = 6
     a = (10 * context.uniform("K1", 2, n, n)).astype(int)
     k, l = (m + m.T for m in a)  # noqa: E741
@@ -126,7 +126,7 @@ def _rbf(x: Array) -> Array:
 
 
 @K2.witness("the definition from kernel matrices: linear and RBF, biased and unbiased")
-def _(context: Context) -> Finding:
+def cka_by_kernel_matrices(context: Context) -> Finding:
     x, y = _features(context)
     findings, h = [], _centring(20)
     for kernel in ("linear", "rbf"):
@@ -140,7 +140,7 @@ def _(context: Context) -> Finding:
 
 
 @K2.witness("linear, biased: Frobenius norms in feature space; both sides agree")
-def _(context: Context) -> Finding:
+def cka_by_frobenius_norms(context: Context) -> Finding:
     x, y = (f - f.mean(axis=0) for f in _features(context))
     want = np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
     got = [cka(x, y, estimator="biased", side=side).value for side in ("features", "samples")]
@@ -148,7 +148,7 @@ def _(context: Context) -> Finding:
 
 
 @K3.witness("orthogonal maps, scaling and shifts change nothing; a general map does")
-def _(context: Context) -> Finding:
+def invariances(context: Context) -> Finding:
     x, y = _features(context)
     q, _ = np.linalg.qr(context.normal("K3", 7, 7))
     moved, wrong, findings = -3.0 * x @ q + 5.0, 0, []
@@ -162,14 +162,14 @@ def _(context: Context) -> Finding:
 
 
 @K3.witness("bounds: biased CKA lies in [0, 1], is symmetric, and 1 with itself")
-def _(context: Context) -> Finding:
+def bounds_and_symmetry(context: Context) -> Finding:
     x, y = _features(context)
     ab, ba, own = (cka(*pair, estimator="biased").value or math.nan for pair in ((x, y), (y, x), (x, x)))
     return worst(close(ab, ba, 1.0, SUMS), close(own, 1.0, 1.0, SUMS), exact(int(not 0.0 <= ab <= 1.0)))
 
 
 @K4.witness("over all 15 batches of 4 of 6 samples, the mean of unbiased HSIC is that of all samples")
-def _(context: Context) -> Finding:
+def mean_over_all_batches(context: Context) -> Finding:
     x, y = (f[:6] for f in _features(context))
     batches = MiniBatches()
     for chosen in itertools.combinations(range(6), 4):
@@ -183,7 +183,7 @@ def _(context: Context) -> Finding:
 
 
 @K4.witness("two batches: ratio of the means, which is not the mean of the ratios")
-def _(context: Context) -> Finding:
+def ratio_of_means_of_two_batches(context: Context) -> Finding:
     x, y = _features(context)
     batches, sums, ratios = MiniBatches(), np.zeros(3), []
     for part in (slice(0, 8), slice(8, 20)):
@@ -197,7 +197,7 @@ def _(context: Context) -> Finding:
 
 
 @K5.witness("Monte Carlo: independent normal features, n = 32, p = 8 … 512")
-def _(context: Context) -> Finding:
+def bias_by_monte_carlo(context: Context) -> Finding:
     """Unbiased: the mean over 60 draws is near 0. Biased: it rises with p, and at 512 rounds to SPEC's 0.94, that is, lies
     within 0.005 and the draws' own play; the two steps of the rise, 0.27 and more, are 45 standard errors.
     """
@@ -216,7 +216,7 @@ def _(context: Context) -> Finding:
 
 
 @K5.witness("Monte Carlo: the expectations of biased HSIC behind it, p²(n−1) across and p(n−1)(n+p) within, over (n−1)²")
-def _(context: Context) -> Finding:
+def expected_hsic_by_monte_carlo(context: Context) -> Finding:
     """Centred normal columns: E‖XᵀY‖² = p q (n−1), E‖XᵀX‖² = p (n−1)(n + p), so that CKA is about p/(n + p)."""
     n, p, draws = 12, 40, 400
     values = []
@@ -230,7 +230,7 @@ def _(context: Context) -> Finding:
 
 
 @K6.witness("who may go, by name; 1 − CKA by centred matrices, from blocks whose last norm is 0; the lowest goes")
-def _(context: Context) -> Finding:
+def scores_by_matrices(context: Context) -> Finding:
     network = dataclasses.replace(zoo.resnet_cifar_keras((4, 3, 2), width=2), input_shape=(3, 8, 8))
     params = {name: context.normal(f"K6 {name}", *shape) for name, shape in network.parameter_shapes.items()}
     statistics = {name: np.abs(context.normal(f"K6 {name}", *s)) + 0.5 for name, s in network.statistics_shapes.items()}
@@ -260,7 +260,7 @@ def _(context: Context) -> Finding:
 
 
 @K6.witness("γ = β = 0 in the last norm of a block: the bits of the network without the block")
-def _(context: Context) -> Finding:
+def closed_norm_equals_no_block(context: Context) -> Finding:
     loss = loss_of(convolutional_network(), context, train=False)
     params = dict(loss.params)
     for key in ("gain", "bias"):
@@ -274,7 +274,7 @@ def _(context: Context) -> Finding:
 
 
 @K6.witness("MACs: 4,718,592 for every removed block of any stage; ResNet-56 has 125,485,696")
-def _(context: Context) -> Finding:
+def macs_of_removed_blocks(context: Context) -> Finding:
     network, wrong = zoo.resnet_cifar(56, gates=True), 0
     whole = cost.macs(network)
     wrong += whole != 125_485_696
@@ -288,7 +288,7 @@ def _(context: Context) -> Finding:
 
 
 @K7.witness("every degenerate case has its status and no value; good ones have a value")
-def _(context: Context) -> Finding:
+def degenerate_cases_have_a_status(context: Context) -> Finding:
     x, y = _features(context)
     flat, wrong = np.ones((20, 3)), 0
     cases = [
@@ -305,7 +305,7 @@ def _(context: Context) -> Finding:
 
 
 @K7.witness("a negative cross-HSIC is found among small samples and passes as ok")
-def _(context: Context) -> Finding:
+def negative_hsic_is_ok(context: Context) -> Finding:
     """About half of such draws are negative (63 of 120 seen): that none of 40 is has a probability below 1e-10."""
     found = [cka(context.normal(f"K7 {i} x", 6, 2), context.normal(f"K7 {i} y", 6, 2), estimator="unbiased") for i in range(40)]
     negative = [f for f in found if f.status == "ok" and (f.value or 0.0) < 0]

@@ -99,7 +99,7 @@ def _state(network: Network, loss: BatchLoss, rules: config.Config, theta: Array
 
 
 @C4.witness("training steps on θ against ∂C/∂θ and ν ΔR_ρ, both by enumeration; ν over N where it is per data set")
-def _(context: Context) -> Finding:
+def theta_steps_by_enumeration(context: Context) -> Finding:
     network, findings, moved = dense_network(), [], 0
     theta, every, layer = eighths(context, "C4", 8), table(network, context), is_layer(network)
     loss = loss_of(network, context)
@@ -119,7 +119,7 @@ def _(context: Context) -> Finding:
 
 
 @C4.witness("J is the mean of its values at the vertices, sizes counted there; no interior point is below the best of them")
-def _(context: Context) -> Finding:
+def objective_is_the_mean_of_its_vertices(context: Context) -> Finding:
     network, findings, below = dense_network(), [], 0
     loss, every, layer = loss_of(network, context), table(network, context), is_layer(network)
     vertices, losses = losses_at(loss, 8)
@@ -136,7 +136,7 @@ def _(context: Context) -> Finding:
 
 
 @C4.witness("undecided gates: J at both vertices, loss of the masked network and ν times the counted share")
-def _(context: Context) -> Finding:
+def undecided_gates_at_both_vertices(context: Context) -> Finding:
     section, decided, findings, wrong = Section((Dense(4), Activation("relu"))), set(), [], 0
     network = Network((1, 2, 2), (Flatten(), Dense(4), section, section, Dense(3)))
     loss, every = loss_of(network, context, batch=24), table(network, context)
@@ -166,7 +166,7 @@ def _(context: Context) -> Finding:
 
 
 @C5.witness("the complex step of the penalty, for every α and balance; β θ with β held fixed has another value")
-def _(context: Context) -> Finding:
+def penalty_by_complex_step(context: Context) -> Finding:
     findings, same = [], 0
     for network in (chain_network(), sections_network()):
         theta = context.uniform("C5", network.gate_count)
@@ -180,7 +180,7 @@ def _(context: Context) -> Finding:
 
 
 @C5.witness("differences of the counted size between a gate's two values, all others at θ")
-def _(context: Context) -> Finding:
+def slope_by_differences_of_the_size(context: Context) -> Finding:
     findings = []
     for network in (chain_network(), sections_network()):
         theta, every, layer = eighths(context, "C5 ends", network.gate_count), table(network, context), is_layer(network)
@@ -193,7 +193,7 @@ def _(context: Context) -> Finding:
 
 
 @C5.witness("removal while training: the pulls that are left are the masked network's, and others than before")
-def _(context: Context) -> Finding:
+def pulls_after_a_removal(context: Context) -> Finding:
     """The reference is not moved: shares stay those of the network at the start, counted by enumeration of the whole one."""
     network, rules = sections_network(), _rules(nu=0.8, alpha=0.6, balance=0.4)
     loss, every, layer = loss_of(network, context), table(network, context), is_layer(network)
@@ -214,7 +214,7 @@ def _(context: Context) -> Finding:
 
 
 @C5.witness("mpmath, 50 digits: with γ_g = exp(−N β_g) the profiled bound of N samples rises by N β_g per θ")
-def _(context: Context) -> Finding:
+def profiled_bound_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     network, samples, findings = chain_network(), 500, []
@@ -239,7 +239,7 @@ def _(context: Context) -> Finding:
 
 
 @C6.witness("the table of layers: rows against the arrays of pruned networks, sums against enumeration")
-def _(context: Context) -> Finding:
+def layer_table_by_pruned_arrays(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         theta, every = eighths(context, "C6", network.gate_count), table(network, context)
@@ -255,7 +255,7 @@ def _(context: Context) -> Finding:
 
 
 @C6.witness("FLOPs apart: two a multiply-accumulate of weights, by pairs; biases and norms only where they are asked for")
-def _(context: Context) -> Finding:
+def flops_by_pairs(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         for parts in (("weight",), ("bias",), ("norm",), ("weight", "bias", "norm")):
@@ -290,7 +290,7 @@ def _counting(backend: Backend, count: list[int]) -> Backend:
 
 
 @C6.witness("training steps: products counted as they run, forward and backward, sampled gates and all gates on")
-def _(context: Context) -> Finding:
+def products_counted_while_training(context: Context) -> Finding:
     wrong = 0
     for network in (chain_network(), sections_network()):
         loss = loss_of(network, context)
@@ -309,7 +309,7 @@ def _(context: Context) -> Finding:
 
 
 @C6.witness("every line of a run's metrics: formulas of a residual MLP, from the θ that stands in the line")
-def _(context: Context) -> Finding:
+def metrics_by_formulas(context: Context) -> Finding:
     """θ is written with six digits: the expected values have that much play, all others none."""
     tables: dict[str, Any] = {
         "seed": context.seed,

@@ -81,7 +81,7 @@ def _state(context: Context) -> tuple[State, Array, Array]:
 
 
 @O6.witness("one training step against the update written out: momentum, decay, projection")
-def _(context: Context) -> Finding:
+def step_written_out(context: Context) -> Finding:
     state, x, labels = _state(context)
     rules = _rules()
     after, _ = train_step(state, x, labels, rules, context.backend, training_images=6)
@@ -103,7 +103,7 @@ def _(context: Context) -> Finding:
 
 
 @O6.witness("Robbins-Monro: 12 runs from random θ end where the projected gradient is 0, at a vertex")
-def _(context: Context) -> Finding:
+def runs_end_at_a_vertex(context: Context) -> Finding:
     """Paired estimates from a table of losses, η_t = ½ t^−0.7 (Σ η = ∞, Σ η² < ∞). Distance of the projected gradient step."""
     loss, beta = remembered(loss_of(dense_network(), context)), 0.02
     vertices, losses = losses_at(loss, 8)
@@ -124,7 +124,7 @@ def _(context: Context) -> Finding:
 
 
 @O6.witness("schedules multiply both step sizes alike; the warm-up leaves θ where it is")
-def _(context: Context) -> Finding:
+def schedules_and_warm_up(context: Context) -> Finding:
     state, x, labels = _state(context)
     waiting = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=2.0))
     after, _ = train_step(state, x, labels, waiting, context.backend, training_images=6)
@@ -142,7 +142,7 @@ def _above(network: Network, theta: Array, threshold: float) -> Array:
 
 
 @O7.witness("after a removal nothing of the gate is left, and a step is that of the masked network")
-def _(context: Context) -> Finding:
+def removal_leaves_the_masked_step(context: Context) -> Finding:
     state, x, labels = _state(context)
     rules = _rules(gates=dataclasses.replace(_rules().gates, warmup_epochs=math.inf))
     theta = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
@@ -160,7 +160,7 @@ def _(context: Context) -> Finding:
 
 
 @O7.witness("the rule τ: at most τ goes, above stays, a plain layer keeps its best unit")
-def _(context: Context) -> Finding:
+def threshold_rule(context: Context) -> Finding:
     network = dense_network()
     theta = np.array([0.1, 0.2, 0.1, 0.1001, 0.0999, 0.5, 0.0, 1.0])
     keep = _above(network, theta, 0.1)
@@ -183,7 +183,7 @@ def _philox(key: list[int], counter: int) -> list[int]:
 
 
 @O8.witness("Philox 4×64-10 written out in Python integers gives the same words and uniforms")
-def _(context: Context) -> Finding:
+def philox_in_python_integers(context: Context) -> Finding:
     import hashlib
 
     wrong = 0
@@ -200,7 +200,7 @@ def _(context: Context) -> Finding:
 
 
 @O8.witness("normal numbers through the inverse error function with 50 digits; their moments")
-def _(context: Context) -> Finding:
+def normal_numbers_in_fifty_digits(context: Context) -> Finding:
     import mpmath
 
     streams = Streams(context.seed)
@@ -224,7 +224,7 @@ def _settled(context: Context) -> tuple[State, Images, config.Config]:
 
 
 @O9.witness("decisions against J at the vertices, on all batches; every undecided gate is listed")
-def _(context: Context) -> Finding:
+def decisions_by_the_objective(context: Context) -> Finding:
     state, images, rules = _settled(context)
     gates, decisions, _ = decide.decide(state, images, rules, context.backend)
 
@@ -249,7 +249,7 @@ def _(context: Context) -> Finding:
 
 
 @O9.witness("running statistics are moved by the sampled pass alone, by the stated share and variance")
-def _(context: Context) -> Finding:
+def statistics_move_by_the_sampled_pass(context: Context) -> Finding:
     state, x, labels = _state(context)
     ends = []
     for name in ("exact", "paired", "taylor"):
