@@ -47,6 +47,26 @@ def test_arrays_start_at_a_cache_line():
     assert all(a.ctypes.data % workspace.ALIGNMENT == 0 for a in arrays)
 
 
+@pytest.mark.parametrize(
+    ("implementation", "lock", "exact"), [("CPython", True, True), ("CPython", False, False), ("PyPy", True, False)]
+)
+def test_reference_counts_are_trusted_in_cpython_with_its_lock_alone(monkeypatch, implementation, lock, exact):
+    monkeypatch.setattr(workspace.platform, "python_implementation", lambda: implementation)
+    monkeypatch.setattr(workspace.sys, "_is_gil_enabled", lambda: lock, raising=False)
+    assert workspace._counts_references() is exact
+
+
+def test_where_reference_counts_tell_nothing_no_array_shares_memory(monkeypatch):
+    monkeypatch.setattr(workspace, "COUNTS_REFERENCES", False)
+    space = Workspace(1)
+    arrays = [space.empty((SIZE // 4,), np.float32) for _ in range(3)]
+    for i, array in enumerate(arrays):
+        array[:] = i
+    assert [array[0] for array in arrays] == [0, 1, 2]
+    assert all(array.base is None for array in arrays)  # NumPy's own
+    assert space.held == 0
+
+
 def test_training_allocates_nothing_in_the_steady_state():
     """The same step again asks for no new buffer."""
     backend = load_backend("numba", threads=1)

@@ -169,6 +169,7 @@ def vector_code(stand_in: Callable[..., None]) -> Callable[[Callable[..., None]]
 
             return types.void(*kinds), code
 
+        # Numba reads from the signature how many arguments the function takes, and `*kinds` does not tell.
         of_emit = inspect.signature(emit)
         names = ["typing_context", *list(of_emit.parameters)[1:]]
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -2,12 +2,14 @@
 
 Arrays are cut from buffers that the workspace keeps. A buffer serves again as soon as nothing outside refers to it, which
 Python's reference count tells; so an array that somebody keeps is never overwritten, and nobody has to give anything back.
+That count is exact in CPython with its global lock alone. Under any other interpreter every array is NumPy's own allocation.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 import threading
 import weakref
@@ -21,6 +23,15 @@ ALIGNMENT = 64  # bytes: a cache line
 SMALL = 1 << 14  # bytes up to which NumPy's own allocation costs less than the search here
 KEEP = 512  # requests after which a buffer that nobody used is given back to the system
 NOBODY = 2  # references to a buffer that is free: the workspace's own, and getrefcount's argument
+
+
+def _counts_references() -> bool:
+    """Whether `sys.getrefcount` tells how many others hold an object: in CPython, unless it runs without its global lock."""
+    has_lock = getattr(sys, "_is_gil_enabled", lambda: True)  # of Python 3.13 and later
+    return platform.python_implementation() == "CPython" and bool(has_lock())
+
+
+COUNTS_REFERENCES = _counts_references()
 
 
 class _Buffer:
@@ -59,7 +70,7 @@ class Workspace:
         """Like np.empty, C-contiguous; larger arrays start at a cache line."""
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
-        if size <= SMALL:
+        if size <= SMALL or not COUNTS_REFERENCES:
             return np.empty(shape, dtype)
         with self._lock:
             self._requests += 1
