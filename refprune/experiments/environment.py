@@ -22,14 +22,14 @@ def describe(dataset: Dataset) -> dict[str, str]:
 
     vector_bits, target_sha256: what the kernels are chosen and compiled for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change it.
     """
-    from ..kernels.machine import jit, vectors
+    from ..kernels.machine import numba_internals, vectors
 
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(np.ascontiguousarray(array).data)
     packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "processor": processor()}
-    target = hashlib.sha256(",".join(jit.target()).encode()).hexdigest()
+    target = hashlib.sha256(",".join(numba_internals.target()).encode()).hexdigest()
     machine |= {"cores": str(os.cpu_count()), "vector_bits": str(8 * vectors.HOST.vector_bytes), "target_sha256": target}
     return packages | machine | {"code_sha256": code_digest(), "data_sha256": digest.hexdigest()}
 

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompileResult
+from numba.core.funcdesc import FunctionDescriptor
 
 from refprune.backend import load_backend
 from refprune.cli import main as cli
-from refprune.kernels.machine import cache, kernel, threads
+from refprune.kernels.machine import cache, jit, kernel, numba_internals, threads
 from refprune.spec import zoo
 from refprune.training import config
 from refprune.training.state import initial_state
@@ -448,7 +451,7 @@ def test_fma_in_python_is_rounded_once(dtype):
             near = [got[i], np.nextafter(got[i], dtype(np.inf)), np.nextafter(got[i], -dtype(np.inf))]
             errors = [abs(Fraction(float(v)) - exact) for v in near]
             assert errors[0] == min(errors)
-    if "+fma" in kernel.jit.target()[2]:
+    if "+fma" in kernel.numba_internals.target()[2]:
         _fmas[np.dtype(dtype)](1, x, y)
         np.testing.assert_array_equal(y.view(f"i{y.itemsize}")[:4], got.view(f"i{y.itemsize}")[:4])
         np.testing.assert_array_equal(y, got)
@@ -506,3 +509,44 @@ def test_resume_takes_a_number_of_threads(tmp_path, monkeypatch):
         text = (tmp_path / "a" / "config.toml").read_text()
         assert "threads = 1000" in text
         assert cli.main(["run", "--resume=a", "--threads=1"]) == 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Another version of Numba
+
+
+@pytest.fixture
+def forgetful():
+    """What `missing` found is found again, before the test and after it."""
+    numba_internals.missing.cache_clear()
+    yield
+    numba_internals.missing.cache_clear()
+
+
+def test_this_version_of_numba_has_all_that_is_used(forgetful):
+    assert numba_internals.missing() is None
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [(CompileResult, "_rebuild"), (JITCodeLibrary, "get_pointer_to_function"), (FunctionDescriptor, "llvm_func_name")],
+)
+def test_without_a_name_of_numba_kernels_run_in_one_thread_and_nothing_is_kept(monkeypatch, forgetful, holder, name):
+    holder = next(kind for kind in holder.__mro__ if name in vars(kind))
+    monkeypatch.delattr(holder, name)
+    monkeypatch.setattr(kernel, "Launcher", None)  # would raise if it were called
+
+    def doubled(part, parts, x, y):
+        for i in range(part * len(x) // parts, (part + 1) * len(x) // parts):
+            y[i] = 2 * x[i]
+
+    doubled.__module__ = "refprune.kernels.planted"  # whose machine code would be kept
+    monkeypatch.setattr(jit, "_Disk", None)
+    table = kernel.kernel(lambda f: (kernel.reader(f, 1), kernel.writer(f, 1)))(doubled)
+    x, y = np.arange(7.0), np.zeros(7)
+    with pytest.warns(
+        RuntimeWarning, match=rf"numba .* has no \w+\.{name} \(tested: .*\): kernels are compiled in every process"
+    ):
+        table[x.dtype](3, x, y)
+    assert (y == 2 * x).all()
+    assert jit.distinct(lambda: y).__qualname__.endswith("<lambda>")  # no name for the disk is needed

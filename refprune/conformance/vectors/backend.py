@@ -42,7 +42,7 @@ def _answering(name: str) -> Any:
     return answer
 
 
-# The methods' names and arguments are those of the levels' tables, and all do the same: written out they would be 23 copies of one.
+# Names and arguments are those of the levels' tables, and all methods do the same: written out they would be 23 copies.
 for _method in (*LEVELS["layers"], METHODS["network"], *LEVELS["theta"], METHODS["training_steps"]):
     setattr(BackendImplementation, _method.name, _answering(_method.name))
 

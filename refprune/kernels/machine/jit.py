@@ -13,7 +13,6 @@ import functools
 import hashlib
 import logging
 import os
-import pickle
 import re
 import sys
 import threading
@@ -25,12 +24,10 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba.core import config, serialize
-from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
-from numba.core.registry import cpu_target
+from numba.core import config
 
 from ... import __version__
+from . import numba_internals
 from .cache import Store
 
 log = logging.getLogger("refprune.kernels")
@@ -61,12 +58,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def target() -> tuple[str, str, str]:
-    """Triple, processor and features (+a,-b,…) that Numba compiles for: this machine's, or what its variables say."""
-    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
-    return triple, processor, features
-
-
 def store() -> Store:
     """Where machine code of this process is kept."""
     settings = {
@@ -75,7 +66,7 @@ def store() -> Store:
         if name.isupper() and isinstance(value, str | int | float | None) and not HARMLESS.search(name)
     }
     versions = (__version__, numba.__version__, llvmlite.__version__, np.__version__, sys.version)
-    return _store(repr((versions, SOURCES, target(), sorted(settings.items()))))
+    return _store(repr((versions, SOURCES, numba_internals.target(), sorted(settings.items()))))
 
 
 _store = functools.cache(Store)
@@ -84,15 +75,15 @@ _store = functools.cache(Store)
 def build(function: Callable[..., Any], signature: tuple[Any, ...]) -> Any:
     """The dispatcher of `function`, compiled for `signature` (types of the arguments) and for nothing else."""
     run: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    if function.__module__.startswith("refprune.kernels.") and SOURCES:
-        run._cache = _Disk(function, signature)  # where Numba has its own after `enable_caching`
+    if function.__module__.startswith("refprune.kernels.") and SOURCES and not numba_internals.missing():
+        numba_internals.use_cache(run, _Disk(function, signature))
     with compiling:
         run.compile(signature)
     run.disable_compile()
     return run
 
 
-class _Disk(NullCache):
+class _Disk(numba_internals.NullCache):  # type: ignore[misc]
     """What a dispatcher asks before it compiles, and tells what it has compiled."""
 
     def __init__(self, function: Callable[..., Any], signature: tuple[Any, ...]) -> None:
@@ -106,7 +97,7 @@ class _Disk(NullCache):
         content = store().read(self._name)
         if content is not None:
             try:
-                result = CompileResult._rebuild(context, *pickle.loads(content))
+                result = numba_internals.from_bytes(context, content)
             except Exception as error:  # whatever is wrong with it, it is not used
                 log.debug("%s cannot be used: %s", self._name, error, extra={"event": "unusable"})
             else:
@@ -117,8 +108,9 @@ class _Disk(NullCache):
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        if _sources() == SOURCES and not result.library.has_dynamic_globals:
-            store().write(self._name, serialize.dumps(result._reduce()))
+        content = numba_internals.to_bytes(result)
+        if _sources() == SOURCES and content is not None:
+            store().write(self._name, content)
         took = time.perf_counter() - self._began
         log.info("compiled %s in %.2f s", self._title, took, extra={"event": "compiled"})
 
@@ -128,7 +120,7 @@ def distinct(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Machine code is found by names. Within a process Numba numbers them; code from the disk brings numbers of other processes.
     """
-    if function.__closure__:
+    if function.__closure__ and not numba_internals.missing():
         function.__qualname__ += "_" + hashlib.sha256(repr(_enclosed(function)).encode()).hexdigest()[:16]
     return function
 
@@ -139,7 +131,7 @@ def _enclosed(value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         return [_enclosed(item) for item in value]
-    function = getattr(value, "py_func", getattr(value, "_defn", value))  # of a dispatcher, of an intrinsic
+    function = numba_internals.python_function(value)
     if not hasattr(function, "__code__"):
         raise TypeError(f"kernels: a kernel encloses {value!r}, which has no name on disk")
     cells = [_enclosed(cell.cell_contents) for cell in function.__closure__ or ()]

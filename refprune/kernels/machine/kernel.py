@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
 
 from ...arrays import Array
-from . import jit
+from . import jit, numba_internals
 from .threads import Launcher
 
 PLAIN = bool(vars(numba.config)["DISABLE_JIT"])  # nothing is compiled
@@ -39,7 +39,7 @@ PRODUCT_GRAIN, ELEMENT_GRAIN = 1 << 18, 1 << 15
 
 
 #: Features of the processor that Numba compiles for, as LLVM names them.
-FEATURES = frozenset(f[1:] for f in jit.target()[2].split(",") if f.startswith("+"))
+FEATURES = frozenset(f[1:] for f in numba_internals.target()[2].split(",") if f.startswith("+"))
 HAS_FMA = platform.machine() not in ("x86_64", "AMD64") or "fma" in FEATURES
 
 
@@ -114,12 +114,12 @@ class Kernel(dict[Any, Callable[..., None]]):
 
 def _compiled(part: Callable[..., None], kinds: tuple[Any, ...]) -> Callable[..., None]:
     run = jit.build(part, (index, index, *kinds))
-    launch = Launcher(run, kinds)
+    launch = None if numba_internals.missing() else Launcher(run, kinds)
 
     def f(parts: int, *args: Any) -> None:
         if parts == 1:
             run(0, 1, *args)
-        elif not launch(parts, args):
+        elif launch is None or not launch(parts, args):
             for i in range(parts):
                 run(i, parts, *args)
 

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from . import jit
+from . import jit, numba_internals
 
 IDLE, OFFERED, TAKEN = 0, 1, 2
 STATE, FUNCTION, DATA, ASLEEP, MAILBOX = 0, 1, 2, 3, 16  # places in a mailbox, and its length: two cache lines
@@ -75,8 +75,7 @@ class Launcher:
     """Launches of one compiled part, whose arguments after (part, parts) have these types."""
 
     def __init__(self, run: Any, kinds: tuple[Any, ...]) -> None:
-        (part,) = run.overloads.values()
-        self._address: int = part.library.get_pointer_to_function(part.fndesc.llvm_func_name)
+        self._address = numba_internals.address(run)
         self._kinds = kinds
         self._launch: Any = None  # made when first needed: a small network never needs it
 
