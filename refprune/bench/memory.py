@@ -1,4 +1,4 @@
-"""Peak memory of a training step, in a process of its own: `python -m refprune.bench.memory JOB`, JOB in JSON, result in JSON.
+"""Peak memory of a training step, in a process of its own (`memory_process`).
 
 Two figures in MB. "with_first": the peak of everything from before the first step on, compilers included, less the resident
 memory before it. "step": after a first step with two images, which compiles, the peak of three steps less the resident memory
@@ -55,7 +55,7 @@ def measure(
         batch = Path(folder) / "batch.npz"
         np.savez(batch, x=x, labels=labels)
         job = {"side": side, "name": name, "threads": threads, "dtype": dtype, "layout": layout, "batch": str(batch)}
-        command = [sys.executable, "-m", "refprune.bench.memory", json.dumps(job)]
+        command = [sys.executable, "-m", "refprune.bench.memory_process", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(
@@ -81,7 +81,8 @@ def _stepper(job: dict[str, Any]) -> Callable[[Array, Array], Callable[[], objec
     return lambda x, labels: torch_side.Training(state.network, *start, x, labels, **options).step
 
 
-def _main(job: dict[str, Any]) -> dict[str, float]:
+def measure_here(job: dict[str, Any]) -> dict[str, float]:
+    """Both figures of a job, in this process, which must have done nothing before."""
     with np.load(job["batch"]) as arrays:
         x, labels = arrays["x"], arrays["labels"]
     stepper = _stepper(job)
@@ -95,7 +96,3 @@ def _main(job: dict[str, Any]) -> dict[str, float]:
     for _ in range(3):
         step()
     return {"step": peak() - before, "with_first": max(highest, peak()) - at_start}
-
-
-if __name__ == "__main__":
-    print(json.dumps(_main(json.loads(sys.argv[1]))))

@@ -1,6 +1,5 @@
-"""An implementation in a process of its own, which may print, hang or die.
+"""An implementation in a process of its own (`worker_process`), which may print, hang or die.
 
-`python -m refprune.conformance.asking.worker TARGET` is that process.
 Messages are pickles, each behind its length, over the worker's standard input and output; what the implementation itself
 writes there goes to files.
 """
@@ -58,7 +57,7 @@ class Worker:
         self.description = self._start()
 
     def _start(self) -> Any:
-        command = [sys.executable, "-P", "-m", "refprune.conformance.asking.worker", self.target, self.precision or ""]
+        command = [sys.executable, "-P", "-m", "refprune.conformance.asking.worker_process", self.target, self.precision or ""]
         # -P: a file of the current folder may be called like one of Python's modules; a session of its own: Ctrl-C is the
         # caller's alone, and what the implementation has started is ended with it
         self._process = subprocess.Popen(
@@ -136,16 +135,16 @@ class Worker:
             self._process = None
 
 
-def main(target: str, precision: str) -> None:
+def serve(target: str, precision: str) -> None:
     """The worker's side: load, say what there is, answer until the input ends."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with tempfile.TemporaryFile() as printed:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(printed.fileno(), 1)
-        _serve(target, precision, requests, replies, printed)
+        _answer(target, precision, requests, replies, printed)
 
 
-def _serve(target: str, precision: str, requests: IO[bytes], replies: IO[bytes], printed: IO[bytes]) -> None:
+def _answer(target: str, precision: str, requests: IO[bytes], replies: IO[bytes], printed: IO[bytes]) -> None:
     try:
         implementation = load(target)
         implementation.precision = precision or implementation.precision
@@ -167,7 +166,3 @@ def _serve(target: str, precision: str, requests: IO[bytes], replies: IO[bytes],
             sys.stdout.flush()
         printed.seek(0)
         _send(replies, reply._replace(printed=printed.read(2000).decode(errors="replace")))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:3])
