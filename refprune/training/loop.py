@@ -1,7 +1,7 @@
 """The training loop: what becomes of a State, step by step, as events. No file, no clock, no line on the screen.
 
-Every event holds the state that it leads to. From such a state `train` goes on to the same bits, whether between two epochs or
-within one, because all randomness is drawn by the number of the step (O8).
+Every event holds the state that it leads to. From the state of a step or of the end of an epoch `train` goes on to the same
+bits, because all randomness is drawn by the number of the step (O8).
 """
 
 from __future__ import annotations
