@@ -18,8 +18,10 @@ from .state import State
 
 
 def pressed(network: Network, config: Config) -> Network:
-    """The network without the gates that nothing presses on: with β = 0, ρ = 1 leaves the unit gates alone, ρ = 0 the layer
-    gates; they are fixed to 1 (C3: layers only, units only). InputError if no gate would be left."""
+    """The network in which every gate that no penalty acts on is fixed to 1 (C3: layers only, units only).
+
+    With β = 0 these are the unit gates for ρ = 1 and the layer gates for ρ = 0. InputError if no gate would be left.
+    """
     objective = config.objective
     alone = {1.0: "layer", 0.0: "unit"}.get(objective.balance)
     if alone is None or objective.beta > 0.0 or objective.nu == 0.0:
@@ -37,7 +39,7 @@ def pressed(network: Network, config: Config) -> Network:
 
 
 def penalties(config: Config, training_images: int) -> tuple[float, float]:
-    """(β, λ) of the per-sample objective O1, whatever scaling the configuration uses."""
+    """(β, λ) of the per-sample objective (O1), also where the configuration gives those of the whole data set."""
     penalty, decay = config.objective.beta, config.objective.weight_decay
     if config.objective.per == "sample":
         return penalty, decay
@@ -45,7 +47,7 @@ def penalties(config: Config, training_images: int) -> tuple[float, float]:
 
 
 def penalty_of(state: State, config: Config, training_images: int) -> Penalty:
-    """What presses on θ, per sample: Σ β θ + ν R_ρ(θ) of the network that is left (O1, C4)."""
+    """The penalty on θ, per sample: Σ β θ + ν R_ρ(θ) of the state's network, relative to the network at the start (O1, C4)."""
     beta, _ = penalties(config, training_images)
     objective = config.objective
     nu = objective.nu / (1 if objective.per == "sample" else training_images)
@@ -94,5 +96,6 @@ def schedule_factor(kind: str, progress: float) -> float:
 
 
 def learns_theta(state: State, config: Config, training_images: int) -> bool:
+    """Does θ move in the step after `state`? Not during the warm-up, without gates, or under the baseline `gates.magnitude`."""
     warm = state.step >= config.gates.warmup_epochs * (training_images // config.training.batch_size)
     return warm and state.theta.size > 0 and config.gates.magnitude == 0.0

@@ -34,14 +34,14 @@ def watched(overrides):
     return recovered.watch(load("quickstart", overrides))
 
 
-def thetas(settings):
+def thetas(config):
     """θ after every step of the training that is watched, which no rule touches."""
-    images, _ = prepare_images(sets.load(settings.data.name), settings)
-    network = settings.build_network()
-    state, path = initial_state(settings, network), []
-    for epoch in range(settings.training.epochs):
-        for x, labels in epoch_batches(images, settings, epoch):
-            state, _ = train_step(state, x, labels, settings, ORACLE, training_images=len(images.labels))
+    images, _ = prepare_images(sets.load(config.data.name), config)
+    network = config.build_network()
+    state, path = initial_state(config, network), []
+    for epoch in range(config.training.epochs):
+        for x, labels in epoch_batches(images, config, epoch):
+            state, _ = train_step(state, x, labels, config, ORACLE, training_images=len(images.labels))
             path.append(state.theta)
     return np.array(path)
 
@@ -53,11 +53,11 @@ PULLED = (*TINY, "gates.estimator=paired", "gates.learning_rate=6.0", "objective
 
 @pytest.mark.parametrize("overrides", [WANDERING, PULLED])
 def test_steps_and_recoveries_by_the_path_of_theta(overrides):
-    settings = load("quickstart", overrides)
-    found, path = watched(overrides), thetas(settings)
+    config = load("quickstart", overrides)
+    found, path = watched(overrides), thetas(config)
     held = 256 // 32
     for g, gate in enumerate(found["gates"]):
-        under = np.flatnonzero(path[held:, g] <= settings.gates.threshold) + held + 1  # steps count from 1
+        under = np.flatnonzero(path[held:, g] <= config.gates.threshold) + held + 1  # steps count from 1
         first = int(under[0]) if under.size else None
         back = first is not None and bool((path[first:, g] > 0.5).any())
         assert gate["threshold"] == {"step": first, "recovered": back}
