@@ -7,7 +7,7 @@ costs nothing but its own framework.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, NamedTuple, Never
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,23 @@ EVERY: Conventions = {
 
 #: PyTorch's, each the first of its kind.
 PYTORCH: Conventions = {name: values[:1] for name, values in EVERY.items()}
+
+
+class Rates(NamedTuple):
+    """The numbers of `Implementation.training_steps` that stay the same in all steps (O6): `Rates(**rates)`.
+
+    learning_rate: η of the weights.
+    momentum: m of the weights; θ has none.
+    weight_decay: λ.
+    theta_learning_rate: η_θ.
+    beta: β, the pull on every θ.
+    """
+
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    theta_learning_rate: float
+    beta: float
 
 
 class Implementation:
@@ -298,6 +315,7 @@ class Implementation:
 
     def training_steps(
         self,
+        *,
         spec: Mapping[str, Any],
         params: Arrays,
         statistics: Arrays,
@@ -316,7 +334,8 @@ class Implementation:
 
         x (k, N, …), target (k, N), gates (k, G). In each step, all derivatives being of the same batch and gates:
         v ← m v + (∂c/∂W + λ W), W ← W − η v for every parameter; θ ← clip(θ − η_θ(ĝ + β), 0, 1), ĝ by `estimator`: "taylor"
-        (∂c/∂ξ) or "paired" (O5). → dict of "params" name → W, "velocity" name → v, "statistics", "theta" (G,), "loss" (k,).
+        (∂c/∂ξ) or "paired" (O5). The five numbers may be taken one by one, as here, or as `**rates` for a `Rates`.
+        → dict of "params" name → W, "velocity" name → v, "statistics", "theta" (G,), "loss" (k,).
         """
         _missing()
 

@@ -211,3 +211,21 @@ def test_in_bfloat16_products_of_roundings_count(monkeypatch):
     assert {verdict(seed) for seed in range(30)} == {"conforms"}
     monkeypatch.setattr(tolerance, "COARSE", 1.0)
     assert "deviates" in {verdict(seed) for seed in range(30)}
+
+
+class OneByOne(TorchImplementation):
+    """Every argument of `training_steps` by its own name, as an adapter may have it."""
+
+    def training_steps(
+        self, spec, params, statistics, theta, x, target, gates,
+        learning_rate, momentum, weight_decay, theta_learning_rate, beta, estimator,
+    ):  # fmt: skip
+        rates = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+        rates |= {"theta_learning_rate": theta_learning_rate, "beta": beta}
+        arrays = {"params": params, "statistics": statistics, "theta": theta, "x": x, "target": target, "gates": gates}
+        return super().training_steps(spec=spec, **arrays, estimator=estimator, **rates)
+
+
+def test_an_adapter_may_take_the_rates_one_by_one():
+    (outcome,) = campaign.run(InProcess(OneByOne()), [METHODS["training_steps"]], 10, 0)
+    assert outcome.verdict == "conforms", outcome.findings

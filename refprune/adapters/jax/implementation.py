@@ -34,6 +34,7 @@ from ...spec.layers import (
     UnitGate,
 )
 from ...spec.network import Network
+from ..implementation import Rates
 from . import layers
 from .functions import JaxFunctions
 from .layers import Tensor
@@ -209,6 +210,7 @@ class JaxImplementation(JaxFunctions):
 
     def training_steps(
         self,
+        *,
         spec: Any,
         params: Arrays,
         statistics: Arrays,
@@ -216,20 +218,14 @@ class JaxImplementation(JaxFunctions):
         x: Array,
         target: Array,
         gates: Array,
-        learning_rate: float,
-        momentum: float,
-        weight_decay: float,
-        theta_learning_rate: float,
-        beta: float,
         estimator: str,
+        **rates: float,
     ) -> dict[str, Any]:
-        rates = {"learning": learning_rate, "momentum": momentum, "decay": weight_decay}
-        rates |= {"theta": theta_learning_rate, "beta": beta}
-        network = from_json(spec)
+        network, at = from_json(spec), Rates(**rates)
         w, running, theta, x, target, gates = self.arrays(params, statistics, theta, x, target, gates)
         velocity, losses = {name: np.zeros_like(p) for name, p in w.items()}, []
         for batch in zip(x, target, gates, strict=True):
-            w, velocity, running, theta, loss = _step(self, network, estimator, rates, w, velocity, running, theta, *batch)
+            w, velocity, running, theta, loss = _step(self, network, estimator, at, w, velocity, running, theta, *batch)
             losses.append(np.asarray(loss))
         return {"params": w, "velocity": velocity, "statistics": running, "theta": theta, "loss": np.stack(losses)}
 
@@ -312,7 +308,7 @@ def _step_of(
     mine: JaxImplementation,
     network: Network,
     estimator: str,
-    rates: Any,
+    rates: Rates,
     w: Any,
     velocity: Any,
     running: Any,
@@ -328,9 +324,9 @@ def _step_of(
         losses = _losses(mine, network, True, w, running, x, target)
         own = np.eye(len(theta), dtype=bool)
         ascent = losses(jnp.where(own, 1.0, gates)) - losses(jnp.where(own, 0.0, gates))
-    velocity = {n: rates["momentum"] * v + found["params"][n] + rates["decay"] * w[n] for n, v in velocity.items()}
-    w = {n: p - rates["learning"] * velocity[n] for n, p in w.items()}
-    theta = jnp.clip(theta - rates["theta"] * (ascent + rates["beta"]), 0.0, 1.0)
+    velocity = {n: rates.momentum * v + found["params"][n] + rates.weight_decay * w[n] for n, v in velocity.items()}
+    w = {n: p - rates.learning_rate * velocity[n] for n, p in w.items()}
+    theta = jnp.clip(theta - rates.theta_learning_rate * (ascent + rates.beta), 0.0, 1.0)
     return w, velocity, found["statistics"], theta, found["loss"]
 
 

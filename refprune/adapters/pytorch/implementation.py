@@ -21,7 +21,7 @@ from ...arrays import Array, Arrays
 from ...errors import InputError
 from ...spec.json_form import from_json
 from ...spec.network import Network
-from ..implementation import PYTORCH, Conventions
+from ..implementation import PYTORCH, Conventions, Rates
 from .costs import TorchCosts
 from .functions import branch, squared_error
 from .model import Module, build, by_parameter, frozen, load, running_statistics, set_gates
@@ -152,6 +152,7 @@ class TorchImplementation(TorchCosts):
 
     def training_steps(
         self,
+        *,
         spec: Any,
         params: Arrays,
         statistics: Arrays,
@@ -159,14 +160,11 @@ class TorchImplementation(TorchCosts):
         x: Array,
         target: Array,
         gates: Array,
-        learning_rate: float,
-        momentum: float,
-        weight_decay: float,
-        theta_learning_rate: float,
-        beta: float,
         estimator: str,
+        **rates: float,
     ) -> dict[str, Any]:
         module = self.module(spec, params, statistics, train=True)
+        learning_rate, momentum, weight_decay, theta_learning_rate, beta = Rates(**rates)
         sgd = self.optimiser(module, learning_rate, momentum, weight_decay)
         t, losses = self.tensor(theta), []
         for images, labels, xi in zip(x, target, gates, strict=True):
