@@ -49,10 +49,23 @@ class Window(NamedTuple):
     spread: Pair = (1, 1)
 
 
+# Places in `Plan.numbers`.
+GROUPS = 0
+HIGH, WIDE = 1, 2  # height and row length of the padded image
+TOP, LEFT = 3, 4  # where the image starts in it
+STEP_DOWN, STEP_ACROSS = 5, 6  # strides
+OUT_HIGH, OUT_WIDE = 7, 8  # of the output
+GEOMETRY = 9  # so many are the same for the weights' gradient
+RUN = 9  # pixels that lie one behind the other in the target
+FIRST = 10  # its first pixel there
+ROW_DISTANCE, PIXEL_DISTANCE = 11, 12  # of the runs, and of the pixels of one
+PITCH = 13  # positions from one run of the strips to the next
+VECTOR_STEP = 14  # distance of a strip's vectors
+PIECE = 15  # length of a piece in `pack`
+
+
 class Plan(NamedTuple):
-    """What the kernels read. numbers: groups; height and row length of the padded image; top, left; row step, column step;
-    output height and width; length of a run of the target, its first pixel, row and pixel distance there; pitch of the strips'
-    positions; distance of a strip's vectors; length of a piece."""
+    """What the kernels read. numbers: one integer for each of the places GROUPS … PIECE."""
 
     direct: bool
     strips: int
@@ -85,6 +98,11 @@ def piece_length(window: Window) -> int:
     return next(p for p in (16, 8, 4, 2, 1) if window.out[1] % p == 0)
 
 
+def geometry(groups: int, window: Window) -> list[int]:
+    """What stands at the places GROUPS … OUT_WIDE."""
+    return [groups, window.padded[0], row_length(window), *window.start, *window.step, *window.out]
+
+
 @functools.lru_cache(maxsize=256)
 def plan(channels: int, outputs: int, groups: int, window: Window, dtype: np.dtype[np.generic]) -> Plan:
     """The cheaper way for this shape: lanes thrown away (direct) against clock cycles spent on copying (packed)."""
@@ -105,7 +123,7 @@ def plan(channels: int, outputs: int, groups: int, window: Window, dtype: np.dty
     starts = np.arange(strips) * across
     bases = starts // wo * down * wide + starts % wo if whole_rows else starts
     first = window.place[0] * window.target[1] + window.place[1]
-    numbers = [groups, window.padded[0], wide, *window.start, *window.step, ho, wo]
+    numbers = geometry(groups, window)
     numbers += [run, first, window.spread[0] * window.target[1], window.spread[1], pitch, vector_step, piece]
     return Plan(direct, strips, taps, bases.astype(np.intp), np.array(numbers, np.intp))
 
@@ -162,9 +180,10 @@ def _direct(
     part: int, parts: int, x: Array, w: Array, scale: Array, shift: Array, floor: float, y: Array,
     taps: Array, bases: Array, numbers: Array, chunks: int, scratch: Array,
 ) -> None:  # fmt: skip
-    groups, high, wide, top, left = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    run, first, row, step, pitch, vector_step = numbers[9], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14]
-    rows = numbers[7] * numbers[8] // run
+    groups, high, wide, top, left = numbers[GROUPS], numbers[HIGH], numbers[WIDE], numbers[TOP], numbers[LEFT]
+    run, first, row, step = numbers[RUN], numbers[FIRST], numbers[ROW_DISTANCE], numbers[PIXEL_DISTANCE]
+    pitch, vector_step, across_step = numbers[PITCH], numbers[VECTOR_STEP], numbers[STEP_ACROSS]
+    rows = numbers[OUT_HIGH] * numbers[OUT_WIDE] // run
     inputs, outputs, depth, strips = x.shape[1] // groups, w.shape[0] // groups, w.shape[1], len(bases)
     across = HOST.vector_bytes // y.itemsize * VECTORS
     tiles = (outputs + ROWS - 1) // ROWS
@@ -176,7 +195,7 @@ def _direct(
         n, g, chunk = task // chunks // groups, task // chunks % groups, task % chunks
         if task // chunks != seen:
             seen = task // chunks
-            read_rows(x, n, g * inputs, (g + 1) * inputs, 0, x.shape[2], image, 0, high * wide, wide, top, left, numbers[6])
+            read_rows(x, n, g * inputs, (g + 1) * inputs, 0, x.shape[2], image, 0, high * wide, wide, top, left, across_step)
         s0, s1 = chunk * strips // chunks, (chunk + 1) * strips // chunks
         length = (s1 - s0) * across
         for k0 in range(0, max(depth, 1), DEPTH):
@@ -197,7 +216,7 @@ def _direct(
 @inner
 def mark_pieces(pixel0: int, count: int, numbers: Array, plane: int, piece: int, marks: Array) -> None:
     """marks[i] = where the i-th piece of these pixels starts among padded images that are `plane` numbers apart."""
-    wide, sh, ho, wo = numbers[2], numbers[5], numbers[7], numbers[8]
+    wide, sh, ho, wo = numbers[WIDE], numbers[STEP_DOWN], numbers[OUT_HIGH], numbers[OUT_WIDE]
     origin = pixel0 // (ho * wo)
     for i in range(len(marks)):
         pixel = pixel0 + min(i * piece, count - piece)  # beyond the last: it again, so that nothing outside is read
@@ -210,15 +229,15 @@ def read_panel(
     x: Array, pixel0: int, count: int, c0: int, c1: int, last_tap: int, plane: int, numbers: Array, image: Array
 ) -> None:
     """The padded images, `plane` numbers apart, that these pixels' patches read; `last_tap`: row offset of the last tap."""
-    high, wide, top, left = numbers[1], numbers[2], numbers[3], numbers[4]
-    sh, ho, wo = numbers[5], numbers[7], numbers[8]
+    high, wide, top, left = numbers[HIGH], numbers[WIDE], numbers[TOP], numbers[LEFT]
+    sh, sw, ho, wo = numbers[STEP_DOWN], numbers[STEP_ACROSS], numbers[OUT_HIGH], numbers[OUT_WIDE]
     pixels = ho * wo
     n0, n1 = pixel0 // pixels, (pixel0 + count - 1) // pixels
     for n in range(n0, n1 + 1):
         p0 = max(0, pixel0 - n * pixels) // wo
         p1 = min(pixels - 1, pixel0 + count - 1 - n * pixels) // wo
         first, last = max(0, p0 * sh - top), min(x.shape[2], p1 * sh - top + last_tap + 1)
-        read_rows(x, n, c0, c1, first, last, image, (n - n0) * plane, high * wide, wide, top, left, numbers[6])
+        read_rows(x, n, c0, c1, first, last, image, (n - n0) * plane, high * wide, wide, top, left, sw)
 
 
 @inner
@@ -251,8 +270,8 @@ def _packed(
     part: int, parts: int, x: Array, w: Array, scale: Array, shift: Array, floor: float, y: Array,
     taps: Array, lines: Array, numbers: Array, at_once: int, pieces_of_output: int, scratch: Array, all_marks: Array,
 ) -> None:  # fmt: skip
-    groups, high, wide, ho, wo = numbers[0], numbers[1], numbers[2], numbers[7], numbers[8]
-    run, first, row, step, piece = numbers[9], numbers[10], numbers[11], numbers[12], numbers[15]
+    groups, high, wide, ho, wo = numbers[GROUPS], numbers[HIGH], numbers[WIDE], numbers[OUT_HIGH], numbers[OUT_WIDE]
+    run, first, row, step, piece = numbers[RUN], numbers[FIRST], numbers[ROW_DISTANCE], numbers[PIXEL_DISTANCE], numbers[PIECE]
     inputs, outputs, depth = x.shape[1] // groups, w.shape[0] // groups, w.shape[1]
     area = depth // max(inputs, 1)
     lanes = HOST.vector_bytes // y.itemsize

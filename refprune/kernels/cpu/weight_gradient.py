@@ -20,7 +20,26 @@ from ..machine.kernel import ELEMENT_GRAIN, PRODUCT_GRAIN, index, inner, kernel,
 from ..machine.tiles import DOT_COLUMNS, DOT_ROWS, dot
 from ..machine.vectors import HOST
 from ..machine.workspace import Workspace
-from .correlate import PACK_COST, Window, mark_pieces, pack, piece_length, read_panel, read_rows, row_length, tap_offsets
+from .correlate import (
+    GEOMETRY,
+    GROUPS,
+    HIGH,
+    LEFT,
+    OUT_HIGH,
+    OUT_WIDE,
+    PACK_COST,
+    TOP,
+    WIDE,
+    Window,
+    geometry,
+    mark_pieces,
+    pack,
+    piece_length,
+    read_panel,
+    read_rows,
+    row_length,
+    tap_offsets,
+)
 from .matmul import row_starts
 
 TASKS = 16  # shares of the images at most
@@ -30,8 +49,13 @@ LONG = 1024  # direct: about so many pixels, of several images where they are sm
 PATCHES = 1 << 17  # packed: numbers in a block of patches
 
 
+# Places in `_Plan.numbers` behind the geometry.
+PIECE = GEOMETRY  # length of a piece in `pack`
+TAPS = GEOMETRY + 1  # number of taps
+
+
 class _Plan(NamedTuple):
-    """What the kernels read. numbers: the first nine as in `correlate.Plan`, length of a piece, number of taps."""
+    """What the kernels read. numbers: those of `correlate.geometry`, and one for each of the places PIECE and TAPS."""
 
     direct: bool
     length: int
@@ -45,7 +69,7 @@ def _plan(channels: int, outputs: int, groups: int, window: Window, lanes: int) 
     length, piece, taps = (ho - 1) * wide + wo, piece_length(window), tap_offsets(channels, window)
     waste = -(-length // lanes) * lanes / (ho * wo)
     direct = window.step == (1, 1) and waste <= 1 + PACK_COST[piece] / max(outputs, 1)
-    numbers = np.array([groups, window.padded[0], wide, *window.start, *window.step, ho, wo, piece, len(taps)], np.intp)
+    numbers = np.array([*geometry(groups, window), piece, len(taps)], np.intp)
     return _Plan(direct, length, taps, numbers)
 
 
@@ -96,9 +120,9 @@ def _direct(
 
     dy_row: numbers from one channel of the spread dy to the next.
     """
-    groups, high, wide, top, left = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    groups, high, wide, top, left = numbers[GROUPS], numbers[HIGH], numbers[WIDE], numbers[TOP], numbers[LEFT]
     inputs, outputs, shares = x.shape[1] // groups, dy.shape[1] // groups, tiles.shape[0]
-    steps = numbers[10]
+    steps = numbers[TAPS]
     plane, dy_plane = inputs * high * wide, outputs * dy_row
     spread, image = scratch[part, : at_once * dy_plane], scratch[part, at_once * dy_plane :]
     scratch[part] = 0
@@ -145,7 +169,8 @@ def _packed(
     part: int, parts: int, x: Array, columns: Array, dw: Array, taps: Array, rows_at: Array, columns_at: Array, numbers: Array,
     at_once: int, scratch: Array, tiles: Array, all_marks: Array,
 ) -> None:  # fmt: skip
-    groups, high, wide, ho, wo, piece = numbers[0], numbers[1], numbers[2], numbers[7], numbers[8], numbers[9]
+    groups, high, wide, piece = numbers[GROUPS], numbers[HIGH], numbers[WIDE], numbers[PIECE]
+    ho, wo = numbers[OUT_HIGH], numbers[OUT_WIDE]
     inputs, outputs, steps = x.shape[1] // groups, len(columns) // groups, dw.shape[1]
     area, total, marks = steps // inputs, x.shape[0] * ho * wo, all_marks[part, : PANEL // piece]
     plane, blocks = at_once * high * wide, (inputs + at_once - 1) // at_once
