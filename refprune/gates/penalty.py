@@ -1,10 +1,13 @@
-"""What presses on θ: Σ β θ + ν R_ρ(θ), multi-affine in θ like the loss (SPEC O1, C2–C5; the form is *derived here*).
+"""The penalty on θ: Σ β θ + ν R_ρ(θ), multi-affine in θ like the loss (SPEC O1, C2–C5; the form is *derived here*).
 
-R(θ) = α·E[MACs]/MACs₀ + (1−α)·E[parameters]/parameters₀ is the share of the network at the start of training that is expected
-to be left. R_ρ balances layer gates against unit gates; with ρ = ½ it is R, with 1 it sees layer gates alone, with 0 unit
-gates alone. Its gradient gives every gate a β of its own, β_g(θ) = β + ν ∂R_ρ/∂θ_g (C5), which moves with θ and with every
-removal: what has gone is gone from R, the reference stays. Therefore "all units at 1" in C3 means all units that are left: for
-ρ ≠ ½ a removal at θ = 0, which leaves R as it is, lowers R_ρ, and what presses on a section is what can still be saved by it.
+R(θ) = α·E[MACs]/MACs₀ + (1−α)·E[parameters]/parameters₀ is the expected size of the network, as a share of its size at the
+start of training. R_ρ weighs layer gates against unit gates: with ρ = ½ it is R, with ρ = 1 it depends on layer gates alone,
+with ρ = 0 on unit gates alone. The gradient gives every gate its own β_g(θ) = β + ν ∂R_ρ/∂θ_g (C5), which changes with θ and
+with every removal.
+
+R is measured against the network at the start of training. Removed gates no longer count. "All units at 1" (C3) therefore
+means all units that are left. Hence a removal at θ = 0, which does not change R, lowers R_ρ for ρ ≠ ½: the slope on a
+section's gate is what closing the section can still save.
 """
 
 from __future__ import annotations

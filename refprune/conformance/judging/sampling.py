@@ -83,7 +83,7 @@ class Facts(NamedTuple):
 
 
 def table(loss: BatchLoss, theta: Array) -> Table:
-    """All losses and gate gradients, by 2^G forward and backward passes. θ (G,) inside (0, 1)."""
+    """The `Table` of a network's losses and gate gradients, by 2^G forward and backward passes. θ (G,) in (0, 1)."""
     rows, losses, slopes = [], [], []
     for gates, probability in estimators.enumerate_gates(theta):
         evaluation = loss.evaluate(gates, run_closed=True)
@@ -181,11 +181,13 @@ def _range(t: Table, kind: str) -> tuple[Array, Array]:
 
 
 def expected(loss: BatchLoss, theta: Array, kind: str, samples: int = 1) -> Array:
-    """(G,) mean of one estimate, from the code in `estimators` at the middle of every cell of v: (2G+1)^G of them.
+    """The mean (G,) of one estimate, computed with the code of `gates.estimators`.
 
-    The cells' borders are all θ and 1 − θ, so that a mistake that compares a gate with another's number is seen too. All
-    estimators but arm and disarm use v to sample the gates and for nothing else: they are asked once for every gate vector,
-    reinforce with a baseline for every pair (a mean over more samples is that over pairs).
+    Space of uniform numbers v is cut at all θ and 1 − θ in every coordinate, into (2G+1)^G cells. In a cell the gates are
+    constant, and the estimate at its middle is its mean. The cuts at the other gates' θ show a mistake that compares a gate
+    with another gate's number. All estimators but arm and disarm use v to sample the gates and for nothing else: they are
+    evaluated once for every gate vector. Reinforce with a baseline is evaluated for every pair of gate vectors; its mean for
+    more samples is the same.
     """
     borders = np.unique(np.concatenate([[0.0, 1.0], theta, 1.0 - theta]))
     middles, lengths = 0.5 * (borders[1:] + borders[:-1]), np.diff(borders)

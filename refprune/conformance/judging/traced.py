@@ -50,10 +50,13 @@ Entries = frozenset[tuple[str, tuple[int, ...]]]
 def expectation(
     run: Run, unit: float, branches: Mapping[str, Array] | None = None, chosen_before: Entries = frozenset()
 ) -> Expectation:
-    """What a computation must give, for an implementation of roundoff `unit`; on these branches, elsewhere on the oracle's own.
+    """What a computation must give (E2, E3).
 
-    chosen_before: branch entries of which nothing else is to be tried. A kink may open others behind it: the input of a second
-    ReLU is exactly 0 while the first is off, and at a kink when it is on.
+    run: the computation with a backend, on given branches.
+    unit: unit roundoff of the implementation that is judged.
+    branches: a branch's name → the branch to take. All others are the oracle's own.
+    chosen_before: branch entries of which no other value is tried. They are needed because taking another branch may bring
+        the input of a later ReLU from exactly 0 to within its tolerance of 0, so that more entries become ambiguous.
     """
     given = branches or {}
     base = run(ORACLE, given)

@@ -24,13 +24,18 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Expectation:
-    """values: name → what is right, in data-flow order; tolerance: how far a correct implementation may be from it.
+    """The right answer to one question, and how far a right answer may be from it.
 
-    certain: for some names the bound beyond which an entry is certainly wrong (E1). kinks: name of a branch array → each
-    value that a branch may have → how far that is from being right, in tolerances (up to 1: as right as the one taken).
-    ambiguous: how many entries that concerns. alternatives: what is right on other branches, for all choices of the ambiguous
-    ones; empty if they are too many. on_branches: the same expectation on some branches of the candidate's, the oracle's own
-    behind them.
+    values: a result's name → the right array. The names are in data-flow order: `judge` reports the first that differs.
+    tolerance: the same names → the largest error of a correct implementation, entry by entry (E2).
+    certain: for some of these names the bound beyond which an entry is certainly wrong (E1).
+    branches: a branch's name → the branch that the oracle took: the sign of each input of a ReLU, the place of each maximum.
+    kinks: a branch's name → value of a branch → the distance, in tolerances, from the inputs for which that value is right.
+        `kinks["branches/relu1"][-1]` is the distance of every input of that ReLU from zero; where it is at most 1, an answer
+        on either side of zero is accepted.
+    ambiguous: the number of branch entries that may as well have another value than the oracle's.
+    alternatives: makes the expectations on all other choices of these entries; none if there are too many of them.
+    on_branches: makes the expectation on branches that an answer has shown. Branches behind them are the oracle's own.
     """
 
     values: Arrays
