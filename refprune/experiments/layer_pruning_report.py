@@ -178,7 +178,7 @@ def _page(run: Record) -> str:
 
 def accuracy_against_macs(summaries: Mapping[str, Mapping[str, Any]]) -> Any:
     """A line a run: accuracy after fine-tuning against the share of MACs that is left; thin: before fine-tuning."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     drawing, axes = figures.figure("Accuracy against computation", "MACs per image, share of the start", "accuracy, %")
     for name, summary in summaries.items():
@@ -189,9 +189,14 @@ def accuracy_against_macs(summaries: Mapping[str, Mapping[str, Any]]) -> Any:
         axes.plot(share[1:], before, ":", lw=1.0, color=line.get_color())
     axes.invert_xaxis()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     if len(summaries) > 1:
         figures.label_lines(axes)
     return drawing
+
+
+#: Legible on every colour of the map of scores, on a light page and on a dark one.
+CROSS = "#ff4d4d"
 
 
 def scores_over_rounds(rounds: Sequence[Mapping[str, Any]]) -> Any:
@@ -204,6 +209,6 @@ def scores_over_rounds(rounds: Sequence[Mapping[str, Any]]) -> Any:
     axes.set_yticks(range(len(names)), names)
     every = -(-len(rounds) // 12)
     axes.set_xticks(range(0, len(rounds), every), [str(record["round"]) for record in rounds[::every]])
-    axes.plot(range(len(rounds)), [names.index(record["removed"]) for record in rounds], "x", color=figures.CYCLE[3])
+    axes.plot(range(len(rounds)), [names.index(record["removed"]) for record in rounds], "x", color=CROSS)
     axes.grid(visible=False)
     return drawing
