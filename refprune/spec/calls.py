@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..arrays import Array
+from ..arrays import Array, Shape
 from .layers import (
     Activation,
     AveragePool,
@@ -98,12 +98,18 @@ def network_operations(network: Network, *, train: bool) -> Operations:
     """
     kept: dict[bool, Operations] = vars(network).setdefault("_operations", {})
     if train not in kept:
-        kept[train] = _operations(network, train=train)
+        kept[train] = operations_of(network.layers, network.input_shapes, network.gate_slices, train=train)
     return kept[train]
 
 
-def _operations(network: Network, *, train: bool) -> Operations:
-    shapes, gates = network.input_shapes, network.gate_slices
+def operations_of(
+    layers: tuple[Layer, ...], shapes: Mapping[str, Shape], gates: Mapping[str, slice], *, train: bool
+) -> Operations:
+    """The calls that run a chain of layers and sections.
+
+    shapes: the input shape of every layer by name.
+    gates: the place of every group of gates in the gate vector by name.
+    """
 
     def plain(layer: Layer) -> Operation:
         function, options = function_of(layer, train=train)
@@ -122,4 +128,4 @@ def _operations(network: Network, *, train: bool) -> Operations:
         gate = plain(LayerGate(name=f"{layer.name}.gate"))._replace(gate=(xi, ...))  # an array of shape (), not a number
         return SectionOperations(layer, xi, shortcut, (*path[:at], gate, *path[at:]), post)
 
-    return tuple(section(layer) if isinstance(layer, Section) else plain(layer) for layer in network.layers)
+    return tuple(section(layer) if isinstance(layer, Section) else plain(layer) for layer in layers)
