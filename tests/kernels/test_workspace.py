@@ -87,7 +87,7 @@ def test_training_allocates_nothing_in_the_steady_state():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mmap and mprotect")
 def test_kernels_stay_inside_their_memory():
-    script = Path(__file__).with_name("fence.py")
+    script = Path(__file__).parents[1] / "support" / "guard_pages.py"
     done = subprocess.run([sys.executable, script, "60", "0"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
