@@ -17,7 +17,7 @@ from typing import Any, get_origin, get_type_hints
 import numpy as np
 
 from ..errors import InputError
-from ..gates.penalty import reference
+from ..gates.theta_penalty import reference
 from ..output.progress import Progress
 from ..spec import cost as network_cost
 from ..spec.layers import Section

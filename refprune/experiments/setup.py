@@ -16,9 +16,9 @@ from ..gates.estimators import MAX_ENUMERATED_GATES
 from ..gates.surgery import prune
 from ..spec import json_form
 from ..spec.network import Network
+from ..training.coefficients import pressed
 from ..training.config import Config, to_toml
 from ..training.images import Images, prepare_images
-from ..training.pressure import pressed
 from ..training.state import ungated
 from . import environment as environments
 

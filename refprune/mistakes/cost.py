@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..gates.penalty import Penalty, Reference, reference
+from ..gates.theta_penalty import Penalty, Reference, reference
 from ..spec import cost
 from ..spec.cost import CostModel, Term
 from ..spec.network import Network
@@ -139,27 +139,35 @@ COST = (
         instead(lambda layer, gate: layer.name),
         ("C1",),
     ),
-    Mistake("α and 1 − α swapped", "gates.penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
+    Mistake("α and 1 − α swapped", "gates.theta_penalty:Penalty._weights", _seen_as(alpha=lambda p: 1.0 - p.alpha), ("C2",)),
     Mistake(
-        "share of the pruned network in itself", "gates.penalty:share", instead(lambda network, whole, alpha: 1.0), ("C2",)
+        "share of the pruned network in itself",
+        "gates.theta_penalty:share",
+        instead(lambda network, whole, alpha: 1.0),
+        ("C2",),
     ),
-    Mistake("reference without biases and norms", "gates.penalty:reference", instead(_of_weights), ("C2",)),
-    Mistake("ρ and 1 − ρ swapped", "gates.penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
-    Mistake("gates of the other kind closed", "gates.penalty:Penalty._views", _closed_elsewhere, ("C3",)),
-    Mistake("summands of the balance unweighted", "gates.penalty:Penalty._views", _unweighted, ("C3",)),
+    Mistake("reference without biases and norms", "gates.theta_penalty:reference", instead(_of_weights), ("C2",)),
+    Mistake("ρ and 1 − ρ swapped", "gates.theta_penalty:Penalty._views", _seen_as(balance=lambda p: 1.0 - p.balance), ("C3",)),
+    Mistake("gates of the other kind closed", "gates.theta_penalty:Penalty._views", _closed_elsewhere, ("C3",)),
+    Mistake("summands of the balance unweighted", "gates.theta_penalty:Penalty._views", _unweighted, ("C3",)),
     Mistake(
         "gates that nothing presses on left open",
-        "training.pressure:pressed",
+        "training.coefficients:pressed",
         instead(lambda network, config: network),
         ("C3",),
     ),
-    Mistake("reference moved along with the pruning", "training.pressure:penalty_of", result(_rebased), ("C5",)),
-    Mistake("ν not divided by N", "training.pressure:penalty_of", _nu_per_sample, ("C4",)),
+    Mistake("reference moved along with the pruning", "training.coefficients:penalty_of", result(_rebased), ("C5",)),
+    Mistake("ν not divided by N", "training.coefficients:penalty_of", _nu_per_sample, ("C4",)),
     Mistake("vertices compared by the loss alone", "training.decide:decide", _without_size, ("C4",)),
     Mistake(
-        "Σ β θ taken for ν R", "gates.penalty:Penalty.value", instead(lambda p, t: p.gradient(t) @ t), ("C2", "C3", "C4", "C5")
+        "Σ β θ taken for ν R",
+        "gates.theta_penalty:Penalty.value",
+        instead(lambda p, t: p.gradient(t) @ t),
+        ("C2", "C3", "C4", "C5"),
     ),
-    Mistake("slope at half of θ", "gates.penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")),
+    Mistake(
+        "slope at half of θ", "gates.theta_penalty:Penalty.gradient", lambda f: lambda p, theta: f(p, 0.5 * theta), ("C4", "C5")
+    ),
     Mistake("start forgotten at a removal", "training.removal:cut_state", _start_forgotten, ("C5",)),
     Mistake(
         "1/N dropped in log γ", "formulas.hyper_prior:log_gamma_from_beta", instead(lambda beta, samples: -beta), ("O1", "C5")

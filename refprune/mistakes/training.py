@@ -95,7 +95,7 @@ def _decides_the_other_way(f: Function) -> Function:
 OBJECTIVE = (
     Mistake(
         "scaling of the data set ignored",
-        "training.pressure:penalties",
+        "training.coefficients:penalties",
         instead(lambda c, n: (c.objective.beta, c.objective.weight_decay)),
         ("O1",),
     ),
@@ -117,7 +117,7 @@ OBJECTIVE = (
     Mistake("projection forgotten", "training.state:project_theta", instead(lambda theta, config: theta), ("O6",)),
     Mistake("momentum with dampening", "oracle.momentum:momentum_step", instead(_dampened), ("O6",)),
     Mistake("a step without weight decay", "training.step:train_step", _undecayed, ("O6",)),
-    Mistake("schedule without effect", "training.pressure:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
+    Mistake("schedule without effect", "training.coefficients:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
     Mistake(
         "momenta lost at a removal",
         "training.removal:cut_state",

@@ -18,7 +18,7 @@ import numpy as np
 from .. import __version__
 from ..arrays import Array
 from ..errors import InputError, SpecError
-from ..gates.penalty import Reference
+from ..gates.theta_penalty import Reference
 from ..output.files import write_atomically
 from ..spec import json_form, network
 from .state import State

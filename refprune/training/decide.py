@@ -20,9 +20,9 @@ from ..passes.statistics import average_statistics
 from ..passes.tape import forward
 from ..spec.cost import cost_model
 from ..spec.layers import Section
+from .coefficients import penalty_of
 from .config import Config
 from .images import Images, epoch_batches
-from .pressure import penalty_of
 from .removal import Removed, cut_state, remove_gates
 from .state import State
 from .step import NonFiniteLoss

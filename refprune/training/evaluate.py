@@ -12,11 +12,11 @@ from ..arrays import Array
 from ..backend import Backend
 from ..gates import rules
 from ..gates.estimators import sample
-from ..gates.penalty import Reference
+from ..gates.theta_penalty import Reference
 from ..passes.predictor import Predictor
+from .coefficients import penalties, penalty_of
 from .config import Config
 from .images import Images
-from .pressure import penalties, penalty_of
 from .state import State, gate_uniforms, non_finite_parameter
 from .step import NonFiniteLoss
 

@@ -12,8 +12,8 @@ from ..arrays import Array
 from ..gates.rules import Evidence, rule_keep
 from ..gates.surgery import Cut, prune
 from ..spec.layers import UnitGate
+from .coefficients import learns_theta, rule_of
 from .config import Config
-from .pressure import learns_theta, rule_of
 from .state import State
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from ..arrays import Array, Arrays
 from ..errors import InputError
 from ..gates.closing_weights import blocks
-from ..gates.penalty import Reference, reference
 from ..gates.surgery import prune
+from ..gates.theta_penalty import Reference, reference
 from ..passes.parameters import initial_statistics, initialise
 from ..spec.network import Loss, Network
 from ..streams import Streams

@@ -15,8 +15,8 @@ from ..gates.estimators import ESTIMATORS, Sampled, sample
 from ..gates.rules import Evidence
 from ..passes.batch_loss import BatchLoss, Evaluation
 from ..passes.statistics import update_statistics
+from .coefficients import gate_rates, learns_theta, penalties, penalty_of, schedule_factor
 from .config import Config
-from .pressure import gate_rates, learns_theta, penalties, penalty_of, schedule_factor
 from .state import State, gate_uniforms, non_finite_parameter, project_theta
 
 

@@ -13,8 +13,8 @@ import pytest
 from formula_adapter import Formulas
 
 import refprune
-from refprune import cli
 from refprune.backend import ORACLE
+from refprune.cli import main as cli
 from refprune.conformance import campaign, reporting
 from refprune.conformance.asking import methods, scripts
 from refprune.conformance.asking.calls import InProcess, describe, load, named

@@ -13,7 +13,7 @@ from tolerance import gamma
 
 from refprune.audit.witnesses.flows import Sections, all_gates, judge, probability, random_point, sides_of_d1
 from refprune.gates.dynamics import Comparison, projected_flow
-from refprune.gates.penalty import Penalty, reference
+from refprune.gates.theta_penalty import Penalty, reference
 from refprune.rounding.tolerance import UNIT
 
 U = UNIT["float64"]

@@ -12,15 +12,15 @@ from refprune.backend import ORACLE
 from refprune.errors import InputError
 from refprune.experiments import report
 from refprune.experiments import run as experiment
-from refprune.gates.penalty import reference
 from refprune.gates.surgery import prune
+from refprune.gates.theta_penalty import reference
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
 from refprune.spec.layers import Activation, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.training import config, decide
+from refprune.training.coefficients import penalty_of, pressed
 from refprune.training.images import epoch_batches
-from refprune.training.pressure import penalty_of, pressed
 from refprune.training.removal import cut_state, remove_gates
 from refprune.training.state import NO_REFERENCE, gate_uniforms
 from refprune.training.step import train_step

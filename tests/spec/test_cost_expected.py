@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from refprune.adapters.pytorch import model
 from refprune.conformance.strategies import networks as ns
 from refprune.errors import InputError
-from refprune.gates.penalty import Penalty, Reference, reference
 from refprune.gates.surgery import prune
+from refprune.gates.theta_penalty import Penalty, Reference, reference
 from refprune.passes.parameters import initialise
 from refprune.spec import cost as network_cost
 from refprune.spec import zoo

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from refprune.errors import InputError
-from refprune.gates.penalty import reference
 from refprune.gates.surgery import prune
+from refprune.gates.theta_penalty import reference
 from refprune.passes.parameters import initial_statistics, initialise
 from refprune.spec import json_form
 from refprune.spec.layers import Activation, BatchNorm, Dense, Section, UnitGate

@@ -27,8 +27,8 @@ from refprune.spec import cost
 from refprune.spec.layers import Dense, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.training import decide
+from refprune.training.coefficients import penalty_of
 from refprune.training.images import epoch_batches
-from refprune.training.pressure import penalty_of
 
 AUGMENTED = {"augmentation": "crop_flip", "padding": 1}
 

@@ -34,8 +34,8 @@ from refprune.spec.layers import UnitGate
 from refprune.spec.network import Loss
 from refprune.streams import Streams
 from refprune.training import config
+from refprune.training.coefficients import penalties, schedule_factor
 from refprune.training.images import Images
-from refprune.training.pressure import penalties, schedule_factor
 from refprune.training.state import initial_state, ungated
 from refprune.training.step import train_step
 

@@ -10,11 +10,11 @@ from fractions import Fraction
 import numpy as np
 
 from ...errors import SpecError
-from ...gates.penalty import Penalty, Reference, reference, share
+from ...gates.theta_penalty import Penalty, Reference, reference, share
 from ...spec import cost, zoo
 from ...spec.layers import Conv, Dense, GlobalAveragePool, Layer, Section, UnitGate
 from ...spec.network import Network
-from ...training import pressure as pressure_
+from ...training.coefficients import pressed
 from ...training.config import Config, Objective
 from ..catalogue import CA, Claim, Context, Finding, close, exact, worst
 from ..witnesses.counting import (
@@ -51,10 +51,10 @@ C2 = Claim(
     "R(θ) = α \\frac{E[MACs]}{MACs_0} + (1−α) \\frac{E[params]}{params_0}",
     CA,
     (
-        "gates.penalty:reference",
-        "gates.penalty:share",
-        "gates.penalty:Penalty._weights",
-        "gates.penalty:Penalty.value",
+        "gates.theta_penalty:reference",
+        "gates.theta_penalty:share",
+        "gates.theta_penalty:Penalty._weights",
+        "gates.theta_penalty:Penalty.value",
         "spec.cost:macs",
         "spec.cost:parameters",
     ),
@@ -65,10 +65,10 @@ C3 = Claim(
     "R_ρ = (1−|2ρ−1|) R(θ_l, θ_u) + max(0, 2ρ−1) R(θ_l, 1) + max(0, 1−2ρ) R(1, θ_u)",
     CA,
     (
-        "gates.penalty:Penalty._views",
-        "gates.penalty:Penalty.value",
-        "gates.penalty:Penalty.gradient",
-        "training.pressure:pressed",
+        "gates.theta_penalty:Penalty._views",
+        "gates.theta_penalty:Penalty.value",
+        "gates.theta_penalty:Penalty.gradient",
+        "training.coefficients:pressed",
     ),
 )
 
@@ -256,7 +256,7 @@ def gates_without_pressure_are_fixed(context: Context) -> Finding:
             (Objective(nu=0.1, balance=rho), kinds),
             (Objective(nu=0.1, balance=rho, beta=0.1), {"layer", "unit"}),
         ):
-            pressed = pressure_.pressed(network, dataclasses.replace(Config(), objective=objective))
-            wrong += {g.kind for g in pressed.gate_groups} != gated
-            wrong += by_arrays(pressed) != by_arrays(network)
+            trained = pressed(network, dataclasses.replace(Config(), objective=objective))
+            wrong += {g.kind for g in trained.gate_groups} != gated
+            wrong += by_arrays(trained) != by_arrays(network)
     return exact(wrong)

@@ -17,7 +17,7 @@ from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, Dense, Section
 from ...spec.network import Network
 from ...training import config
-from ...training.pressure import penalties
+from ...training.coefficients import penalties
 from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
 from ..witnesses.examples import (
     dense_network,
@@ -40,7 +40,7 @@ O1 = Claim(
         "gates.estimators:exact_expectation",
         "formulas.hyper_prior:beta_from_log_gamma",
         "formulas.hyper_prior:log_gamma_from_beta",
-        "training.pressure:penalties",
+        "training.coefficients:penalties",
         "oracle.layers:weight_decay",
     ),
 )

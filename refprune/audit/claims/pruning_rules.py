@@ -15,8 +15,8 @@ from ...gates.rules import Evidence
 from ...passes.batch_loss import BatchLoss
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section, UnitGate
 from ...spec.network import Network
+from ...training.coefficients import rule_of
 from ...training.config import from_dict
-from ...training.pressure import rule_of
 from ..catalogue import EPS, OURS, Claim, Context, Finding, close, exact, worst
 from ..witnesses.flows import judge
 

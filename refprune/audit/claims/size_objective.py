@@ -14,15 +14,15 @@ from ...arrays import Array
 from ...backend import Backend
 from ...experiments import run as experiment
 from ...formulas import hyper_prior
-from ...gates.penalty import Penalty, reference
+from ...gates.theta_penalty import Penalty, reference
 from ...output.progress import Progress
 from ...passes.batch_loss import BatchLoss
 from ...spec import cost
 from ...spec.layers import Activation, Dense, Flatten, Section
 from ...spec.network import Network
 from ...training import config, decide
+from ...training.coefficients import penalty_of
 from ...training.images import Images
-from ...training.pressure import penalty_of
 from ...training.removal import remove_gates
 from ...training.state import State, initial_state
 from ...training.step import train_step
@@ -46,7 +46,12 @@ C4 = Claim(
     "The objective with the size in it: three parameters beside λ, multi-affine still, so that some vertex minimises it.",
     "J = C(W, θ) + \\frac{1}{2} λ ‖W‖^2 + ν R_ρ(θ)",
     CA,
-    ("training.pressure:penalty_of", "training.step:train_step", "gates.penalty:Penalty.value", "training.decide:decide"),
+    (
+        "training.coefficients:penalty_of",
+        "training.step:train_step",
+        "gates.theta_penalty:Penalty.value",
+        "training.decide:decide",
+    ),
 )
 C5 = Claim(
     "C5",
@@ -54,8 +59,8 @@ C5 = Claim(
     "β_g(θ) = ν ∂R_ρ/∂θ_g, γ_g = exp(−N β_g)",
     CA,
     (
-        "gates.penalty:Penalty.gradient",
-        "training.pressure:penalty_of",
+        "gates.theta_penalty:Penalty.gradient",
+        "training.coefficients:penalty_of",
         "training.removal:cut_state",
         "formulas.hyper_prior:log_gamma_from_beta",
     ),

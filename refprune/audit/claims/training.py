@@ -16,8 +16,8 @@ from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
 from ...streams import Streams
 from ...training import config, decide
+from ...training.coefficients import schedule_factor
 from ...training.images import Images
-from ...training.pressure import schedule_factor
 from ...training.removal import remove_gates
 from ...training.state import State, initial_state
 from ...training.step import train_step
@@ -32,7 +32,7 @@ O6 = Claim(
     (
         "training.step:train_step",
         "training.state:project_theta",
-        "training.pressure:schedule_factor",
+        "training.coefficients:schedule_factor",
         "oracle.momentum:momentum_step",
     ),
 )

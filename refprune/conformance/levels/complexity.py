@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...gates.penalty import Penalty, reference
+from ...gates.theta_penalty import Penalty, reference
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
 from ...spec import cost
 from ...spec.json_form import from_json, to_json

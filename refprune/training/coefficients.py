@@ -9,9 +9,9 @@ import numpy as np
 from ..arrays import Array
 from ..errors import InputError
 from ..formulas.hyper_prior import beta_from_log_gamma
-from ..gates.penalty import Penalty
 from ..gates.rules import Rule
 from ..gates.surgery import prune
+from ..gates.theta_penalty import Penalty
 from ..spec.network import Network
 from .config import Config
 from .state import State
