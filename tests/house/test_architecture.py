@@ -162,3 +162,40 @@ def test_nothing_names_a_folder_outside_the_project():
     files = [p for folder in ("refprune", "tests", "validation", "datasets") for p in (root / folder).rglob("*") if p.is_file()]
     texts = {p: p.read_bytes() for p in [*files, *root.glob("*.md"), root / "pyproject.toml"] if "__pycache__" not in p.parts}
     assert [p for p, text in texts.items() if outside.encode() in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "tests").rglob("test_*.py")), ids=lambda p: p.name)
+def test_no_test_module_imports_another(path):
+    """What two test modules need stands in tests/support."""
+    others = {other.stem for other in (PACKAGE.parent / "tests").rglob("test_*.py")}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not others & {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module not in others
+
+
+#: Files that hold one idea and are longer: K1 to K7 in one place; the layers' fields, most of it what a user reads in `help`.
+LONGER = {"refprune/formulas/cka.py", "refprune/spec/layers.py"}
+
+
+def test_files_are_short():
+    root = PACKAGE.parent
+    files = [path for folder in ("refprune", "tests", "validation", "docs") for path in (root / folder).rglob("*.py")]
+    lengths = {path.relative_to(root).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name for name, length in lengths.items() if length > 450} <= LONGER
+
+
+def test_no_circles_between_files():
+    """Imports at the top of files, inside rooms too: each file is loaded after all that it imports."""
+    names = {".".join(["refprune", *path.with_suffix("").parts]).removesuffix(".__init__") for path in MODULES}
+    above: dict[str, set[str]] = {}
+    for path in MODULES:
+        own = ".".join(["refprune", *path.with_suffix("").parts]).removesuffix(".__init__")
+        found = {name for name, at_top in imports(PACKAGE / path) if at_top}
+        above[own] = {name for name in found if name in names and path.name != "__init__.py"}
+    while above:
+        free = [name for name, needed in above.items() if not needed & set(above)]
+        assert free, f"in a circle: {sorted(above)}"
+        for name in free:
+            del above[name]

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of commands."""
+
+from command_line import command, tiny_data
+
+__all__ = ["command", "tiny_data"]
