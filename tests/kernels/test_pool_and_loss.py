@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -246,15 +247,16 @@ def test_the_bits_do_not_depend_on_threads() -> None:
 def test_the_bits_do_not_depend_on_numbas_own_thread_count() -> None:
     """Fresh processes with NUMBA_NUM_THREADS = 1 and 2; both must agree with this one."""
     names = ("dense", "conv2d")
-    code = f"import json, test_kernels as t; print(json.dumps(t._bits(t.load_backend('numba'), {names!r})))"
-    here = os.path.dirname(os.path.abspath(__file__))
+    code = f"import json, test_pool_and_loss as t; print(json.dumps(t._bits(t.load_backend('numba'), {names!r})))"
+    here = Path(__file__).resolve()
+    paths = [here.parent, here.parents[1] / "support", here.parents[2]]
     started = [
         subprocess.Popen(
             [sys.executable, "-W", "error", "-c", code],
             env={
                 **os.environ,
                 "NUMBA_NUM_THREADS": str(n),
-                "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)]),
+                "PYTHONPATH": os.pathsep.join(map(str, paths)),
             },
             stdout=subprocess.PIPE,
             text=True,
@@ -273,7 +275,7 @@ def test_threads_out_of_range_are_refused(threads: Any) -> None:
 
 def test_importing_the_package_does_not_import_numba() -> None:
     code = "import sys, refprune, refprune.backend, refprune.kernels; sys.exit('numba' in sys.modules)"
-    path = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = str(Path(__file__).resolve().parents[2])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
 
