@@ -174,7 +174,7 @@ def _pooled(backend, branches):
 def test_only_what_lies_within_rounding_of_the_maximum_may_be_chosen(monkeypatch, choice, verdict):
     """Two of four values are equal within float32; choosing a third one is wrong, although its output goes with it."""
     x = np.array([1.0, 1.0 + 1e-9, 0.5, 0.25])
-    monkeypatch.setattr("refprune.conformance.traced.noise_tolerance", _one_ulp)
+    monkeypatch.setattr("refprune.conformance.judging.traced.noise_tolerance", _one_ulp)
     expected = expectation(_pooled, UNIT["float32"])
     assert expected.ambiguous == 1
     y = x[choice] if 0 <= choice < 4 else 7.0

@@ -25,6 +25,8 @@ from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, Dense
 from refprune.spec.network import Network
 
+SUPPORT = Path(__file__).parents[1] / "support"
+
 U = UNIT["float32"]
 
 
@@ -55,11 +57,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_structures_are_as_many_as_asked_for(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "import numpy as np\nfrom test_verify import Formulas\nclass Mine(Formulas):\n"
+        "import numpy as np\nfrom formula_adapter import Formulas\nclass Mine(Formulas):\n"
         "    def gate(self, x, g, dy):\n        open('shapes', 'a').write(f'{x.shape} {g.shape}\\n')\n"
         "        return super().gate(x, g, dy)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
     assert cli.main(["verify", "mine.py:Mine", "--level", "gate", "--examples", "40", "--structures", "2"]) == 0
     assert 1 <= len(set((tmp_path / "shapes").read_text().splitlines())) <= 2
     assert cli.main(["verify", "mine.py:Mine", "--structures", "0"]) == 2
@@ -194,7 +196,7 @@ class Similar(Formulas):
         return tuple(methods.rounded(a, "bfloat16") for a in super().gate(x, g, dy))
 
 
-def test_what_cannot_be_judged_in_a_precision_is_undecided_and_not_passed(tmp_path, capsys):
+def test_what_cannot_be_judged_in_a_precision_is_undecided_and_not_passed(tmp_path, monkeypatch):
     cka, gate = judged(Similar(), "minibatch_cka", "gate").values()
     assert (cka.verdict, gate.verdict) == ("undecided", "conforms")
     assert cka.undecided > 0.9 * cka.examples
@@ -204,6 +206,7 @@ def test_what_cannot_be_judged_in_a_precision_is_undecided_and_not_passed(tmp_pa
     assert "zeros would pass: minibatch_cka minibatch_cka 1" in text
     suite = ElementTree.fromstring(reporting.junit([cka, gate], "mine"))
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
     target = [f"{__file__}:Similar", "--examples", "30", "--failures", str(tmp_path)]
     assert cli.main(["verify", *target, "--level", "minibatch_cka,gate"]) == 3
     assert cli.main(["verify", *target, "--level", "gate"]) == 0
