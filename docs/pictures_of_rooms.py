@@ -144,7 +144,7 @@ WAYS: dict[str, tuple[Station, ...]] = {
     "theta": (
         Station("training", "state", "θ starts at gates.initial"),
         Station("training", "coefficients", "β of each gate, from objective.beta and objective.nu"),
-        Station("gates", "penalty", "Σ β θ + ν R(θ) and its slope; R from spec/cost"),
+        Station("gates", "theta_penalty", "Σ β θ + ν R(θ) and its slope; R from spec/cost"),
         Station("gates", "estimators", "ĝ, an estimate of ∂C/∂θ, from the loss of the batch"),
         Station("training", "step", "θ ← clip(θ − η_θ (ĝ + β), 0, 1)"),
         Station("gates", "rules", "which gates may go: θ ≤ τ, or the domain of attraction"),

@@ -110,7 +110,7 @@ def mixed_case():
 
 
 def test_the_blocks_of_a_network_with_everything():
-    found = {group.name: block for group, block in zip(mixed().gates, blocks(mixed()), strict=True)}
+    found = {group.name: block for group, block in zip(mixed().gate_groups, blocks(mixed()), strict=True)}
     assert found == {
         "section1": (("section1.batchnorm2.gain", "section1.batchnorm2.bias"), 1, 0),
         "section1.unitgate1": (("section1.conv2.weight",), 4, 1),

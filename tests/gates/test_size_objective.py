@@ -129,7 +129,7 @@ def test_layers_only_and_units_only(balance, kinds):
     """C3: gates on which nothing presses are fixed; a scalar β presses on all."""
     network = mlp()
     rules = settings(objective={"nu": 0.1, "balance": balance})
-    assert {g.kind for g in pressed(network, rules).gates} == kinds
+    assert {g.kind for g in pressed(network, rules).gate_groups} == kinds
     assert cost.macs(pressed(network, rules)) == cost.macs(network)
     for objective in ({"nu": 0.1, "balance": balance, "beta": 0.1}, {"balance": balance}):
         assert pressed(network, settings(objective=objective)) == network
@@ -292,7 +292,7 @@ def test_a_network_of_sections_pressed_to_nothing_says_so(name, tmp_path, capsys
     assert out.count("has lost its last unit and goes") == (3 if units else 0)
     (line,) = report.nothing_left_lines(summary)
     assert line == "pruned: none of 3 sections is left, only the layers outside of them"
-    assert line in report._page(summary, [])
+    assert line in report.write_html(tmp_path / "run", summary).read_text(encoding="utf-8")
     layer = run["layers"]["section2.dense1"]
     assert layer["macs_at_start"] == 64
     assert (layer["macs"], layer["parameters"]) == (0, 0)
