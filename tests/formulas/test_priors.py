@@ -1,7 +1,7 @@
 """Priors and the flattening hyper-prior: against 50 digits over the whole range, ends, bad input, kernels against the oracle.
 
 What the formulas claim (normalised, a mixture, a minimum, linear) is proved by `refprune audit --only F,P`, which
-`tests/test_audit.py` runs; here is what an implementation can get wrong besides.
+`tests/audit/test_audit.py` runs; here is what an implementation can get wrong besides.
 """
 
 import mpmath
