@@ -13,7 +13,7 @@ from verify_cases import ADAPTER, judged
 
 from refprune.backend import ORACLE
 from refprune.cli import main as cli
-from refprune.conformance import reporting
+from refprune.conformance import campaign, reporting
 from refprune.conformance.asking import methods
 from refprune.conformance.asking.calls import describe, load
 from refprune.conformance.judging.verdicts import Expectation, compare, judge
@@ -24,6 +24,12 @@ from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, Dense
 from refprune.spec.network import Network
+
+
+@pytest.fixture(autouse=True)
+def _little_shrinking(monkeypatch):
+    monkeypatch.setattr(campaign, "SHRINKING", 2.0)
+
 
 SUPPORT = Path(__file__).parents[1] / "support"
 

@@ -9,7 +9,7 @@ from pruning_cases import NETWORK, PLAN, QUIET, SETTINGS, TINY, TRAINED, run
 
 from refprune.backend import ORACLE
 from refprune.cli import main as cli
-from refprune.data import standardise
+from refprune.data import sets, standardise
 from refprune.errors import InputError
 from refprune.exchange import load, trained
 from refprune.exchange.trained import Trained
@@ -22,6 +22,12 @@ from refprune.streams import Streams
 from refprune.training import checkpoint
 from refprune.training.images import prepare_images
 from refprune.training.state import ungated
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    monkeypatch.setattr(sets, "load", lambda name, directory=None: TINY)
+
 
 REFUSED = {
     "epochs": (

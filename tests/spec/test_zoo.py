@@ -118,7 +118,7 @@ def test_a_small_one_trains(name):
         (lambda: zoo.build("vgg-16", {"width": 0}), "network.width: must be at least 1, got 0"),
         (lambda: zoo.build("resnet-20", {"shortcut": "C"}), "network.shortcut: 'C' is not known; allowed are 'A', 'B'"),
         (lambda: zoo.build("resnet-20", {"depth": 26}), "network.depth: resnet-20 has no such option; allowed are width"),
-        (lambda: zoo.build("resnet-20", {"gates": 1}), "network.gate_groups: expected bool, got 1"),
+        (lambda: zoo.build("resnet-20", {"gates": 1}), "network.gates: expected bool, got 1"),
         (lambda: zoo.build("resnet-21", {}), "network: 'resnet-21' is not known; allowed are .*resnet-110"),
         (lambda: zoo.resnet_cifar(21), r"depth: must be 6·n \+ 2 .*, got 21"),
         (lambda: zoo.resnet_cifar(2), r"depth: must be 6·n \+ 2 .*, got 2"),

@@ -15,7 +15,9 @@ from refprune.oracle import layers
 
 DTYPES = (np.float32, np.float64)
 FAST = load_backend("numba", threads=1)
-MANY = int(os.environ.get("KERNEL_EXAMPLES", "30"))  # of each property; tests/kernels/test_threads.py sets it for slow ways to run
+MANY = int(
+    os.environ.get("KERNEL_EXAMPLES", "30")
+)  # of each property; tests/kernels/test_threads.py sets it for slow ways to run
 EXAMPLES = settings(max_examples=MANY, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from(DTYPES)
