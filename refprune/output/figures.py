@@ -128,6 +128,7 @@ def label_lines(axes: Any) -> None:
     when everything is drawn and the limits are set.
     """
     handles, labels = axes.get_legend_handles_labels()
+    labels = short_names(labels)
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
     axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
@@ -143,6 +144,13 @@ def label_lines(axes: Any) -> None:
             axes.text(1.02, heights[i], label, va="center", **style)
         else:
             axes.text(x, y + 0.03, label, va="bottom", ha="center", **style)
+
+
+def short_names(names: Sequence[str], longest: int = 24) -> list[str]:
+    """The names, the middle of a longer one left out; numbered where two would then be the same."""
+    head, tail = longest // 2 - 2, longest - longest // 2 + 1
+    short = [name if len(name) <= longest else f"{name[:head]}…{name[-tail:]}" for name in names]
+    return short if len(set(short)) == len(set(names)) else [f"{i + 1}: {name}" for i, name in enumerate(short)]
 
 
 def _last_seen(points: Any) -> tuple[float, float]:

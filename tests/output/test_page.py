@@ -217,3 +217,12 @@ def test_names_stand_beside_the_last_point_that_is_seen():
     assert labels["rising"][0] > 1.0
     assert labels["short"][0] < 0.6
     assert figures.svg(drawing).count("rising") == 2
+
+
+def test_names_beside_lines_are_short_and_stay_apart():
+    assert figures.short_names(["pruned", "unpruned"]) == ["pruned", "unpruned"]
+    one, other = figures.short_names(["/a/long/path/to/some/folder/one/run", "/a/long/path/to/some/folder/other/run"])
+    assert max(len(one), len(other)) <= 24
+    assert one != other
+    alike = [f"/a/long/path/to/a/folder/{k}/of/a/very/long/name" for k in range(2)]
+    assert len(set(figures.short_names(alike))) == 2
