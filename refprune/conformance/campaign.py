@@ -13,9 +13,10 @@ import numpy as np
 
 from ..arrays import Arrays
 from ..errors import InputError
+from ..rounding.noise import widened
 from ..rounding.tolerance import UNIT
 from .asking.calls import Caller, Reply
-from .asking.methods import Arguments, Method, dtype_of, in_precision, widened
+from .asking.methods import Arguments, Method, dtype_of, in_precision
 from .judging import sequential
 from .judging.diagnosis import Evidence, named
 from .judging.findings import Finding, Outcome

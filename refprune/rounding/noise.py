@@ -34,6 +34,11 @@ def map_floats(value: Any, f: Callable[[Array], Any]) -> Any:
     return np.asarray(f(value)) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
+def widened(value: Any) -> Any:
+    """`value` with every array of floats in it as the same numbers in float64, in its shape."""
+    return map_floats(value, lambda a: a.astype(np.float64))
+
+
 @dataclass(frozen=True)
 class Call:
     """One evaluation of a Backend's function: its arguments, its results, and Saved (for a VJP: the one it was given)."""

@@ -29,7 +29,7 @@ from ..arrays import Array, Arrays
 from ..backend import ORACLE, Backend
 from ..errors import InputError
 from ..passes.batch_loss import BatchLoss, Evaluation
-from .noise import MODELS, TERMS, Call, combined, map_floats, noisy
+from .noise import MODELS, TERMS, Call, combined, noisy, widened
 from .watching import KinkInput, watching
 
 #: Unit roundoff u of each precision.
@@ -234,7 +234,7 @@ def layer_tolerance(
     Floats are widened to float64 and count as exact. None for a result that is None (an input gradient not asked for).
     """
     tiny = smallest_normal(unit)
-    args, options = map_floats(args, np.float64), map_floats(options, np.float64)
+    args, options = widened(args), widened(options)
     returned = getattr(ORACLE, function)(*args, **options)
     vjp = function.endswith("_vjp")
     call = Call(getattr(ORACLE, function), args, options, returned if vjp else returned[:1], args[0] if vjp else returned[1])

@@ -14,7 +14,7 @@ from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.backend import ORACLE
 from refprune.conformance import campaign
 from refprune.conformance.asking.calls import InProcess
-from refprune.conformance.asking.methods import in_precision, widened
+from refprune.conformance.asking.methods import in_precision
 from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS
 from refprune.conformance.levels.networks import batch_of
@@ -23,7 +23,7 @@ from refprune.errors import InputError
 from refprune.passes.batch_loss import BatchLoss
 from refprune.passes.parameters import initialise
 from refprune.rounding import tolerance
-from refprune.rounding.noise import noisy
+from refprune.rounding.noise import noisy, widened
 from refprune.rounding.tolerance import INJECTED, NETWORK_FACTOR, UNIT, network_tolerance, smallest_normal
 from refprune.spec import zoo
 from refprune.spec.json_form import to_json

@@ -19,10 +19,11 @@ import torch
 
 from refprune.adapters.pytorch.implementation import TorchImplementation
 from refprune.conformance.asking.calls import perform
-from refprune.conformance.asking.methods import in_precision, widened
+from refprune.conformance.asking.methods import in_precision
 from refprune.conformance.judging.verdicts import judge
 from refprune.conformance.levels import METHODS
 from refprune.passes.parameters import initial_statistics, initialise
+from refprune.rounding.noise import widened
 from refprune.rounding.tolerance import UNIT
 from refprune.spec.json_form import to_json
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, Section

@@ -11,7 +11,7 @@ import numpy as np
 from ...adapters.implementation import Conventions
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
-from ...rounding.noise import map_floats
+from ...rounding.noise import map_floats, widened
 from ..judging.verdicts import Expectation
 
 if TYPE_CHECKING:
@@ -73,11 +73,6 @@ def rounded(a: Any, precision: str) -> Any:
 def dtype_of(precision: str) -> str:
     """In which dtype arrays of a precision travel."""
     return "float64" if precision == "float64" else "float32"
-
-
-def widened(arguments: Mapping[str, Any]) -> Arguments:
-    """The arguments for the oracle: the same numbers in float64."""
-    return {name: map_floats(value, np.float64) for name, value in arguments.items()}
 
 
 def oracle_values(method: Method, arguments: Mapping[str, Any]) -> Arrays:

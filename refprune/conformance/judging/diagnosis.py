@@ -10,7 +10,8 @@ import numpy as np
 from ...arrays import Array, Arrays
 from ...mistakes.catalogue import KNOWN
 from ...mistakes.planting import Mistake, planted
-from ..asking.methods import Arguments, Method, widened
+from ...rounding.noise import widened
+from ..asking.methods import Arguments, Method
 from .verdicts import Expectation, compare
 
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import numpy as np
 
 from ...arrays import Array, Arrays
+from ...rounding.noise import widened
 from ...rounding.tolerance import UNIT
 from ..asking.calls import Caller, Reply
-from ..asking.methods import Arguments, Method, dtype_of, in_precision, widened
+from ..asking.methods import Arguments, Method, dtype_of, in_precision
 from ..levels import SAMPLED
 from ..levels.sampled import cases, facts_of
 from .betting import Gamblers, interval, log_odds

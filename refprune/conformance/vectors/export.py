@@ -23,9 +23,10 @@ from ...backend import Backend, load_backend
 from ...gates.estimators import ESTIMATORS
 from ...mistakes.catalogue import KNOWN
 from ...mistakes.planting import planted
+from ...rounding.noise import widened
 from ...rounding.tolerance import UNIT
 from ..asking.calls import Caller, InProcess
-from ..asking.methods import Arguments, Description, Method, in_precision, widened
+from ..asking.methods import Arguments, Description, Method, in_precision
 from ..judging.diagnosis import Evidence, explains
 from ..judging.verdicts import Expectation, compare, judge, representable
 from ..levels import METHODS

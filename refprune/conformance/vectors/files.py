@@ -22,8 +22,9 @@ from ...arrays import Arrays
 from ...errors import InputError
 from ...exchange import weight_files
 from ...output.files import write_atomically
+from ...rounding.noise import widened
 from ...rounding.tolerance import UNIT
-from ..asking.methods import Arguments, Description, Method, in_precision, widened
+from ..asking.methods import Arguments, Description, Method, in_precision
 from ..judging.verdicts import Expectation, representable
 from ..levels import LEVELS, METHODS
 
