@@ -56,6 +56,17 @@ def test_every_folder_of_the_package_is_found():
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
+def test_the_lowest_versions_are_those_that_are_tested():
+    """`.ci/run` installs what `.ci/lowest.txt` pins, so that a bound that is not true fails there."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *(r for n in ("experiments", "verify", "audit", "test") for r in extras[n])]
+    bounds = {requirement.split(">=")[0]: requirement.split(">=")[1] for requirement in asked if ">=" in requirement}
+    unbounded = [requirement for requirement in asked if ">=" not in requirement and "==" not in requirement]
+    pinned = dict(line.split("==") for line in (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").split())
+    assert unbounded == []
+    assert pinned == bounds
+
+
 def test_extras_that_messages_name_exist():
     """`pip install 'refprune[…]'` and `extra NAME` in sources, pages and README are extras of the project."""
     extras = set(PROJECT["project"]["optional-dependencies"])

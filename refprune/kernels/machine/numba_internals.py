@@ -18,7 +18,7 @@ from llvmlite import binding
 from numba.core import caching, codegen, compiler, funcdesc, registry, serialize
 from numba.extending import intrinsic
 
-TESTED = ("0.68.1",)
+TESTED = ("0.61.0", "0.68.1")
 
 #: A dispatcher's cache that never has anything; where Numba has no such class, nothing asks for a cache either.
 NullCache: Any = getattr(caching, "NullCache", object)
