@@ -56,8 +56,8 @@ def test_every_folder_of_the_package_is_found():
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
-def test_the_lowest_versions_are_those_that_are_tested():
-    """`.ci/run` installs what `.ci/lowest.txt` pins, so that a bound that is not true fails there."""
+def test_the_lowest_versions_are_pinned():
+    """`pip install -c .ci/lowest.txt` makes an environment of exactly the bounds, all of them at once."""
     extras = PROJECT["project"]["optional-dependencies"]
     asked = [*PROJECT["project"]["dependencies"], *(r for n in ("experiments", "verify", "audit", "test") for r in extras[n])]
     bounds = {requirement.split(">=")[0]: requirement.split(">=")[1] for requirement in asked if ">=" in requirement}
