@@ -24,10 +24,10 @@ Parts = Sequence[Part]
 
 
 def map_floats(value: Any, f: Callable[[Array], Any]) -> Any:
-    """`value` with f applied to every array of floats in it (tuples, dicts and Saved are entered)."""
+    """`value` with f applied to every array of floats in it (tuples, mappings and Saved are entered)."""
     if isinstance(value, Saved):
         return value._replace(values=map_floats(value.values, f))
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: map_floats(v, f) for key, v in value.items()}
     if isinstance(value, tuple):
         return tuple(map_floats(v, f) for v in value)

@@ -4,6 +4,7 @@ The backends and random networks, and the calibration on thousands of them, stan
 """
 
 import dataclasses
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from refprune.oracle import layers
 from refprune.passes import parameters
 from refprune.passes.batch_loss import BatchLoss
 from refprune.rounding import noise, tolerance
-from refprune.rounding.noise import noisy
+from refprune.rounding.noise import noisy, widened
 from refprune.rounding.tolerance import UNIT, inner_product_bound, layer_tolerance, network_tolerance, output_tolerance
 from refprune.spec.layers import Activation, BatchNorm, Conv, Dense, GlobalAveragePool, MaxPool, Section, UnitGate
 from refprune.spec.network import Network
@@ -297,3 +298,13 @@ def test_the_outputs_tolerance_alone_is_the_same():
     for unit in (UNIT["float32"], UNIT["float64"]):
         want = network_tolerance(loss, gates, unit=unit).output
         np.testing.assert_array_equal(output_tolerance(loss, gates, unit=unit), want)
+
+
+def test_widening_keeps_shapes_and_enters_every_container():
+    """NumPy before 2.4 makes a number of an array with one element where it is called as np.float64(array)."""
+    one = np.full((1, 1), 0.5, np.float32)
+    found = widened(MappingProxyType({"x": one, "nested": {"pair": (one[0], np.array([3]))}}))
+    assert (found["x"].shape, found["x"].dtype) == ((1, 1), np.float64)
+    first, labels = found["nested"]["pair"]
+    assert (first.shape, first.dtype) == ((1,), np.float64)
+    assert labels.dtype.kind == "i"

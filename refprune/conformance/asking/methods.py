@@ -58,7 +58,8 @@ class Method:
 
 def in_precision(arguments: Mapping[str, Any], precision: str) -> Arguments:
     """The arguments with every array of floats rounded to what the precision holds, in the dtype in which it travels."""
-    return {name: map_floats(value, lambda a: rounded(a, precision)) for name, value in arguments.items()}
+    found: Arguments = map_floats(arguments, lambda a: rounded(a, precision))
+    return found
 
 
 def rounded(a: Any, precision: str) -> Any:
