@@ -191,12 +191,12 @@ def test_branches_that_contradict_each_other_are_wrong():
 
 
 class Similar(Formulas):
-    """CKA in bfloat16, wrong or not: its rounding is as large as it is."""
+    """CKA in bfloat16: in most of its examples its rounding is as large as it is."""
 
     precision = "bfloat16"
 
     def minibatch_cka(self, x, y):
-        return np.float32(np.nan)
+        return methods.rounded(METHODS["minibatch_cka"].values({"x": x, "y": y}, ORACLE)["minibatch_cka"], "bfloat16")
 
     def gate(self, x, g, dy):
         return tuple(methods.rounded(a, "bfloat16") for a in super().gate(x, g, dy))
@@ -205,11 +205,11 @@ class Similar(Formulas):
 def test_what_cannot_be_judged_in_a_precision_is_undecided_and_not_passed(tmp_path, monkeypatch):
     cka, gate = judged(Similar(), "minibatch_cka", "gate").values()
     assert (cka.verdict, gate.verdict) == ("undecided", "conforms")
-    assert cka.undecided > 0.9 * cka.examples
+    assert cka.undecided > campaign.MOST_UNDECIDED * cka.examples
     assert not reporting.conforms([cka, gate])
     text = reporting.text([cka, gate], describe(Similar()))
     assert "undecided in minibatch_cka; elsewhere conforms in 12 examples" in text
-    assert "zeros would pass: minibatch_cka minibatch_cka 1" in text
+    assert "zeros would pass: minibatch_cka minibatch_cka" in text
     suite = ElementTree.fromstring(reporting.junit([cka, gate], "mine"))
     assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
