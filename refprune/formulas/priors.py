@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import exp1, expit, gammaincinv, gammaln, logit
+from scipy.special import exp1, expit, gammaincinv, logit
 
 from ..errors import InputError
+from .gamma_ratio import log_gamma_ratio
 from .scalar import Float, finite, log, log1m, not_negative, numbers, positive, probability, single, where
 
 Array = NDArray[Any]
@@ -29,6 +30,7 @@ Array = NDArray[Any]
 TINY, LARGE = 1e-20, 0.5  # z below which e^z E₁(z) is −γ − log z, and from which on its continued fraction is used
 SMALLEST = 1.0 / np.finfo(np.float64).max.item()  # of the spike's variances
 TERMS = 192  # of it, for float64 at z = LARGE
+NEAR, FAR = 1e-17, 1e290  # of ‖w‖²/(νσ²): log(1 + u) is u below, log u above
 
 
 class Density(NamedTuple):
@@ -64,11 +66,34 @@ def _weights(w: ArrayLike) -> Array:
     return x
 
 
+def _entries(x: Array) -> int:
+    """d of blocks. InputError unless the last axis holds the entries of a block."""
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise InputError(f"w: shape {x.shape} has no blocks; its last axis must hold the entries of a block, at least one")
+    return int(x.shape[-1])
+
+
+def _to_power_of_two(x: Float) -> tuple[Float, NDArray[np.intp]]:
+    """(y, k) with x = 2ᵏ y, one k for each block, and the largest |y| in [½, 1); zeros stay."""
+    _, k = np.frexp(np.abs(x).max(axis=-1))
+    return np.ldexp(x, -k[..., None]), k.astype(np.intp)
+
+
+def _degrees(name: str, value: ArrayLike) -> Float:
+    return where(name, value, lambda x: (x >= 1e-300) & (x <= 1e300), "numbers from 1e-300 to 1e300 are allowed")
+
+
+def _variance(name: str, width: float) -> float:
+    """width², the variance of a sample. InputError where it is no normal number."""
+    if not 1e-153 <= width <= 1e153:
+        raise InputError(f"{name}: got {width}; for samples, whose variance is its square, 1e-153 to 1e153 are allowed")
+    return width * width
+
+
 def _block(w: ArrayLike) -> tuple[Array, Array]:
     """(w, ‖w‖² of each block). InputError unless the last axis holds the entries of a block."""
     x = _weights(w)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise InputError(f"w: shape {x.shape} has no blocks; its last axis must hold the entries of a block, at least one")
+    _entries(x)
     with np.errstate(over="ignore"):
         return x, (x[..., 0] * x[..., 0] if x.shape[-1] == 1 else np.square(x).sum(axis=-1))
 
@@ -158,32 +183,46 @@ class SpikeSlab:
 class StudentT:
     """Inverse-gamma scale: Γ((ν+d)/2)/(Γ(ν/2)(νπσ²)^{d/2}) (1 + ‖w‖²/(νσ²))^{−(ν+d)/2} (P1). Of a block.
 
-    degrees: ν > 0; width: σ > 0. s ~ InvGamma(ν/2, νσ²/2).
+    degrees: ν from 1e-300 to 1e300; width: σ > 0. s ~ InvGamma(ν/2, νσ²/2).
     """
 
     degrees: float
     width: float
 
     def __post_init__(self) -> None:
-        _check(self, degrees=positive, width=positive)
+        _check(self, degrees=_degrees, width=positive)
 
     def log_constant(self, d: int) -> float:
-        """log p(0)."""
-        n, variance = self.degrees, self.degrees * self.width**2
-        return float(gammaln((n + d) / 2) - gammaln(n / 2)) - 0.5 * d * math.log(math.pi * variance)
+        """log p(0) = logΓ((ν+d)/2) − logΓ(ν/2) − ½d log(ν/2) − ½d log 2π − d log σ; the first three are one summand."""
+        ratio = log_gamma_ratio(0.5 * self.degrees, 0.5 * d)
+        return math.fsum([ratio, -0.5 * d * math.log(2.0 * math.pi), -d * math.log(self.width)])
 
     def density(self, w: ArrayLike) -> Density:
-        """log p(w) and its score −(ν+d) w/(νσ² + ‖w‖²)."""
-        x, square = _block(w)
-        d, variance = x.shape[-1], self.degrees * self.width**2
-        if _needs_double(x, square, self.degrees + d, variance):
-            return _density(*self.density(x.astype(np.float64))[:2], x.dtype)
-        log_p = self.log_constant(d) - 0.5 * (self.degrees + d) * np.log1p(square / variance)
-        return _density(np.asarray(log_p), -x * ((self.degrees + d) / (variance + square))[..., None])
+        """log p(w) and its score −(ν+d) w/(νσ² + ‖w‖²); in double precision, also where ‖w‖² or σ² overflows."""
+        x = _weights(w)
+        d, n = _entries(x), self.degrees
+        y, shift = _to_power_of_two(np.asarray(x, dtype=np.float64))
+        mantissa, exponent = math.frexp(self.width)
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+            square = np.square(y).sum(axis=-1) / (mantissa * mantissa)  # q 4^{−k}, q = ‖w‖²/σ²
+            q = np.ldexp(square, 2 * (shift - exponent))
+            u = q / n
+            far = log(square) + 2.0 * math.log(2.0) * (shift - exponent) - math.log(n)
+            near = 0.5 * (1.0 + d / n) * q if n >= 1.0 else 0.5 * (n + d) * u
+            middle = 0.5 * (n + d) * np.log1p(np.where(u > FAR, 0.0, u))
+            fall = np.where(u > FAR, 0.5 * (n + d) * far, np.where(u < NEAR, near, middle))
+            inside = np.ldexp(
+                (1.0 + d / n) / (1.0 + u)[..., None] * y / (mantissa * mantissa), (shift - 2 * exponent)[..., None]
+            )
+            outside = np.ldexp(
+                (n + d) / (1.0 + 1.0 / u)[..., None] * y / (square * mantissa * mantissa)[..., None], -shift[..., None]
+            )
+        return _density(self.log_constant(d) - fall, -np.where((u < 1.0)[..., None], inside, outside), x.dtype)
 
     def scale(self, uniform: ArrayLike) -> Float:
-        """νσ²/2 over the quantile of a Gamma(ν/2) variable."""
-        return np.asarray(self.degrees * self.width**2 / 2.0 / gammaincinv(self.degrees / 2.0, 1.0 - _uniform(uniform)))
+        """νσ²/2 over the quantile of a Gamma(ν/2) variable. InputError where σ² is no normal number."""
+        half = 0.5 * self.degrees
+        return np.asarray(_variance("width", self.width) * (half / gammaincinv(half, 1.0 - _uniform(uniform))))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -204,11 +243,11 @@ class Laplace:
         x = _weights(w)
         if x.dtype == np.float32 and not representable(x.dtype, self.width, 1.0 / self.width):
             return _density(*self.density(x.astype(np.float64))[:2], x.dtype)
-        return _density(-np.abs(x) / self.width - math.log(2.0 * self.width), np.asarray(-np.sign(x) / self.width))
+        return _density(-np.abs(x) / self.width - (math.log(2.0) + math.log(self.width)), np.asarray(-np.sign(x) / self.width))
 
     def scale(self, uniform: ArrayLike) -> Float:
         """−2b² log(1−u)."""
-        return np.asarray(-2.0 * self.width**2 * np.log1p(-_uniform(uniform)))
+        return np.asarray(-2.0 * _variance("width", self.width) * np.log1p(-_uniform(uniform)))
 
 
 @dataclass(frozen=True)
@@ -233,7 +272,7 @@ class Horseshoe:
 
     def scale(self, uniform: ArrayLike) -> Float:
         """τ² tan²(πu/2)."""
-        return np.asarray(np.square(self.width * np.tan(0.5 * math.pi * _uniform(uniform))))
+        return np.asarray(_variance("width", self.width) * np.square(np.tan(0.5 * math.pi * _uniform(uniform))))
 
 
 def _tricomi(ratio: Float, log_ratio: Float) -> tuple[Float, Float]:

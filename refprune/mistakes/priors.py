@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, gammaln
 
 from ..formulas import hyper_prior
 from .planting import Function, Mistake, field_of, instead, result
@@ -65,6 +65,12 @@ def _off_by_dimension(f: Function) -> Function:
 PRIORS = (
     Mistake("score with the wrong sign", "formulas.priors:SpikeSlab.density", field_of("score", np.negative), ("P1",)),
     Mistake("Student-t with one degree of freedom more", "formulas.priors:StudentT.density", _one_degree_more, ("P1",)),
+    Mistake(
+        "logarithms of Γ subtracted",
+        "formulas.gamma_ratio:log_gamma_ratio",
+        instead(lambda a, h: float(gammaln(a + h) - gammaln(a) - h * np.log(a))),
+        ("P1",),
+    ),
     Mistake("Laplace scale with mean b² instead of 2b²", "formulas.priors:Laplace.scale", result(lambda s: s / 2), ("P1",)),
     Mistake("Laplace score without 1/b", "formulas.priors:Laplace.density", field_of("score", np.sign), ("P1",)),
     Mistake(

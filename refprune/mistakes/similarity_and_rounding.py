@@ -71,6 +71,7 @@ SIMILARITY = (
         ),
         ("K2", "K5", "K6", "K7"),
     ),
+    Mistake("features not scaled", "formulas.hsic_sums:exponent_of", instead(lambda x: 0), ("K3",)),
     Mistake("features not centred", "formulas.cka:cka", instead(_uncentred), ("K2", "K3", "K5", "K6", "K7")),
     Mistake(
         "biased CKA called unbiased",

@@ -255,10 +255,10 @@ RESEMBLANCE = (
     ),
     Mistake("mini-batches of biased HSIC", "formulas.cka:MiniBatches.__init__", _biased_batches, ("K4",)),
     Mistake("Gram matrices centred on one side", "formulas.cka:cka", instead(_one_sided), ("K2",)),
-    Mistake("RBF kernel without its ½", "formulas.cka:rbf_kernel", _narrower, ("K2",)),
+    Mistake("RBF kernel without its ½", "formulas.hsic_sums:rbf_kernel", _narrower, ("K2",)),
     Mistake(
         "σ the median of all distances, the zeros too",
-        "formulas.cka:median_of_distances",
+        "formulas.hsic_sums:median_of_distances",
         instead(lambda squared: float(np.median(np.sqrt(squared)))),
         ("K2",),
     ),

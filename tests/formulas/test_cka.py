@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from tolerance import SIDES, gamma
 
 from refprune.conformance.strategies.layers import seeds
-from refprune.formulas import cka as module
+from refprune.formulas import hsic_sums as module
 from refprune.formulas.cka import cka, hsic, median_distance
 
 FALSE_ALARM = 5.0  # |z| of a normal mean: 6e-7
@@ -101,7 +101,7 @@ def test_centring_changes_nothing(estimator, pair, seed):
 
 
 def rbf_bounds(x, y, sigmas, exact, estimator):
-    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`formulas.cka._floor`), twice if σ is
+    """For the three HSICs. Entries of A err by e = 4(2γ_{p+8} k/σ² + γ_{n+12}) (`formulas.hsic_sums._floor`), twice if σ is
     computed, and A by a = n e; HSIC then by ‖A‖b + ‖B‖a + ab, and by γ of n² in the sum. ‖A‖² is the self-HSIC times its
     divisor.
     """

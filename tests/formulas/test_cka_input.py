@@ -164,3 +164,38 @@ BAD = {
 def test_bad_input(message):
     with pytest.raises(InputError, match=message):
         BAD[message]()
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("power", [-530, -120, 120, 530])
+def test_the_size_of_features_changes_no_bit(estimator, power):
+    """1e±160: fourth powers of the entries overflow and vanish; HSIC does so itself, CKA does not."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, 5)), rng.standard_normal((12, 3))
+    big = np.ldexp(x, power)
+    for side in ("features", "samples"):
+        near, far = (cka(a, y, estimator=estimator, side=side) for a in (x, big))
+        assert (far.status, far.value) == ("ok", near.value)
+        with np.errstate(over="ignore", under="ignore"):
+            assert far.hsic_xy == np.ldexp(near.hsic_xy, 2 * power)
+            assert far.hsic_xx == np.ldexp(near.hsic_xx, 4 * power)
+    near, far = (cka(a, y, estimator=estimator, kernel="rbf") for a in (x, big))
+    assert far == near
+    sigmas = median_distance(x), median_distance(big)
+    assert sigmas[1] == np.ldexp(sigmas[0], power)
+    given = cka(big, y, estimator=estimator, kernel="rbf", sigma=[sigmas[1], 1.5])
+    assert given == cka(x, y, estimator=estimator, kernel="rbf", sigma=[sigmas[0], 1.5])
+
+
+def test_batches_of_different_sizes_meet_at_one_scale():
+    """The means of HSIC over batches are those of the features as they are, whatever each batch was scaled by."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 10, 4)), rng.standard_normal((2, 10, 3))
+    for power in (-95, 95):
+        plain, scaled = MiniBatches(), MiniBatches()
+        for i, extra in enumerate((0, 30)):  # 30 more bits put the second batch beyond the usual size
+            sign = np.sign(power)
+            plain.add(np.ldexp(x[i], sign * extra), y[i])
+            scaled.add(np.ldexp(x[i], power + sign * extra), y[i])
+        assert scaled.result().value == plain.result().value
+        assert scaled.result().hsic_xy == np.ldexp(plain.result().hsic_xy, 2 * power)

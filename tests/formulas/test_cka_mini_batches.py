@@ -20,7 +20,7 @@ from exact_cka import (
 from tolerance import gamma
 
 from refprune.errors import InputError
-from refprune.formulas import cka as module
+from refprune.formulas import hsic_sums as module
 from refprune.formulas.cka import MiniBatches, Similarity, cka, cka_matrix, numpy_product
 
 FALSE_ALARM = 5.0  # |z| of a normal mean: 6e-7

@@ -124,6 +124,7 @@ def test_the_kl_stays_finite_where_pi_star_is_rounded_to_an_end(log_gamma):
         (lambda: priors.SpikeSlab(1.5, 1.0, 0.1), "pi: got 1.5"),
         (lambda: priors.SpikeSlab(0.5, 1.0, 0.0).density([1.0]), "spike: got 0"),
         (lambda: priors.StudentT(0.0, 1.0), "degrees: got 0.0"),
+        (lambda: priors.StudentT(1e301, 1.0), "degrees: got 1e\\+301; numbers from 1e-300 to 1e300 are allowed"),
         (lambda: priors.Laplace([1.0, 2.0]), "width: got an array"),
         (lambda: priors.Laplace(1.0).density([0.0, np.inf]), r"w\[1\]: got inf"),
         (lambda: priors.StudentT(1.0, 1.0).density(1.0), r"w: shape \(\) has no blocks"),
@@ -202,6 +203,53 @@ def test_weights_whose_square_overflows(backend):
             found = backend.prior_density(w, prior)
             assert found.score.item() == pytest.approx(-w.item() * precision, rel=1e-6)
             assert found.log_density.item() < -1e30
+
+
+def _student(degrees, width, w):
+    """(log p, its largest summand, score) of one block with 60 digits and more."""
+    mpmath.mp.dps = 60 + 2 * int(max(0.0, np.log10(degrees)))
+    n, s, d = mpmath.mpf(degrees), mpmath.mpf(width), len(w)
+    q = sum((mpmath.mpf(float(v)) / s) ** 2 for v in w)
+    ratio = mpmath.loggamma((n + d) / 2) - mpmath.loggamma(n / 2) - mpmath.mpf(d) / 2 * mpmath.log(n / 2)
+    parts = [ratio, -mpmath.mpf(d) / 2 * mpmath.log(2 * mpmath.pi), -d * mpmath.log(s), -(n + d) / 2 * mpmath.log1p(q / n)]
+    return sum(parts), max(map(abs, parts)), [-(n + d) * mpmath.mpf(float(v)) / (n * s * s + q * s * s) for v in w]
+
+
+@pytest.mark.parametrize("backend", [ORACLE, FAST[1]], ids=["oracle", "numba"])
+@pytest.mark.parametrize(
+    ("degrees", "width", "w"),
+    [
+        (1e12, 0.7, [0.3, -0.2]),
+        (1e16, 0.7, [0.3, -0.2]),
+        (1e300, 1.0, [2.0]),
+        (1e-300, 1.0, [2.0, 1.0]),
+        (3.0, 0.7, [1e160, 2e160]),
+        (3.0, 1e170, [1e169]),
+        (3.0, 1e-170, [1e-171, 0.0]),
+        (1e16, 1e-158, [1e-158]),
+        (5.0, 1e-170, [1e300]),
+        (5.0, 1e170, [1e-300]),
+        (20.0, 0.3989422804014327, [0.0, 1e-9]),
+    ],
+)
+def test_student_t_keeps_its_digits(backend, degrees, width, w):
+    """Where Γ's logarithms cancel, σ² or ‖w‖² overflows or vanishes: 4 ulp of the largest summand (8 for kernels' sums)."""
+    value, largest, score = _student(degrees, width, w)
+    found = backend.prior_density(np.array([w]), priors.StudentT(degrees, width))
+    limit = ULPS if backend is ORACLE else 2 * ULPS
+    assert abs(mpmath.mpf(float(found.log_density[0])) - value) <= limit * np.spacing(float(largest))
+    for got, want in zip(found.score[0], score, strict=True):
+        assert abs(mpmath.mpf(float(got)) - want) <= 16 * np.finfo(float).eps * abs(want)
+
+
+@pytest.mark.parametrize("prior", [priors.StudentT(3.0, 1e170), priors.Laplace(1e-170), priors.Horseshoe(1e170)])
+def test_samples_of_a_variance_that_no_number_holds_are_refused(prior):
+    with pytest.raises(InputError, match=r"width: got .*; for samples, whose variance is its square"):
+        prior.scale([0.5])
+
+
+def test_a_wide_laplace_prior_keeps_its_density():
+    assert priors.Laplace(1.7e308).density(0.0).log_density == pytest.approx(-np.log(2.0) - np.log(1.7e308), rel=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

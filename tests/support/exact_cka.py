@@ -2,7 +2,7 @@
 
 `error_bound`: with T = ‖X − mean‖² and S that of Y, HSIC is a sum of products of kernel entries, and Σ|K_ij||L_ij| ≤ TS
 (Cauchy-Schwarz). In feature space the three terms are at most TS, 2TS and TS/6, and no path from an entry to the result has
-more than 10(n+p+q) + 40 roundings, weighted so (`formulas.cka._floor`). In sample space an entry of K takes p + 4, its row's
+more than 10(n+p+q) + 40 roundings, weighted so (`hsic_sums._floor`). In sample space an entry of K takes p + 4, its row's
 mean, column's mean and mean 7n + 30 more, likewise for L, and the sum n²: in all below 16n + 10(p+q) + 70 + n². Underflow is
 left out; values are of the size 1.
 """

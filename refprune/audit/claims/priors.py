@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ...arrays import Array
 from ...formulas import hyper_prior, priors, scalar
 from ...output import figures
 from ..catalogue import EPS, LP, OURS, Claim, Context, Finding, close, exact, worst, z_score
+from ..witnesses import joint
+from ..witnesses.examples import probabilities
+from ..witnesses.many_digits import ulps
 
 P1 = Claim(
     "P1",
@@ -21,6 +25,7 @@ P1 = Claim(
         "formulas.priors:SpikeSlab.log_constants",
         "formulas.priors:SpikeSlab.log_odds",
         "formulas.priors:StudentT.density",
+        "formulas.gamma_ratio:log_gamma_ratio",
         "formulas.priors:Laplace.density",
         "formulas.priors:Horseshoe.density",
         "formulas.priors:SpikeSlab.scale",
@@ -46,7 +51,8 @@ P3 = Claim(
 )
 P4 = Claim(
     "P4",
-    "The negative evidence bound, profiled over π, is N times the per-sample objective plus constants.",
+    "The negative evidence bound is one; profiled over π it is N times the per-sample objective plus constants.",
+    "L = −log p(D, W, π | λ, γ) + KL(q ‖ p(Ξ | D, W, π)), "
     "min_π L(W, θ, π) = N (C + \\frac{1}{2} λ_N ‖W‖^2 + ∑_g β_g θ_g) + ∑_g c(γ_g)",
     LP,
     (
@@ -143,6 +149,32 @@ def densities_in_fifty_digits(context: Context) -> Finding:
             got.append(float(HORSESHOE.density(w).log_density))
             size.append(1.0 + abs(want[-1]))
     return close(got, want, size, 8)
+
+
+def _student_in_sixty_digits(prior: priors.StudentT, w: Array) -> tuple[Any, Any]:
+    """(log p(w), its largest summand): logΓ((ν+d)/2) − logΓ(ν/2) − ½d log(ν/2), ½d log 2π, d log σ and the fall with ‖w‖."""
+    import mpmath
+
+    with mpmath.workdps(60 + 2 * max(0, int(math.log10(prior.degrees)))):
+        n, width, d = mpmath.mpf(prior.degrees), mpmath.mpf(prior.width), len(w)
+        q = sum((mpmath.mpf(float(v)) / width) ** 2 for v in w)
+        ratio = mpmath.loggamma((n + d) / 2) - mpmath.loggamma(n / 2) - mpmath.mpf(d) / 2 * mpmath.log(n / 2)
+        scale, fall = d * mpmath.log(width), (n + d) / 2 * mpmath.log1p(q / n)
+        parts = [ratio, -mpmath.mpf(d) / 2 * mpmath.log(2 * mpmath.pi), -scale, -fall]
+        return sum(parts), max(abs(part) for part in parts)
+
+
+@P1.witness("60 digits: Student-t with ν from 1e-250 to 1e250, widths 1e±170 and |w| to 1e300, in ulp of the largest summand")
+def student_over_the_whole_range(context: Context) -> Finding:
+    error, u = 0.0, context.uniform("P1 student", 150, 4)
+    for i, (a, b, c, e) in enumerate(u):
+        degrees = 10.0 ** (((6 * a - 3), (18 * a + 2), (500 * a - 250))[i % 3])
+        prior = priors.StudentT(degrees, 10.0 ** (340 * b - 170 if i % 2 else 4 * b - 2))
+        w = context.normal(f"P1 student {i}", (1, 2, 5, 40)[int(4 * e)])
+        w *= 10.0 ** (600 * c - 300) if i % 5 == 0 else prior.width * 10.0 ** (10 * c - 5)
+        value, largest = _student_in_sixty_digits(prior, w)
+        error = max(error, ulps(float(prior.density(w).log_density), value, largest))
+    return Finding(error, 4.0, detail="in ulp of the largest summand")
 
 
 @P1.witness("score: central differences of the log-density with two step sizes, order h²")
@@ -284,6 +316,32 @@ def bound_minimised_over_pi(context: Context) -> Finding:
     per_sample = losses.mean() + 0.5 * decay * weights @ weights + beta @ theta
     constant = sum(float(hyper_prior.penalty_constant(g)) for g in log_gammas)
     return close(n * per_sample + constant, bound, abs(bound), n + 32, "in units of eps·|L|; 500 losses are summed")
+
+
+@P4.witness("a bound: with 16 gate vectors, L = −log p(D, W, π | λ, γ) + KL(q ‖ p(Ξ | D, W, π)), both by enumeration")
+def bound_by_enumeration(context: Context) -> Finding:
+    """L at the best π, as N·J, c(γ) and −½n log(λ/2π); evidence and posterior from the table of all likelihoods."""
+    rng, findings = context.rng("P4 bound"), []
+    for _ in range(6):
+        net = joint.Joint(rng.standard_normal((5, 2)), rng.integers(0, 3, 5))
+        w, theta = rng.standard_normal(joint.WEIGHTS), rng.uniform(0.05, 0.95, joint.GATES)
+        log_gamma, precision, n = rng.uniform(-3.0, 2.0, joint.GATES), float(rng.uniform(0.5, 4.0)), len(net.labels)
+        losses = n * net.loss(w)
+        beta = np.array([hyper_prior.beta_from_log_gamma(float(g), n) for g in log_gamma])
+        decay = hyper_prior.decay_from_precision(precision, n)
+        q = probabilities(joint.VERTICES, theta)
+        size = -0.5 * len(w) * math.log(precision / (2 * math.pi))
+        constant = sum(float(hyper_prior.penalty_constant(g)) for g in log_gamma) + size
+        bound = n * (float(q @ losses) / n + 0.5 * decay * float(w @ w) + float(beta @ theta)) + constant
+        gamma = np.exp(log_gamma)
+        pi = gamma * theta / (1 + (gamma - 1) * theta)
+        likelihoods = probabilities(joint.VERTICES, pi) * np.exp(-losses)
+        evidence = math.log(likelihoods.sum()) - size - 0.5 * precision * float(w @ w)
+        evidence += float(np.sum(np.log((gamma - 1) / log_gamma / (1 + (gamma - 1) * (1 - pi)))))
+        divergence = float(np.sum(q * np.log(q * likelihoods.sum() / likelihoods)))
+        largest = abs(evidence) + abs(divergence) + abs(size) + float(np.abs(losses).max())
+        findings += [close(bound, divergence - evidence, largest, 256), exact(int(bound < -evidence))]
+    return worst(*findings)
 
 
 @P4.witness("rationals: the weight's term scales back and forth exactly")

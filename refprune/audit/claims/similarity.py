@@ -38,7 +38,7 @@ K3 = Claim(
     "Invariant to shifts, isotropic scaling and orthogonal maps, not to general invertible maps.",
     "CKA(X, c X Q) = 1, Q Q^T = I, c ≠ 0",
     CKA,
-    ("formulas.cka:cka",),
+    ("formulas.cka:cka", "formulas.hsic_sums:exponent_of"),
 )
 K4 = Claim(
     "K4",
@@ -159,6 +159,33 @@ def invariances(context: Context) -> Finding:
         stretched = cka(x, x @ np.diag([9.0, 1, 1, 1, 1, 1, 1]), estimator=name).value
         wrong += stretched is None or stretched > 0.99
     return worst(*findings, exact(wrong))
+
+
+@K3.witness("scaled by powers of two up to 2^±530, 1e±160: the bits of CKA and of HSIC scaled back, in batches too")
+def scaling_of_any_size(context: Context) -> Finding:
+    """No bit changes where the scaled features are normal numbers; HSIC is that of unscaled ones times 4^(k+l)."""
+    x, y = _features(context)
+    wrong = 0
+    for k, l in ((530, -530), (530, 530), (-530, -530), (90, -110), (0, 1000)):  # noqa: E741
+        moved = np.ldexp(x, k), np.ldexp(y, l)
+        for name in BOTH:
+            near, far = cka(x, y, estimator=name), cka(*moved, estimator=name)
+            with np.errstate(over="ignore", under="ignore"):
+                hsics = [np.ldexp(v, 2 * e) for v, e in ((near.hsic_xy, k + l), (near.hsic_xx, 2 * k), (near.hsic_yy, 2 * l))]
+            wrong += near.value != far.value or far.status != "ok" or hsics != [far.hsic_xy, far.hsic_xx, far.hsic_yy]
+        whole, parts = MiniBatches(), MiniBatches()
+        for rows in (slice(0, 10), slice(10, 20)):
+            whole.add(x[rows], y[rows])
+            parts.add(*(a[rows] for a in moved))
+        wrong += whole.result().value != parts.result().value
+        wide = cka(*moved, estimator="biased", kernel="rbf"), cka(x, y, estimator="biased", kernel="rbf")
+        wrong += wide[0].value != wide[1].value
+    mixed = MiniBatches()
+    for rows, size in ((slice(0, 10), 0), (slice(10, 20), -300)):  # the second batch vanishes beside the first
+        mixed.add(*(np.ldexp(a[rows], size) for a in (x, y)))
+    first = MiniBatches()
+    first.add(x[:10], y[:10])
+    return exact(wrong + int(mixed.result().value != first.result().value))
 
 
 @K3.witness("bounds: biased CKA lies in [0, 1], is symmetric, and 1 with itself")

@@ -211,9 +211,10 @@ def _constants(prior: priors.Prior, d: int) -> tuple[float, ...]:
         return a, b, spike, slab, 0.5 / prior.spike, 0.5 * prior.precision, 1.0 / prior.spike, prior.precision
     if isinstance(prior, priors.StudentT):
         exponent = prior.degrees + d
-        return prior.log_constant(d), 0.5 * exponent, prior.degrees * prior.width**2, exponent
+        variance = prior.width * prior.width
+        return prior.log_constant(d), 0.5 * exponent, prior.degrees * variance, exponent, variance
     if isinstance(prior, priors.Laplace):
-        return -math.log(2.0 * prior.width), prior.width, 1.0 / prior.width
+        return -(math.log(2.0) + math.log(prior.width)), prior.width, 1.0 / prior.width
     return -math.log(prior.width) - 0.5 * math.log(2.0 * math.pi**3), prior.width
 
 

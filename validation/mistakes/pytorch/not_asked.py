@@ -15,6 +15,8 @@ _KAPPA = "refprune's own estimate of κ and ‖W‖; `attracted` is given both"
 _REPORT = "refprune's own reports: no method asks for it"
 _JUDGE = "the judging itself"
 
+_SADDLE = "no method asks for the way out of a stationary point"
+
 NOT_ASKED: dict[str, str] = {
     "Laplace scale with mean b² instead of 2b²": _SAMPLES,
     "half-Cauchy standard deviation taken for the variance": _SAMPLES,
@@ -84,4 +86,10 @@ NOT_ASKED: dict[str, str] = {
     "given branches not taken": _JUDGE,
     "tolerance of a network 1000 times too wide": _JUDGE,
     "tolerance of a network 100 times too narrow": _JUDGE,
+    "mixed derivative times θ": _SADDLE,
+    "curvature left out of the escape": _SADDLE,
+    "every activation scales": _RUN,
+    "no activation scales": _RUN,
+    "logarithms of Γ subtracted": "no example has degrees of freedom so many that they cancel",
+    "features not scaled": "no example has features beyond 2^±100",
 }
