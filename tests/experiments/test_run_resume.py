@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -96,6 +97,20 @@ def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch,
     interrupted(tmp_path / "r", rules, 11)
     with pytest.raises(AssertionError):
         assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
+def test_the_time_before_an_interruption_counts(tmp_path, monkeypatch):
+    """A clock that goes on by a second a look: stopped and resumed, a run has spent no less than it had at its checkpoint."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    rules = settings(training={"checkpoint_every": 4}, unpruned=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(rules, tmp_path / "r", progress=Interrupt(11))
+    before = Log.of_checkpoint(path := tmp_path / "r" / "pruned" / checkpoint.NAME, checkpoint.load(path.parent)).seconds
+    started = next(ticks)
+    summary = run.resume(tmp_path / "r", progress=QUIET)["runs"]["pruned"]
+    assert before > 4
+    assert before < summary["seconds"] <= before + next(ticks) - started
 
 
 def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):
