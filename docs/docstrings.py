@@ -8,7 +8,7 @@ from typing import Any
 import griffe
 
 PARAMETER = re.compile(r"^([a-z_][\w.]*(?:, [a-z_]\w*)*):\s+(?=\S)")
-NUMBER = re.compile(r"(?<![\w`#.])([NPFODCKGE][1-9])\b(?!`)")
+NUMBER = re.compile(r"(?<![\w`#.])([NPFODCKGE][1-9]\d*)\b(?!`)")
 
 
 class Docstrings(griffe.Extension):

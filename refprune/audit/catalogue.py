@@ -157,7 +157,8 @@ class Claim:
 
 #: Files of claims, in the order of SPEC.
 SUBJECTS = (
-    *("networks", "priors", "hyper_prior", "objective", "training", "dynamics", "pruning_rules"),
+    *("networks", "priors", "hyper_prior", "objective", "joint_solutions", "training"),
+    *("dynamics", "pruning_rules", "biased_dynamics"),
     *("cost", "size_objective", "similarity", "gradients", "rounding"),
 )
 

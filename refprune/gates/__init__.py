@@ -7,6 +7,7 @@ For others:
 - `estimators`: ∂C/∂θ from a few passes.
 - `penalty`: Σ β θ + ν R_ρ(θ) and its slope β_g.
 - `rules`: which gates go now.
+- `saddle`: how J falls from a stationary point with an undecided gate.
 - `dynamics`: the ODE of one gate and its weights, its domain of attraction.
 - `magnitude`: filters by ℓ1 norm, the baseline.
 """

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import InputError
-from ..spec.layers import BatchNorm, Conv, Dense, Layer, Section
+from ..spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Layer, Pool, Section, UnitGate
 from ..spec.network import GateGroup, Network
 
 
@@ -63,6 +63,35 @@ def _closing_layer(chain: Sequence[Layer], gate: str) -> Layer:
         if not layer.keeps_zero():
             break
     raise InputError(f"{gate}: {layer.name} ({type(layer).__name__}) is not 0 at 0, so that no block of weights closes it")
+
+
+def unscaled_layer(network: Network, group: GateGroup) -> Layer | None:
+    """The first layer between the group's block and its gate that does not scale with its input; None if there is none.
+
+    Without such a layer the loss depends on a gate ξ and its block W through ξW alone, so that |∂c/∂ξ| ≤ κ‖W‖ (SPEC D9).
+    InputError as for `blocks`.
+    """
+    return next((layer for layer in _between(network, group) if not scales(layer)), None)
+
+
+def scales(layer: Layer) -> bool:
+    """Is the layer positively homogeneous: does a·x with a ≥ 0 always give a·y?"""
+    if isinstance(layer, Activation):
+        return layer.kind in ("identity", "relu", "leaky_relu")
+    return isinstance(layer, (Pool, GlobalAveragePool, Flatten, UnitGate))
+
+
+def _between(network: Network, group: GateGroup) -> Sequence[Layer]:
+    """The layers that stand between the affine map with the group's block and the group's gate."""
+    holder = network.layers[group.position]
+    chain = holder.path if isinstance(holder, Section) else network.layers
+    names = [layer.name for layer in chain]
+    consumer = network.unit_links[group.name].consumer if group.kind == "unit" else None
+    if consumer is not None:
+        return chain[names.index(group.name) + 1 : names.index(consumer)]
+    end = holder.gate_index() if isinstance(holder, Section) and group.kind == "layer" else names.index(group.name)
+    closing = _closing_layer(chain[:end], group.name)
+    return chain[names.index(closing.name) + 1 : end]
 
 
 def block_norms(network: Network, arrays: Mapping[str, Array]) -> Array:

@@ -124,6 +124,8 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake(
         "a plain layer may lose all its units", "gates.surgery:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)
     ),
+    Mistake("every activation scales", "gates.closing_weights:scales", instead(lambda layer: True), ("D9",)),
+    Mistake("no activation scales", "gates.closing_weights:scales", instead(lambda layer: False), ("D9",)),
     Mistake("κ without its factor", "gates.rules:attracted", _with_rule(kappa_factor=1.0), ("D6",)),
     Mistake("rule without its warm-up", "gates.rules:attracted", _with_rule(kappa_warmup=1), ("D6",)),
 )

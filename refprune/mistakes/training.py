@@ -109,6 +109,15 @@ OBJECTIVE = (
     Mistake("∂C/∂W of equally likely gates", "gates.estimators:exact_weight_gradient", _without_theta, ("O3",)),
     Mistake("θ forgotten in ∂C/∂W", "gates.estimators:exact_weight_gradient", _as_if_on, ("O3",)),
     Mistake("sign of ∂C/∂θ", "gates.estimators:exact_theta_gradient", result(np.negative), ("O2", "O4", "O5")),
+    Mistake(
+        "mixed derivative times θ", "gates.saddle:mixed_derivative", lambda f: lambda t, w, d: f(t, w, d) * t * t, ("O10",)
+    ),
+    Mistake(
+        "curvature left out of the escape",
+        "gates.saddle:escape",
+        lambda f: lambda theta, norm, decay, curvature: f(theta, norm, decay, 0.0),
+        ("O10",),
+    ),
     Mistake("paired with the sign of a closed gate forgotten", "gates.estimators:paired", _unsigned, ("O5",)),
     Mistake("reinforce without its denominator", "gates.estimators:reinforce", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),
     Mistake("arm without the chain rule to θ", "gates.estimators:arm", _biased(lambda g, t: g * t * (1 - t)), ("O5",)),

@@ -189,8 +189,10 @@ class Gates:
     rule: str = key(
         "threshold",
         'When a gate is removed (D6). "threshold": θ ≤ τ. "attraction": θ and the norm of the gate\'s weights lie in the '
-        'region from which θ provably goes to 0. "both": either. The last two need objective.beta > 0, and they fire only with '
-        "weight decay or weights near 0. If objective.nu > 0, beta is a lower bound of the price of a gate (C5).",
+        "region from which θ provably goes to 0, for small steps, an unbiased estimator and the true κ (D4). taylor is allowed "
+        "where nothing but ReLU, leaky ReLU or pooling stands between a gate and the weights that close it (D9). "
+        '"both": both must hold. The last two need objective.beta > 0, and they fire only with weight decay or weights near 0. '
+        "If objective.nu > 0, beta is a lower bound of the price of a gate (C5).",
         choices=("threshold", "attraction", "both"),
     )
     kappa_factor: float = key(

@@ -9,10 +9,11 @@ import numpy as np
 
 from ..arrays import Array, Arrays
 from ..errors import InputError
-from ..gates.closing_weights import blocks
+from ..gates.closing_weights import blocks, unscaled_layer
 from ..gates.surgery import prune
 from ..gates.theta_penalty import Reference, reference
 from ..passes.parameters import initial_statistics, initialise
+from ..spec.layers import Activation
 from ..spec.network import Loss, Network
 from ..streams import Streams
 from .config import Config
@@ -62,8 +63,7 @@ def initial_state(config: Config, network: Network) -> State:
     """
     if network.loss != Loss():
         raise InputError(f"network.loss: training takes the mean cross-entropy, got {network.loss}")
-    if config.gates.rule != "threshold":
-        blocks(network)  # raises where a gate has none
+    _require_domain(config, network)
     dtype = config.training.dtype
     params = initialise(network, Streams(config.seed), section_scale=config.training.section_scale, dtype=dtype)
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
@@ -72,6 +72,25 @@ def initial_state(config: Config, network: Network) -> State:
     evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp)
     statistics = initial_statistics(network, dtype=dtype)
     return State(network, params, velocity, statistics, theta, number, *evidence, start=reference(network))
+
+
+def _require_domain(config: Config, network: Network) -> None:
+    """InputError unless the rule's domain of attraction is proved for the network and the estimator (SPEC D9)."""
+    gates = config.gates
+    if gates.rule == "threshold":
+        return
+    blocks(network)  # raises where a gate has none
+    if gates.estimator != "taylor":
+        return
+    for group in network.gate_groups:
+        layer = unscaled_layer(network, group)
+        if layer is not None:
+            kind = layer.kind if isinstance(layer, Activation) else type(layer).__name__
+            raise InputError(
+                f"gates.rule {gates.rule!r}: {group.name} has {layer.name} ({kind}) between its closing weights and its gate, "
+                "where the weights' size does not bound the slope that gates.estimator 'taylor' takes; set gates.estimator to "
+                "'paired' or another unbiased one"
+            )
 
 
 def gate_uniforms(state: State, seed: int, k: int, *, purpose: str = "gates") -> Array:

@@ -62,7 +62,7 @@ def test_every_claim_is_whole(claim):
 
 
 @pytest.mark.parametrize(
-    "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E", "O1,O2,O3,O4,O5,O6,O7,O8,O9", "K6", "D3,D5,D7", "C"]
+    "only", ["P", "F", "N", "K1,K2,K3,K4,K7", "G", "E", "O1,O2,O3,O4,O5,O6,O7,O8,O9,O10", "K6", "D3,D5,D7", "C"]
 )
 def test_claims_hold(only):
     red = [r for r in run.run_audit(select(only), Context(seed=0)) if not r.holds]

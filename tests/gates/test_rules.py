@@ -14,6 +14,7 @@ from refprune.errors import InputError
 from refprune.gates.rules import block_norms
 from refprune.spec.layers import Activation, Dense, Section
 from refprune.spec.network import Network
+from refprune.training import config
 from refprune.training.images import epoch_batches
 from refprune.training.removal import gates_kept, remove_gates
 from refprune.training.state import gate_uniforms, initial_state
@@ -214,6 +215,33 @@ def test_a_network_without_a_block_is_refused_at_once():
     with pytest.raises(InputError, match=r"bad: bad\.sigmoid1 \(Activation\) is not 0 at 0"):
         initial_state(attraction(), network)
     initial_state(settings(), network)
+
+
+@pytest.mark.parametrize("rule", ["attraction", "both"])
+def test_taylor_is_refused_where_the_domain_is_not_proved_for_it(rule):
+    """One sentence that names the gates and the layer; every unbiased estimator is allowed, and so is taylor behind ReLU."""
+
+    def network(kind):
+        section = Section((Dense(3), Activation(kind)), name="first")
+        return Network((2,), (Dense(3), section, Dense(2)))
+
+    taylor = attraction(gates={"rule": rule, "estimator": "taylor"})
+    for kind in ("tanh", "gelu", "gelu_tanh"):
+        refused = rf"gates\.rule '{rule}': first has first\..*1 \({kind}\) between .*; set gates\.estimator to 'paired'"
+        with pytest.raises(InputError, match=refused):
+            initial_state(taylor, network(kind))
+        initial_state(attraction(gates={"rule": rule, "estimator": "paired"}), network(kind))
+        initial_state(settings(gates={"rule": "threshold", "estimator": "taylor"}), network(kind))
+    for kind in ("relu", "leaky_relu", "identity"):
+        initial_state(taylor, network(kind))
+
+
+@pytest.mark.parametrize("name", ["mnist-resmlp", "mnist-resmlp-bn", "mnist-resconv", "mnist-lenet5-combined"])
+@pytest.mark.parametrize("rule", ["attraction", "both"])
+def test_named_experiments_may_use_the_proved_rules(name, rule):
+    """Their sections end with ReLU or with the block itself, so that taylor is within the theorem."""
+    experiment = config.load(name, [f"gates.rule={rule}", "objective.beta=0.001", "gates.unit_learning_rate=0.0"])
+    initial_state(experiment, experiment.build_network())
 
 
 @pytest.mark.parametrize("table", ["gates", "optimiser"])
