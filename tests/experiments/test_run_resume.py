@@ -100,7 +100,7 @@ def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch,
 
 
 def test_the_time_before_an_interruption_counts(tmp_path, monkeypatch):
-    """A clock that goes on by ten seconds a look: stopped and resumed, a run has spent no less than it had at its checkpoint."""
+    """A clock that goes on by ten seconds a look: what a stopped run had spent at its checkpoint is counted on."""
     ticks = itertools.count()
     monkeypatch.setattr(time, "monotonic", lambda: 10.0 * next(ticks))
     rules = settings(training={"checkpoint_every": 4}, unpruned=False)
