@@ -241,6 +241,12 @@ def _check_maps(shape: tuple[int, ...]) -> None:
 
 
 def ranked(scores: Scores) -> tuple[str, float]:
-    """The section that goes, the first of the lowest, and the margin to the second (inf if it is the only one)."""
+    """The section that goes, the first of the lowest, and the margin to the second (inf if it is the only one).
+
+    InputError if a score is NaN.
+    """
+    for name, score in scores.items():
+        if np.isnan(score):
+            raise InputError(f"criterion: section {name!r} has the score {score}; a number is needed to choose by")
     order = sorted(scores.values())
     return min(scores, key=lambda name: scores[name]), order[1] - order[0] if len(order) > 1 else float("inf")

@@ -189,6 +189,28 @@ def test_brightness_contrast_and_pixelate_by_hand():
     assert_close("thirds", robustness._pixelate(wide, 0.34, None), np.broadcast_to(halves, wide.shape), 40 * 2.0**-53)
 
 
+def test_pixels_are_rounded_to_the_nearest():
+    """128 + 255·0.05 = 140.75, and 128 + 255·0.1 = 153.5 to the even one."""
+    for severity, want in ((1, 141), (2, 154)):
+        assert (corrupt(GREY, "brightness", severity, seed=0) == want).all()
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.5, 0.8, 1.5])
+def test_a_defocused_point_is_a_disc(radius):
+    """The share of every pixel that lies within radius + ½ of the point, by a grid of 200×200 a pixel."""
+    reach, fine = 2, 200
+    x = np.zeros((1, 1, 9, 9))
+    x[0, 0, 4, 4] = 1.0
+    at = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
+    inside = np.hypot(at[:, None], at) <= radius + 0.5
+    disc = inside.reshape(2 * reach + 1, fine, 2 * reach + 1, fine).mean(axis=(1, 3))
+    got = robustness._defocus_blur(x, radius, None)[0, 0, 2:7, 2:7]
+    assert abs(got.sum() - 1.0) <= 100 * 2.0**-53
+    # of a rim's pixel the 9×9 grid misses at most the points along the rim, 1/9 of its area
+    np.testing.assert_allclose(got * disc.sum(), disc, rtol=0, atol=1 / 9)
+    assert np.abs(got * disc.sum() - disc).mean() < 0.01
+
+
 # Evaluation -----------------------------------------------------------------------------------------------------------
 
 

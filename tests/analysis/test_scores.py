@@ -210,6 +210,18 @@ def test_rank_of_maps_with_known_rank():
         CRITERIA["rank"](Subject(flat, ORACLE, params, {}, np.ones((2, 1, 28, 28))))
 
 
+def test_rank_of_maps_that_are_not_square():
+    """Maps of 8×4 have rank 4 at most; a constant map has rank 1 of 4."""
+    network = dataclasses.replace(NETWORK, input_shape=(3, 8, 4))
+    x = STREAMS.normal("tall", 0, (4, 3, 8, 4))
+    full = CRITERIA["rank"](Subject(network, ORACLE, PARAMS, STATISTICS, x))
+    assert full["stage0.block1"] > 0.9
+    assert max(full.values()) <= 1.0
+    flat = PARAMS | {f"stage0.block1.conv2.bn.{key}": 0.0 * PARAMS[f"stage0.block1.conv2.bn.{key}"] for key in ("gain", "bias")}
+    flat["stage0.block1.conv2.bn.bias"] = flat["stage0.block1.conv2.bn.bias"] + 1.0
+    assert CRITERIA["rank"](Subject(network, ORACLE, flat, STATISTICS, x))["stage0.block1"] == pytest.approx(1 / 4)
+
+
 def test_rank_looks_at_the_first_images_only(monkeypatch):
     """Behind two images all are grey, and their maps of low rank."""
     x = X.copy()
@@ -249,6 +261,13 @@ def test_ranked():
     assert scores_.ranked({"a": 0.5, "b": 0.25, "c": 1.0}) == ("b", 0.25)
     assert scores_.ranked({"a": 0.5, "b": 0.5}) == ("a", 0.0)
     assert scores_.ranked({"a": 0.5}) == ("a", math.inf)
+
+
+@pytest.mark.parametrize("scores", [{"a": math.nan, "b": 0.25}, {"a": 0.25, "b": math.nan}, {"a": math.nan}])
+def test_a_score_that_is_no_number_chooses_nothing(scores):
+    """Every comparison with it is false, so that the order of the sections would choose."""
+    with pytest.raises(InputError, match=r"section '[ab]' has the score nan"):
+        scores_.ranked(scores)
 
 
 # How clearly ----------------------------------------------------------------------------------------------------------

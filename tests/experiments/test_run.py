@@ -26,7 +26,7 @@ from refprune.experiments.run import Progress
 from refprune.gates.surgery import prune
 from refprune.passes.batch_loss import BatchLoss
 from refprune.spec import cost, zoo
-from refprune.spec.layers import Dense, Flatten
+from refprune.spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from refprune.spec.network import Network
 from refprune.training import checkpoint, config, equivalence
 from refprune.training.evaluate import evaluate
@@ -176,6 +176,22 @@ def test_that_comparison_finds_a_network_that_is_not_the_masked_one():
     assert equivalence.masked_against_compact(state, Off, keep * 1.0, images) > 1.0
 
 
+def test_a_section_that_lost_its_last_unit_is_closed_in_the_comparison():
+    """Its gate is on in the vector that was asked for; the network that is built is the one where it is off."""
+    layers = (Flatten(), Dense(6), Section((Dense(4), Activation("tanh"), UnitGate(), Dense(6))), Dense(10))
+    network, rules = Network((1, 28, 28), layers), settings(training={"dtype": "float64"})
+    images, _ = prepare_images(TINY, rules)
+    state = initial_state(rules, network)
+    state.params["section1.dense2.bias"][:] = 1.0  # the constant that the emptied path would add
+    keep = np.array([group.kind == "layer" for group in network.gate_groups for _ in range(group.stop - group.start)])
+    _, cut, pruned = remove_gates(state, keep, rules)
+    assert pruned.closed_for_emptiness == ("section1",)
+    assert equivalence.masked_against_compact(state, cut, keep * 1.0, images) <= 1.0
+    assert (
+        equivalence.masked_against_compact(state, dataclasses.replace(cut, closed_for_emptiness=()), keep * 1.0, images) > 1e6
+    )
+
+
 def test_without_the_comparison_only_the_pruned_run_is_there(tmp_path):
     summary = experiment.run(settings(unpruned=False, training={"epochs": 1}), tmp_path / "r", progress=QUIET)
     assert list(summary["runs"]) == ["pruned"]
@@ -224,6 +240,26 @@ def test_from_scratch_trains_what_is_left_from_other_weights(tmp_path):
     (tmp_path / "r" / "summary.json").unlink()
     again = experiment.resume(tmp_path / "r", progress=QUIET)["runs"]["from-scratch"]
     assert again["objective"] == scratch["objective"]
+
+
+def test_from_scratch_starts_from_the_weights_of_another_seed(tmp_path):
+    """The first state of the run itself, before any step."""
+
+    class Stop(Progress):
+        def start(self, label, total, done):
+            if label == "from-scratch":
+                raise KeyboardInterrupt
+
+    rules = settings(unpruned=False, from_scratch=True, training={"epochs": 1})
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(rules, tmp_path / "r", progress=Stop(quiet=True))
+    found = checkpoint.load(tmp_path / "r" / "from-scratch").state
+    other = initial_state(dataclasses.replace(rules, seed=rules.seed + experiment.SCRATCH_SEED), found.network)
+    mine = initial_state(rules, found.network)
+    assert found.step == 0
+    for name, weight in found.params.items():
+        assert (weight == other.params[name]).all()
+        assert not name.endswith("weight") or (weight != mine.params[name]).any()
 
 
 def test_a_network_without_gates_is_trained_once(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -96,6 +97,21 @@ def test_the_evidence_about_kappa_changes_what_is_removed(tmp_path, monkeypatch,
     interrupted(tmp_path / "r", rules, 11)
     with pytest.raises(AssertionError):
         assert_same_runs(tmp_path / "whole", tmp_path / "r")
+
+
+def test_the_time_before_an_interruption_counts(tmp_path, monkeypatch):
+    """A clock that goes on by ten seconds a look: what a stopped run had spent at its checkpoint is counted on."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0 * next(ticks))
+    rules = settings(training={"checkpoint_every": 4}, unpruned=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(rules, tmp_path / "r", progress=Interrupt(11))
+    before = Log.of_checkpoint(path := tmp_path / "r" / "pruned" / checkpoint.NAME, checkpoint.load(path.parent)).seconds
+    started = time.monotonic()
+    summary = run.resume(tmp_path / "r", progress=QUIET)["runs"]["pruned"]
+    since = time.monotonic() - started
+    assert before > 10
+    assert since + before - 50 <= summary["seconds"] <= since + before
 
 
 def test_a_checkpoint_within_an_epoch_is_gone_on_from(tmp_path):

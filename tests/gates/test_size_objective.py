@@ -190,8 +190,10 @@ def test_thousands_of_undecided_units_take_three_passes(nu):
 
 
 @pytest.mark.parametrize(("network", "augmented"), [(plain(), {}), (wide_convolution(), {"augmentation": "crop_flip"})])
-def test_first_order_is_the_derivative_at_the_more_likely_vertex(network, augmented):
-    rules = settings(gates={"compare_at_most": 0}, objective={"nu": 0.2}, data=augmented)
+@pytest.mark.parametrize("balance", [0.5, 0.9])
+def test_first_order_is_the_derivative_at_the_more_likely_vertex(network, augmented, balance):
+    """The slope of the size is that of R, the size of what is built, whatever ρ weighs during training."""
+    rules = settings(gates={"compare_at_most": 0}, objective={"nu": 0.2, "balance": balance}, data=augmented)
     theta = np.linspace(0.2, 0.8, 9)
     state, data = start(network, rules, theta), images(network)
     mode = (theta >= 0.5).astype(np.float64)

@@ -69,7 +69,10 @@ def test_dense(seed: int, dtype: Any, n: int, m: int, k: int, bias: bool) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "m", "k"), [(1, 1, 1), (1, 300, 10), (128, 64, 64), (33, 257, 131), (260, 5, 129), (0, 3, 2)])
+@pytest.mark.parametrize(
+    ("n", "m", "k"),
+    [(1, 1, 1), (1, 300, 10), (128, 64, 64), (33, 257, 131), (260, 5, 129), (3, 1025, 5), (20, 1187, 18), (0, 3, 2)],
+)
 def test_dense_at_the_edges_of_blocks(dtype: Any, n: int, m: int, k: int) -> None:
     check(dtype, _dense_results(FAST, Inputs(0, dtype), n, m, k, True))
 
@@ -112,7 +115,14 @@ def test_conv2d_at_the_edges_of_blocks(
 
 
 @EXAMPLES
-@given(seeds, dtypes, st.booleans(), st.sampled_from([(), (1, 1), (3, 2), (5, 7)]), st.integers(0, 600), st.integers(2, 7))
+@given(
+    seeds,
+    dtypes,
+    st.booleans(),
+    st.sampled_from([(), (1, 1), (3, 2), (5, 7), (23, 29)]),
+    st.integers(0, 600),
+    st.integers(2, 7),
+)
 def test_batch_norm(seed: int, dtype: Any, train: bool, pixels: tuple[int, ...], channels: int, n: int) -> None:
     channels = channels if not pixels else channels % 40
     inputs, eps = Inputs(seed, dtype), 2.0**-10

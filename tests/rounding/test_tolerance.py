@@ -65,6 +65,19 @@ def test_noise_of_a_sequential_sum_has_the_observed_size(n, kind):
     assert 0.3 <= observed / model <= 0.9
 
 
+@pytest.mark.parametrize("n", [64, 1000])
+def test_noise_of_a_variance_has_the_observed_size(n):
+    """1/√variance by sums in sequence, in float32: observed/model like that of other sums."""
+    x = np.random.default_rng(n).standard_normal((n, 400)).astype(np.float32)
+    mean = x.mean(axis=0, dtype=np.float64)
+    variance = np.square(x - mean).mean(axis=0)
+    summed = np.cumsum(np.square(x - mean.astype(np.float32)), axis=0)[-1] / np.float32(n)
+    _, stretch = noise._moment_sizes(x.astype(np.float64), mean, variance, 0.0)
+    observed = np.sqrt(np.mean(np.square(np.sqrt(variance / summed) - 1.0)))
+    model = U * np.sqrt(np.mean(np.square(stretch)))
+    assert 0.3 <= observed / model <= 0.6
+
+
 def calls(seed=0):
     """Name → a call (args, options) for every forward function."""
     r = np.random.default_rng(seed)

@@ -24,6 +24,7 @@ from tolerance import assert_close, assert_identical, gamma
 from refprune.backend import ORACLE
 from refprune.data.dataset import Dataset
 from refprune.errors import InputError
+from refprune.oracle.crop_flip import draw_crops
 from refprune.passes.batch_loss import BatchLoss
 from refprune.streams import Streams
 from refprune.training.evaluate import evaluate
@@ -110,6 +111,25 @@ def test_epoch_batches(n, size, epoch, seed, data):
             epoch_batches(numbers, dataclasses.replace(rules, seed=seed + 1), epoch),
         ):
             assert [labels.tolist() for _, labels in changed] != whole
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_every_epoch_has_crops_of_its_own(epoch):
+    """Image i of the set gets row i of the epoch's crops, whatever batch it is in."""
+    rules = settings(data={"augmentation": "crop_flip", "padding": 2}, training={"batch_size": 5})
+    found, _ = prepare_images(dataset(n=17), rules)
+    order = Streams(rules.seed).permutation("shuffle", epoch, 17)
+    crops = draw_crops(rules.seed, epoch, 17, 2)
+    assert (crops != draw_crops(rules.seed, epoch + 1, 17, 2)).any()
+    batches = list(epoch_batches(found, rules, epoch, augment=ORACLE))
+    assert len(batches) == 3
+    for i, (x, labels) in enumerate(batches):
+        index = order[5 * i : 5 * (i + 1)]
+        assert (labels == found.labels[index]).all()
+        for image, (row, column, flip) in zip(range(5), crops[index], strict=True):
+            padded = np.pad(found.x[index[image]], ((0, 0), (2, 2), (2, 2)))
+            cut = padded[:, row : row + 2, column : column + 2]
+            assert_identical("crop", x[image], cut[:, :, ::-1] if flip else cut)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
