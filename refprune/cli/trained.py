@@ -138,8 +138,11 @@ def _tell_inputs(trained: Any, name: str, scaling: Any) -> None:
     """Which scaling of the images is used, as numbers, and who says so."""
     from ..exchange.inputs import in_words
 
-    own = trained.network.inputs is not None
-    why = "the network's own" if own else f"that of {name}'s training images, because neither the network nor --inputs says"
+    why = f"that of the training images of {name}"
+    if trained.network.inputs is not None:
+        why = "the network's own"
+    elif trained.data != name:
+        why += ", because neither the network nor --inputs says"
     print(f"inputs: {in_words(scaling)}; this scaling is {why}")
 
 

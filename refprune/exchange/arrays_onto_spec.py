@@ -95,6 +95,9 @@ def from_arrays(weights: Weights, network: Network) -> Trained:
         order = list(zip(layers, [name for _, name in order], strict=True))
     if weights.layers is not None:
         declared.check(network, {layer.name: name for layer, name in order}, weights.layers)
+        if network.inputs is None and (inputs := declared.inputs(network, weights.layers)) is not None:
+            network = dataclasses.replace(network, inputs=inputs)
+            said.append("inputs: scaled as the file's Rescaling says")
     found, notes = _taken_all(modules, order, network, layout)
     params = {name: found[name] for name in network.parameter_shapes}
     statistics = {name: found[name] for name in network.statistics_shapes}

@@ -6,12 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DataError
+import numpy as np
+
+from ..errors import DataError, SpecError
 from ..spec.layers import Activation, AveragePool, BatchNorm, Conv, Layer, MaxPool, Section
-from ..spec.network import Network
+from ..spec.network import Inputs, Network
 
 #: Keras' names of activations → ours; those in None are none.
 ACTIVATIONS = {kind: kind for kind in ("relu", "tanh", "sigmoid", "gelu")} | dict.fromkeys(("linear", "softmax", None))
+
+#: Of a Rescaling layer.
+DEFAULTS = {"scale": 1.0, "offset": 0.0}
 
 Layers = Mapping[str, Mapping[str, Any]]
 
@@ -32,6 +37,19 @@ def check(network: Network, names: Mapping[str, str], layers: Layers) -> None:
     _order(network, names, layers)
     _activations(network, layers)
     _pools(network, layers)
+
+
+def inputs(network: Network, layers: Layers) -> Inputs | None:
+    """A Rescaling layer, x·scale + offset, as (pixel − shift)·scale; None if there is none. DataError for what is no number."""
+    said = [layer["config"] for layer in layers.values() if layer.get("class_name") == "Rescaling"]
+    if not said:
+        return None
+    channels = network.input_shape[0]
+    try:
+        scale, offset = (np.broadcast_to(np.asarray(said[0].get(n, d), np.float64), channels) for n, d in DEFAULTS.items())
+        return Inputs(tuple(map(float, -offset / scale)), tuple(map(float, scale)))
+    except (ValueError, TypeError, SpecError) as error:
+        raise DataError(f"Rescaling: {said[0]} is not understood ({error})") from error
 
 
 def _same(layer: Layer, what: str, theirs: Any, ours: Any) -> None:

@@ -102,7 +102,9 @@ def _stream(content: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
         raise DataError("only little-endian files are read")
     storages: dict[str, Storage] = {}
 
-    def storage(pid: Any) -> Storage:
+    def storage(pid: Any) -> Any:
+        if pid[0] == "module":  # a class, with the source it once had
+            return pid[1]
         found = _storage(pid[:5])
         return storages.setdefault(found.key, found)
 

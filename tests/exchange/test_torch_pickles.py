@@ -63,7 +63,14 @@ def test_files_of_protocols_3_to_5_are_read(tmp_path):
 
 def test_shared_and_turned_views_in_old_files(tmp_path):
     whole = torch.arange(24.0).reshape(2, 3, 4)
-    content = {"a": whole, "b": whole[1], "c": whole.permute(2, 0, 1), "d": whole.half(), "e": whole.bfloat16(), "f": whole.long()}
+    content = {
+        "a": whole,
+        "b": whole[1],
+        "c": whole.permute(2, 0, 1),
+        "d": whole.half(),
+        "e": whole.bfloat16(),
+        "f": whole.long(),
+    }
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     for name, array in weight_files.read(tmp_path / "a.pt").arrays.items():
         np.testing.assert_array_equal(array, content[name].float().numpy() if name == "e" else content[name].numpy())
@@ -98,7 +105,9 @@ def saved(content, **options):
 def test_a_tensor_of_stride_0_is_not_unfolded(tmp_path):
     """4 bytes that say they are 4 TB."""
     (tmp_path / "a.pt").write_bytes(saved({"w": torch.ones(1).expand(1_000_000, 1_000_000)}))
-    with pytest.raises(DataError, match=r"a tensor of shape \(1000000, 1000000\), stride \(0, 0\), offset 0 leaves its storage of 1"):
+    with pytest.raises(
+        DataError, match=r"a tensor of shape \(1000000, 1000000\), stride \(0, 0\), offset 0 leaves its storage of 1"
+    ):
         weight_files.read(tmp_path / "a.pt")
 
 
@@ -106,7 +115,7 @@ def test_a_storage_that_is_not_there_takes_no_memory(tmp_path):
     content = saved({"w": torch.ones(4)}, _use_new_zipfile_serialization=False)
     for count in (5, 1 << 40, -1):
         (tmp_path / "a.pt").write_bytes(content[:-24] + struct.pack("<q", count) + content[-16:])
-        with pytest.raises(DataError, match="storage .* holds"):
+        with pytest.raises(DataError, match=r"storage .* holds"):
             weight_files.read(tmp_path / "a.pt")
     for cut in range(1, len(content), 7):
         (tmp_path / "a.pt").write_bytes(content[:cut])
@@ -158,9 +167,12 @@ def test_nothing_of_a_pickle_is_called(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_storages_of_every_type_are_known():
-    names = {str(t.dtype) for t in map(torch.tensor, ([1.0], [1], [True]))}
-    assert names <= {"torch.float32", "torch.int64", "torch.bool"}
-    for kind, code in torch_pickles.STORAGES.items():
-        dtype = getattr(torch, kind)(1).dtype
-        assert torch.empty(1, dtype=dtype).element_size() == np.dtype(code).itemsize
+def test_storages_of_every_type_are_known(tmp_path):
+    """A tensor of every type, through both kinds of files."""
+    types = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8)
+    content = {str(dtype): torch.tensor([0, 1, 2]).to(dtype) for dtype in (*types, torch.uint8, torch.bool)}
+    assert len(content) == len(torch_pickles.STORAGES)
+    for modern in (True, False):
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=modern)
+        for name, array in weight_files.read(tmp_path / "a.pt").arrays.items():
+            assert array.tolist() == content[name].tolist()
