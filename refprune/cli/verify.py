@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output.files import check_targets, user_cache, write_atomically
+from .options import file_name, names
 
 #: Without options: about a minute of two cores.
 EXAMPLES = 1500
@@ -24,32 +25,32 @@ def add(commands: Any) -> None:
         "verify", help="is an implementation of gated training right? exit code 1 if not, 3 if undecided"
     )
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
-    verify.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all that is provided)")
+    verify.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all that is provided)")
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
     verify.add_argument("--structures", metavar="N", type=int, help="of a method's examples; for what compiles each anew")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
-    verify.add_argument("--vectors", metavar="DIR", type=Path, help="stored vectors to ask first; alone with --examples 0")
+    verify.add_argument("--vectors", metavar="DIR", type=file_name, help="stored vectors to ask first; alone with --examples 0")
     failures, what = Path("verify-failures"), "for what fails, as a script and a vector"
-    verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"{what} (default: {failures})")
-    verify.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
-    verify.add_argument("--json", metavar="FILE", type=Path, help="write everything found")
-    verify.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit's XML for a continuous integration")
+    verify.add_argument("--failures", metavar="DIR", type=file_name, default=failures, help=f"{what} (default: {failures})")
+    verify.add_argument("--report", metavar="FILE", type=file_name, help="write a self-contained HTML report")
+    verify.add_argument("--json", metavar="FILE", type=file_name, help="write everything found")
+    verify.add_argument("--junit", metavar="FILE", type=file_name, help="write JUnit's XML for a continuous integration")
     verify.set_defaults(command=run)
 
     vectors = commands.add_parser("vectors", help="examples with their right answers as files, for any language")
     actions = vectors.add_subparsers(required=True, metavar="action")
     export = actions.add_parser("export", help="write vectors of every method")
-    export.add_argument("directory", metavar="DIR", type=Path)
-    export.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all)")
+    export.add_argument("directory", metavar="DIR", type=file_name)
+    export.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all)")
     export.add_argument("--per-method", metavar="N", type=int, default=1, help="drawn examples of a method (default: 1)")
     export.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="of arguments and tolerances")
     export.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawn examples")
     export.add_argument("--format", choices=["npz", "safetensors"], default="npz", help="of the files of arrays")
     export.set_defaults(command=_export)
     check = actions.add_parser("check", help="derive each again by two witnesses; exit code 1 if one fails")
-    check.add_argument("directory", metavar="DIR", type=Path)
+    check.add_argument("directory", metavar="DIR", type=file_name)
     check.set_defaults(command=_check)
 
 
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     check_targets(report=options.report, json=options.json, junit=options.junit)
     if options.failures.exists() and not options.failures.is_dir():
         raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
-    methods = campaign.chosen(_named(options.level))
+    methods = campaign.chosen(names("--level", options.level))
     stored = [] if options.vectors is None else list(files.read(options.vectors))
     if options.structures is not None and options.structures < 1:
         raise InputError(f"--structures: must be at least 1, got {options.structures}")
@@ -93,7 +94,6 @@ def run(options: argparse.Namespace) -> int:
     if stored:
         fitting = sum(v.method in methods and v.asks(description) for v in stored)
         print(f"{fitting} of {len(stored)} vectors of {options.vectors} are for these methods and conventions")
-    _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     judged = [o for o in outcomes if o.verdict == "conforms"]
     if reporting.conforms(outcomes) and options.examples == EXAMPLES:
         least = min(judged, key=lambda o: o.examples)
@@ -106,14 +106,11 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         write_atomically(options.report, page.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
+    _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     if reporting.conforms(outcomes):
         return 0
     verdicts = {o.verdict for o in outcomes}
     return 1 if "DEVIATES" in verdicts else 3 if "undecided" in verdicts else 2
-
-
-def _named(listed: str) -> list[str]:
-    return [name for name in listed.split(",") if name]
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -126,7 +123,7 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
     counts = export.export(
         options.directory,
-        methods=campaign.chosen(_named(options.level), METHODS),  # random results have no vectors
+        methods=campaign.chosen(names("--level", options.level), METHODS),  # random results have no vectors
         per_method=options.per_method,
         precision=options.dtype,
         seed=options.seed,
@@ -156,20 +153,23 @@ def _say(outcome: Any) -> None:
 
 
 def _write_failures(options: argparse.Namespace, precision: str, findings: list[Any]) -> None:
-    """Every finding's example as a script that runs alone, and as a vector with the right values."""
+    """Every finding's example as a script that runs alone, and as a vector with the right values unless results are random."""
     from ..conformance.asking.scripts import script
+    from ..conformance.judging.findings import RANDOM
     from ..conformance.levels import METHODS
     from ..conformance.vectors import files
 
     if not findings:
         return
     options.failures.mkdir(parents=True, exist_ok=True)
+    repeatable = [f for f in findings if f.method in METHODS and f.kind not in RANDOM]
     for finding in findings:
         name = f"{finding.method}-{finding.kind.replace(' ', '-')}"
         path = options.failures / f"{name}.py"
         write_atomically(path, script(finding, options.adapter, precision).encode())
-        aim = f"for which {options.adapter} was found to fail: {finding.kind}"
-        vector = files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim)
-        files.write(options.failures, vector)
+        if finding in repeatable:
+            aim = f"for which {options.adapter} was found to fail: {finding.kind}"
+            files.write(options.failures, files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim))
         print(f"python {path}  runs the smallest example of: {finding.method} {finding.kind}")
-    print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")
+    if repeatable:
+        print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")
