@@ -15,8 +15,9 @@ from ..arrays import Arrays
 from ..errors import InputError
 from ..rounding.noise import widened
 from ..rounding.tolerance import UNIT
+from .asking import standing
 from .asking.calls import Caller, Reply
-from .asking.methods import Arguments, Method, dtype_of, in_precision
+from .asking.methods import Arguments, Method, Question, dtype_of, in_precision
 from .judging import sequential
 from .judging.diagnosis import Evidence, named
 from .judging.findings import Finding, Outcome
@@ -77,6 +78,8 @@ def run(
                 inquiry.vectors([v for v in stored if v.method is method and v.asks(caller.description)])
                 if count and outcome.verdict != "DEVIATES":
                     inquiry.campaign(count, seed)
+                    inquiry.always(seed)
+                    inquiry.conclude()
             outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
         say(outcome)
@@ -147,6 +150,34 @@ class _Judge:
         except (_Wrong, hypothesis.errors.HypothesisException, BaseExceptionGroup):
             if not self.failures:
                 raise
+
+    def always(self, seed: int) -> None:
+        """Ask what is asked in every run, unless something drawn has failed; the first that fails is made smaller."""
+        if self.failures or self.stopped:
+            return
+        first: Question | None = None
+        before = self.outcome.examples
+        for question in standing.questions(self.method, dataclasses.replace(self.caller.description, seed=seed)):
+            if len(self.failures) > EVIDENCE:
+                break
+            failed = self.fails(question, question.sizes)
+            first = question if failed and first is None else first
+            self.counting = not self.failures
+        self.outcome.standing = self.outcome.examples - before
+        if first is not None:
+            standing.smaller(first, functools.partial(self.fails, first), time.monotonic() + SHRINKING)
+
+    def fails(self, question: Question, sizes: tuple[int, ...]) -> bool:
+        """Ask with these sizes; a failure like the first is kept."""
+        arguments = in_precision(question.make(sizes), self.precision)
+        failure = self.asked(arguments, lambda: self.method.expect(widened(arguments), self.unit))
+        if failure is None or (self.failures and failure.kind != self.failures[0].kind):
+            return False
+        self.failures.append(failure)
+        return True
+
+    def conclude(self) -> None:
+        """The finding, if anything failed; and whether too much was left undecided."""
         if self.failures:
             self.outcome.findings.append(self.finding())
         judged = self.outcome.examples - self.outcome.declined

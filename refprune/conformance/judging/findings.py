@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 class Outcome:
     """What is known of one method.
 
-    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
+    stored: how many of the examples that were not declined are vectors. standing: how many are asked in every run. ratio: the largest error/tolerance of answers that
     conform, of random ones the largest evidence against them over what it takes; tensors: what was compared → how often; blind:
     how often of these nothing could be told of it; wanted: what could have been; remarks: what the report says besides.
     """
@@ -54,6 +54,7 @@ class Outcome:
     examples: int = 0
     declined: int = 0
     stored: int = 0
+    standing: int = 0
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0
