@@ -93,7 +93,6 @@ def run(options: argparse.Namespace) -> int:
     if stored:
         fitting = sum(v.method in methods and v.asks(description) for v in stored)
         print(f"{fitting} of {len(stored)} vectors of {options.vectors} are for these methods and conventions")
-    _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     judged = [o for o in outcomes if o.verdict == "conforms"]
     if reporting.conforms(outcomes) and options.examples == EXAMPLES:
         least = min(judged, key=lambda o: o.examples)
@@ -106,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         write_atomically(options.report, page.page(outcomes, description, options.adapter).encode())
         print(f"report: {options.report}")
+    _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     if reporting.conforms(outcomes):
         return 0
     verdicts = {o.verdict for o in outcomes}
@@ -156,20 +156,23 @@ def _say(outcome: Any) -> None:
 
 
 def _write_failures(options: argparse.Namespace, precision: str, findings: list[Any]) -> None:
-    """Every finding's example as a script that runs alone, and as a vector with the right values."""
+    """Every finding's example as a script that runs alone, and as a vector with the right values unless results are random."""
     from ..conformance.asking.scripts import script
+    from ..conformance.judging.findings import RANDOM
     from ..conformance.levels import METHODS
     from ..conformance.vectors import files
 
     if not findings:
         return
     options.failures.mkdir(parents=True, exist_ok=True)
+    repeatable = [f for f in findings if f.method in METHODS and f.kind not in RANDOM]
     for finding in findings:
         name = f"{finding.method}-{finding.kind.replace(' ', '-')}"
         path = options.failures / f"{name}.py"
         write_atomically(path, script(finding, options.adapter, precision).encode())
-        aim = f"for which {options.adapter} was found to fail: {finding.kind}"
-        vector = files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim)
-        files.write(options.failures, vector)
+        if finding in repeatable:
+            aim = f"for which {options.adapter} was found to fail: {finding.kind}"
+            files.write(options.failures, files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim))
         print(f"python {path}  runs the smallest example of: {finding.method} {finding.kind}")
-    print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")
+    if repeatable:
+        print(f"refprune verify {options.adapter} --vectors {options.failures} --examples 0  asks these examples again")

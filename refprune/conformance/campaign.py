@@ -198,7 +198,10 @@ class _Judge:
             raise _Wrong
 
     def asked(self, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:
-        """Ask once; what is wrong with the answer, if anything. After a hang or a death nothing is asked any more."""
+        """Ask once; what is wrong with the answer, if anything.
+
+        After a hang, in a process that was then ended, or a death nothing is asked any more: each would cost as long again.
+        """
         if self.stopped:
             return None
         o = self.outcome
@@ -207,13 +210,12 @@ class _Judge:
         if self.counting:
             o.examples += 1
             o.declined += reply.kind == "declined"
-        if reply.kind == "declined":
-            return None
+        o.manners(reply, arguments)
         if reply.kind in ("hangs", "dies"):
             o.note(reply.kind, reply.message, arguments, {})
-            self.stopped = True
+        self.stopped = bool(reply.restarted) or reply.kind in ("hangs", "dies")
+        if reply.kind in ("declined", "hangs", "dies"):
             return None
-        o.manners(reply, arguments)
         return self.failure(reply, arguments, expect)
 
     def failure(self, reply: Reply, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:

@@ -47,7 +47,7 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
             ),
             html.notes(READING),
         ),
-        html.section("Not judged", html.notes([*unjudged(outcomes), *filter(None, blind_lines(outcomes))])),
+        html.section("Not judged", html.notes([*unjudged(outcomes, description), *filter(None, blind_lines(outcomes))])),
     ]
     found = {o.verdict for o in outcomes}
     judgement: html.Judgement = "good" if conforms(outcomes) else "bad" if "DEVIATES" in found else "open"

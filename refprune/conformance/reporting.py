@@ -101,21 +101,22 @@ def shapes(arguments: dict[str, Any]) -> str:
     return re.sub(r"\s+", " ", ", ".join(parts))
 
 
-def unjudged(outcomes: Sequence[Outcome]) -> list[str]:
-    """What no verdict is about: methods that are not provided, results that are not given."""
+def unjudged(outcomes: Sequence[Outcome], description: Description) -> list[str]:
+    """What no verdict is about: what nobody asks, methods that are not provided, results that are not given."""
     missing = [o.method for o in outcomes if not o.provided]
     withheld = [f"{o.method}: {', '.join(o.withheld)}" for o in outcomes if o.withheld]
-    return [
-        f"{what}, and therefore not judged: {listed}"
-        for what, listed in (("not provided", ", ".join(missing)), ("not given", "; ".join(withheld)))
-        if listed
-    ]
+    lists = (
+        ("never asked for", "; ".join(description.strangers)),
+        ("not provided", ", ".join(missing)),
+        ("not given", "; ".join(withheld)),
+    )
+    return [f"{what}, and therefore not judged: {listed}" for what, listed in lists if listed]
 
 
 def text(outcomes: Sequence[Outcome], description: Description) -> str:
     """The table, what is missing, every finding, the verdict in one line."""
     lines = [tables.text_table(table(outcomes)), ""]
-    lines += [line + "\n" for line in unjudged(outcomes)]
+    lines += [line + "\n" for line in unjudged(outcomes, description)]
     for outcome in outcomes:
         lines += [f"{outcome.method}: {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
         for finding in outcome.findings:
@@ -156,6 +157,7 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
         "precision": description.precision,
         "seed": seed,
         "conforms": conforms(outcomes),
+        "never_asked_for": list(description.strangers),
         "methods": [
             {
                 "method": o.method,

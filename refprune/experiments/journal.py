@@ -143,7 +143,9 @@ class Journal:
         self.log.first_step_seconds = self.log.first_step_seconds or self._seconds()
         if state.step % training.log_every == 0:
             line: Summary = {"event": "step", "step": state.step} | event.metrics._asdict()
-            self._write(line | self._spent(state) | size_left(state) | {"theta": theta_by_name(state)})
+            self._write(
+                line | self._spent(state) | size_left(state, setup.config.gates.empty) | {"theta": theta_by_name(state)}
+            )
         due = training.checkpoint_every and state.step % training.checkpoint_every == 0
         if due and state.step % epoch_steps(setup.images, setup.config):
             finite_score(state, event.batch, setup.config, setup.backend)
@@ -190,7 +192,7 @@ class Journal:
         row: Summary = {"epoch": event.epoch, "step": state.step, "test_loss": score.loss, "test_accuracy": score.accuracy}
         units, units_at_start = (sum(count_units(setup.whole, n).values()) for n in (state.network, self.run.network))
         row |= {"gates": setup.config.gates.evaluation, "sections": count_sections(state.network), "units": units}
-        row |= self._spent(state) | size_left(state) | {"seconds": self._seconds()}
+        row |= self._spent(state) | size_left(state, setup.config.gates.empty) | {"seconds": self._seconds()}
         self._write({"event": "epoch"} | row)
         counts = f"sections {row['sections']:3d}/{count_sections(self.run.network)}"
         counts += f"  units {units:4d}/{units_at_start}" if units_at_start else ""

@@ -53,10 +53,13 @@ def theta_by_name(state: State) -> dict[str, float]:
     return {g.name: round(float(state.theta[g.slice].mean()), 6) for g in state.network.gate_groups}
 
 
-def size_left(state: State) -> Summary:
-    """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6)."""
+def size_left(state: State, empty: str) -> Summary:
+    """MACs of one image and parameters: of the network that is left, all its gates on, and expected at θ (C6).
+
+    empty: what becomes of sections without units, `gates.empty`.
+    """
     network = state.network
-    expected = {q: float(network_cost.expected(network, state.theta, q)) for q in ("macs", "parameters")}
+    expected = {q: float(network_cost.expected(network, state.theta, q, empty=empty)) for q in ("macs", "parameters")}
     return {
         "macs_per_image": network_cost.macs(network),
         "parameters": network_cost.parameters(network),

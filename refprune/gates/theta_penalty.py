@@ -46,7 +46,8 @@ class Penalty:
     """Σ β θ + ν R_ρ(θ) for the gates of one network.
 
     beta: β ≥ 0 of every gate; nu: ν ≥ 0, accuracy against size; alpha: α ∈ [0, 1], MACs (1) against parameters (0);
-    balance: ρ ∈ [0, 1], layers (1) against units (0). InputError for anything else.
+    balance: ρ ∈ [0, 1], layers (1) against units (0); empty: what becomes of a section without units, "close" or
+    "keep_constant" (`cost.expected`). InputError for anything else.
     """
 
     network: Network
@@ -55,6 +56,7 @@ class Penalty:
     nu: float = 0.0
     alpha: float = 0.5
     balance: float = 0.5
+    empty: str = "keep_constant"
 
     def __post_init__(self) -> None:
         for name, high in (("beta", np.inf), ("nu", np.inf), ("alpha", 1.0), ("balance", 1.0)):
@@ -86,21 +88,21 @@ class Penalty:
         """C3's three summands that count: (weight, θ with 1 where the summand does not look, where it looks)."""
         if self.nu == 0.0 or not theta.size:
             return []
-        layer = cost.cost_model(self.network).is_layer
+        layer = cost.cost_model(self.network, self.empty).is_layer
         both, layers, units = 1.0 - abs(2.0 * self.balance - 1.0), 2.0 * self.balance - 1.0, 1.0 - 2.0 * self.balance
         views = ((both, np.ones_like(layer)), (layers, layer), (units, ~layer))
         return [(weight, np.where(seen, theta, 1.0), seen) for weight, seen in views if weight > 0.0]
 
     def _share(self, theta: Array) -> Any:
         """R(θ) (C2)."""
-        return self._weights() @ cost.cost_model(self.network).alive(theta)
+        return self._weights() @ cost.cost_model(self.network, self.empty).alive(theta)
 
     def _share_gradient(self, theta: Array) -> Array:
-        return cost.cost_model(self.network).gradient(theta, self._weights())
+        return cost.cost_model(self.network, self.empty).gradient(theta, self._weights())
 
     def _weights(self) -> Array:
         """What one pair of each term adds to R."""
-        model = cost.cost_model(self.network)
+        model = cost.cost_model(self.network, self.empty)
         macs, parameters = (model.weights(quantity) for quantity in ("macs", "parameters"))
         weights: Array = self.alpha * macs / self.reference.macs + (1.0 - self.alpha) * parameters / self.reference.parameters
         return weights

@@ -122,6 +122,12 @@ COST = (
         ("C1",),
     ),
     Mistake("a shared group counted on one side", "spec.cost:cost_model", result(_columns_once), ("C1",)),
+    Mistake(
+        "emptied sections paid for",
+        "spec.cost:cost_model",
+        result(lambda m: dataclasses.replace(m, closers=np.zeros_like(m.closers))),
+        ("C1",),
+    ),
     Mistake("layer gate without effect on the cost", "spec.cost:cost_model", result(_sections_kept), ("C1",)),
     Mistake("layer gate on weights alone", "spec.cost:cost_model", result(_sections_on_weights), ("C1",)),
     Mistake("layer gate squared", "spec.cost:CostModel.alive", instead(_layer_gate_squared), ("C1",)),
@@ -180,7 +186,7 @@ COST = (
     Mistake(
         "expected size at the likelier gates",
         "experiments.sizes:size_left",
-        lambda f: lambda state: f(dataclasses.replace(state, theta=np.round(state.theta))),
+        lambda f: lambda state, empty: f(dataclasses.replace(state, theta=np.round(state.theta)), empty),
         ("C6",),
     ),
 )

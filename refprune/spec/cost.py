@@ -11,7 +11,8 @@ convolutions and dense layers, for one input; *FLOPs* of inference: 2·MACs, one
 a shift a value that batch-norm normalises. `parts` says which of "weight", "bias" and "norm" count.
 
 A section of which one layer has lost all its units still adds a constant and still costs what its other layers cost: that is
-what `gates.surgery.prune(…, empty="keep_constant")` leaves. If the section is closed instead, give its gate the value 0.
+what `gates.surgery.prune(…, empty="keep_constant")` leaves. `empty="close"` closes it: every term of the section is then times
+1 − Π(1−θ_j) over each of the section's groups that is not among the term's own gates. Still multi-affine, still exact.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Term(NamedTuple):
 
     rows, columns: the unit gates of its output and input channels, as slices of the gate vector; None: no gates.
     section: index of the layer gate that kills it, or None.
+    closers: the other groups of unit gates in its section, of which each that is empty closes the section.
     """
 
     layer: str
@@ -116,6 +118,7 @@ class Term(NamedTuple):
     rows: slice | None = None
     columns: slice | None = None
     section: int | None = None
+    closers: tuple[slice, ...] = ()
 
 
 def terms(network: Network) -> tuple[Term, ...]:
@@ -127,8 +130,9 @@ def terms(network: Network) -> tuple[Term, ...]:
         rows |= dict.fromkeys((links.producer, *links.norms), slices[gate])
         if links.consumer is not None:
             columns[links.consumer] = slices[gate]
-    gated = [layer for layer in network.layers if isinstance(layer, Section) and layer.gate]
-    sections = {part.name: slices[section.name].start for section in gated for part in section.path}
+    inside = [(section, part) for section in network.layers if isinstance(section, Section) for part in section.path]
+    sections = {part.name: slices[section.name].start for section, part in inside if section.gate}
+    groups = {part.name: [slices[p.name] for p in section.path if p.name in slices] for section, part in inside}
     found = []
     for layer, shape in network.placed():
         values = math.prod(layer.output_shape(shape))
@@ -142,7 +146,8 @@ def terms(network: Network) -> tuple[Term, ...]:
             pairs = _length(on_rows) * _length(on_columns)
             parameters, macs, flops = (amount // pairs for amount in amounts)
             section = sections.get(layer.name)
-            found.append(Term(layer.name, part, parameters, macs, flops, on_rows, on_columns, section))
+            closers = tuple(group for group in groups.get(layer.name, ()) if group not in (on_rows, on_columns))
+            found.append(Term(layer.name, part, parameters, macs, flops, on_rows, on_columns, section, closers))
     return tuple(found)
 
 
@@ -156,7 +161,8 @@ class CostModel:
     """The terms of a network as arrays, T of them over G gates, U groups of unit gates.
 
     rows, columns: (T,) the number of the unit gates' group that stands there, U for none. sections: (T,) the layer gate's
-    index, G for none. groups: (G,) each gate's group, U for layer gates. pairs: (T,) how many pairs there are.
+    index, G for none. groups: (G,) each gate's group, U for layer gates. pairs: (T,) how many pairs there are. closers: (T, U)
+    the groups that close the term's section where they are empty; none with empty="keep_constant".
     """
 
     terms: tuple[Term, ...]
@@ -166,6 +172,7 @@ class CostModel:
     sections: Array
     groups: Array
     pairs: Array
+    closers: Array
 
     @property
     def is_layer(self) -> Array:
@@ -182,21 +189,35 @@ class CostModel:
         return np.array([getattr(term, quantity) if term.part in parts else 0 for term in self.terms], dtype=np.float64)
 
     def alive(self, theta: Array) -> Array:
-        """(T,) expected pairs alive, Σθ_rows · Σθ_columns · θ_section; an exact integer where θ is 0 or 1. θ: (G,)."""
+        """(T,) expected pairs alive, Σθ_rows · Σθ_columns · θ_section and what keeps the section from being closed for lack of
+        units; an exact integer where θ is 0 or 1. θ: (G,)."""
         rows, columns, sections = self._factors(theta)
-        alive: Array = rows * columns * sections
+        kept, _ = self._kept(theta)
+        alive: Array = rows * columns * sections * kept.prod(axis=1)
         return alive
 
     def gradient(self, theta: Array, weights: Array) -> Array:
-        """(G,) ∂(weights·alive)/∂θ: each unit gate has its group's, each layer gate its own."""
+        """(G,) ∂(weights·alive)/∂θ: each unit gate has its group's, and what its group closes; each layer gate its own."""
         rows, columns, sections = self._factors(theta)
+        kept, slopes = self._kept(theta)
+        open_ = weights * kept.prod(axis=1)
         of_groups = np.zeros(self.unit_groups + 1, rows.dtype)
-        np.add.at(of_groups, self.rows, weights * columns * sections)
-        np.add.at(of_groups, self.columns, weights * rows * sections)
+        np.add.at(of_groups, self.rows, open_ * columns * sections)
+        np.add.at(of_groups, self.columns, open_ * rows * sections)
         of_sections = np.zeros(theta.size + 1, rows.dtype)
-        np.add.at(of_sections, self.sections, weights * rows * columns)
-        gradient: Array = np.where(self.is_layer, of_sections[:-1], of_groups[self.groups])
+        np.add.at(of_sections, self.sections, open_ * rows * columns)
+        closed = np.append(((weights * rows * columns * sections)[:, None] * self.closers * _others(kept)).sum(axis=0), 0.0)
+        gradient: Array = np.where(self.is_layer, of_sections[:-1], of_groups[self.groups] + closed[self.groups] * slopes)
         return gradient
+
+    def _kept(self, theta: Array) -> tuple[Array, Array]:
+        """(T, U) 1 − Π(1−θ) of each group that closes a term, 1 elsewhere; (G,) the slope of that of a gate's own group."""
+        some, slopes = np.ones(self.unit_groups, np.result_type(theta, np.float64)), np.zeros_like(theta)
+        for group in np.flatnonzero(self.closers.any(axis=0)):
+            members = self.groups == group
+            off = 1.0 - theta[members]
+            some[group], slopes[members] = 1.0 - off.prod(), _others(off)
+        return np.where(self.closers, some, 1.0), slopes
 
     def _factors(self, theta: Array) -> tuple[Array, Array, Array]:
         if theta.shape != self.groups.shape:
@@ -208,9 +229,23 @@ class CostModel:
         return sums[self.rows], sums[self.columns], gates[self.sections]
 
 
+def _others(factors: Array) -> Array:
+    """Along the last axis, the product of all factors but one's own; no division, so that zeros are no trouble."""
+    ones = np.ones_like(factors[..., :1])
+    before = np.concatenate([ones, np.cumprod(factors, axis=-1)[..., :-1]], axis=-1)
+    behind = np.concatenate([ones, np.cumprod(factors[..., ::-1], axis=-1)[..., :-1]], axis=-1)[..., ::-1]
+    return np.asarray(before * behind)
+
+
 @functools.lru_cache(maxsize=8)
-def cost_model(network: Network) -> CostModel:
-    """The cost model of a network; made once for a network."""
+def cost_model(network: Network, empty: str = "keep_constant") -> CostModel:
+    """The cost model of a network; made once for a network.
+
+    empty: what becomes of a section of which a layer has lost all its units, "keep_constant" or "close". InputError for
+    anything else.
+    """
+    if empty not in ("keep_constant", "close"):
+        raise InputError(f"empty: {empty!r} is not known; allowed are 'keep_constant', 'close'")
     found = terms(network)
     units = [group for group in network.gate_groups if group.kind == "unit"]
     number = {(group.start, group.stop): i for i, group in enumerate(units)}
@@ -222,6 +257,9 @@ def cost_model(network: Network) -> CostModel:
         return np.array([len(units) if where is None else number[where.start, where.stop] for where in wheres], dtype=np.intp)
 
     sections = [network.gate_count if term.section is None else term.section for term in found]
+    closers = np.zeros((len(found), len(units)), dtype=bool)
+    for i, term in enumerate(found if empty == "close" else ()):
+        closers[i, [number[group.start, group.stop] for group in term.closers]] = True
     return CostModel(
         found,
         len(units),
@@ -230,18 +268,26 @@ def cost_model(network: Network) -> CostModel:
         np.array(sections, dtype=np.intp),
         groups,
         np.array([_length(term.rows) * _length(term.columns) for term in found], dtype=np.float64),
+        closers,
     )
 
 
-def expected(network: Network, theta: Array, quantity: str = "macs", *, parts: Collection[str] = PARTS) -> Any:
-    """E[cost] for independent gates Ξ ~ Bern(θ), θ (G,); the realised cost, exactly, where every θ is 0 or 1 (C1, C6)."""
-    model = cost_model(network)
+def expected(
+    network: Network, theta: Array, quantity: str = "macs", *, parts: Collection[str] = PARTS, empty: str = "keep_constant"
+) -> Any:
+    """E[cost] for independent gates Ξ ~ Bern(θ), θ (G,); the realised cost, exactly, where every θ is 0 or 1 (C1, C6).
+
+    empty: as for `gates.surgery.prune`, of which it gives the cost.
+    """
+    model = cost_model(network, empty)
     return model.weights(quantity, parts) @ model.alive(theta)
 
 
-def expected_gradient(network: Network, theta: Array, quantity: str = "macs", *, parts: Collection[str] = PARTS) -> Array:
+def expected_gradient(
+    network: Network, theta: Array, quantity: str = "macs", *, parts: Collection[str] = PARTS, empty: str = "keep_constant"
+) -> Array:
     """(G,) ∂E[cost]/∂θ (C1)."""
-    model = cost_model(network)
+    model = cost_model(network, empty)
     return model.gradient(theta, model.weights(quantity, parts))
 
 

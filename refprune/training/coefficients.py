@@ -51,7 +51,7 @@ def penalty_of(state: State, config: Config, training_images: int) -> Penalty:
     beta, _ = penalties(config, training_images)
     objective = config.objective
     nu = objective.nu / (1 if objective.per == "sample" else training_images)
-    return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance)
+    return Penalty(state.network, state.start, beta, nu, objective.alpha, objective.balance, config.gates.empty)
 
 
 def rule_of(config: Config, training_images: int) -> Rule:

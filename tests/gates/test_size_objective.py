@@ -71,7 +71,7 @@ def penalty_by_hand(network, theta, kind):
     """β Σθ + ν R_ρ for ρ = 0.4 < ½: 0.8 of the true share and 0.2 of what units alone would leave."""
 
     def share(gates):
-        macs, parameters = (cost.expected(network, gates, quantity) for quantity in ("macs", "parameters"))
+        macs, parameters = (cost.expected(network, gates, quantity, empty="close") for quantity in ("macs", "parameters"))
         return 0.7 * macs / cost.macs(network) + 0.3 * parameters / cost.parameters(network)
 
     layer = np.repeat([g.kind == "layer" for g in network.gate_groups], [g.stop - g.start for g in network.gate_groups])

@@ -21,7 +21,8 @@ from refprune.gates.theta_penalty import Penalty, Reference, reference
 from refprune.passes.parameters import initialise
 from refprune.spec import cost as network_cost
 from refprune.spec import zoo
-from refprune.spec.layers import Section
+from refprune.spec.layers import Activation, Dense, Section, UnitGate
+from refprune.spec.network import Network
 from refprune.streams import Streams
 
 U = 2.0**-53
@@ -68,6 +69,40 @@ def test_the_realised_cost_is_that_of_the_pruned_spec(case, share):
 @given(case=ns.gated_cases(least=4, image=True, unit_gates=True, norm=True), share=st.sampled_from((0.3, 0.7)))
 def test_the_realised_cost_of_images_with_norms(case, share):
     check_realised(case.network, random_gates(case.network, case.seed, share))
+
+
+def check_closed(network, gates):
+    """The same with emptied sections closed, as surgery closes them; a wrong way to close costs more or less."""
+    smaller = prune(network, gates == 1.0, empty="close").network
+    assert network_cost.expected(network, gates, "parameters", empty="close") == network_cost.parameters(smaller)
+    assert network_cost.expected(network, gates, "macs", empty="close") == network_cost.macs(smaller)
+
+
+@given(case=ns.gated_cases(least=2), share=st.sampled_from((0.1, 0.3, 0.6, 1.0)))
+def test_the_realised_cost_with_emptied_sections_closed(case, share):
+    check_closed(case.network, random_gates(case.network, case.seed, share))
+
+
+def test_an_emptied_group_closes_all_of_a_bottleneck():
+    """Upstream and downstream of the empty group, with and without a layer gate: 0 closed, more than 0 where it is kept."""
+    for gate in (True, False):
+        relu, parts = Activation("relu"), []
+        for units in (4, 3):
+            parts += [Dense(units), relu, UnitGate()]
+        network = Network((5,), (Section((*parts, Dense(5)), gate=gate), Dense(2)))
+        for empty in network.gate_groups[gate:]:
+            gates = np.ones(network.gate_count)
+            gates[empty.slice] = 0.0
+            assert network_cost.expected(network, gates, "macs", empty="close") == 10
+            assert network_cost.expected(network, gates, "macs") > 10
+            check_closed(network, gates)
+            check_realised(network, gates)
+
+
+def test_what_becomes_of_emptied_sections_is_one_of_two():
+    network = Network((2,), (Dense(2),))
+    with pytest.raises(InputError, match="empty: 'leave' is not known; allowed are 'keep_constant', 'close'"):
+        network_cost.expected(network, np.zeros(0), empty="leave")
 
 
 @pytest.mark.parametrize("name", networks())
@@ -140,6 +175,9 @@ def check_expected(network, seed):
         assert_close(name, network_cost.expected(network, theta, name), mean, bound, network=network)
         gradient = network_cost.expected_gradient(network, theta, name)
         assert_close(f"∂{name}", gradient[free], slopes[name], bound, network=network)
+        closed = network_cost.expected_gradient(network, theta, name, empty="close")
+        step = complex_step(lambda t, name=name: network_cost.expected(network, t, name, empty="close"), theta)
+        assert_close(f"∂{name}, closed", closed, step, bound, network=network)
     return theta
 
 

@@ -33,7 +33,7 @@ from ..witnesses.examples import SAME, vertices_of
 C1 = Claim(
     "C1",
     "The expected cost is a sum over pairs of channels in which every distinct gate stands once; exact for independent gates.",
-    "E[cost] = ∑_k c_k · mean θ_{in} · mean θ_{out} · θ_l, ξ^2 = ξ",
+    "E[cost] = ∑_k c_k · mean θ_{in} · mean θ_{out} · θ_l · ∏_{u∌k} (1 − ∏_{j∈u} (1 − θ_j)), ξ^2 = ξ",
     CA,
     (
         "spec.cost:cost_model",
@@ -72,6 +72,9 @@ C3 = Claim(
     ),
 )
 
+#: What becomes of a section of which a layer has lost all its units.
+EMPTY = ("keep_constant", "close")
+
 #: Of products and sums of positive numbers over at most 40 terms, each rounded once.
 ROUNDINGS = 64
 
@@ -79,37 +82,40 @@ ROUNDINGS = 64
 @C1.witness("surgery: the arrays of the pruned network, at every gate vector, to the last integer")
 def costs_of_pruned_arrays(context: Context) -> Finding:
     wrong = seen = 0
-    for network in (chain_network(), sections_network()):
+    for network, empty in itertools.product((chain_network(), sections_network()), EMPTY):
         for gates in vertices_of(network.gate_count):
-            smaller = left(network, gates)
+            smaller = left(network, gates, empty)
             if smaller is not None:
-                found = cost.expected(network, gates, "parameters"), cost.expected(network, gates, "macs")
+                found = tuple(cost.expected(network, gates, quantity, empty=empty) for quantity in ("parameters", "macs"))
                 wrong, seen = wrong + int(found != by_arrays(smaller)), seen + 1
-    return exact(wrong, f"{seen} gate vectors")
+    return exact(wrong, f"{seen} gate vectors, emptied sections closed and kept")
 
 
 @C1.witness("enumeration: every pair of channels in a loop, mean over all gate vectors, to the last bit (θ in eighths)")
 def expected_costs_by_enumeration(context: Context) -> Finding:
     wrong = 0
-    for network in (chain_network(), sections_network()):
+    for network, empty in itertools.product((chain_network(), sections_network()), EMPTY):
         theta = eighths(context, "C1", network.gate_count)
-        every = table(network, context)
-        wrong += sum(cost.expected(network, theta, q) != every.mean(q, theta) for q in QUANTITIES)
-        for part, quantity in itertools.product(("weight", "bias", "norm"), QUANTITIES):
-            found = cost.expected(network, theta, quantity, parts=(part,))
-            wrong += found != table(network, context, (part,)).mean(quantity, theta)
+        every = table(network, context, empty=empty)
+        wrong += sum(cost.expected(network, theta, q, empty=empty) != every.mean(q, theta) for q in QUANTITIES)
+        for part in ("weight", "bias", "norm"):
+            counted = table(network, context, (part,), empty=empty)
+            for quantity in QUANTITIES:
+                found = cost.expected(network, theta, quantity, parts=(part,), empty=empty)
+                wrong += found != counted.mean(quantity, theta)
     return exact(wrong)
 
 
 @C1.witness("gradient: differences of conditional means by enumeration (to the last bit), and the complex step")
 def gradient_by_enumeration_and_complex_step(context: Context) -> Finding:
     wrong, findings = 0, []
-    for network in (chain_network(), sections_network()):
-        theta, every = eighths(context, "C1 slopes", network.gate_count), table(network, context)
+    for network, empty in itertools.product((chain_network(), sections_network()), EMPTY):
+        theta, every = eighths(context, "C1 slopes", network.gate_count), table(network, context, empty=empty)
         for quantity in QUANTITIES:
-            found = cost.expected_gradient(network, theta, quantity)
+            found = cost.expected_gradient(network, theta, quantity, empty=empty)
             wrong += int((found != every.slopes(quantity, theta)).any())
-            step = [cost.expected(network, theta + 1e-200j * e, quantity).imag / 1e-200 for e in np.eye(theta.size)]
+            moved = [theta + 1e-200j * e for e in np.eye(theta.size)]
+            step = [cost.expected(network, at, quantity, empty=empty).imag / 1e-200 for at in moved]
             findings.append(close(found, step, step, ROUNDINGS))
     return worst(exact(wrong), *findings)
 

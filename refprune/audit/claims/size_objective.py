@@ -106,7 +106,7 @@ def _state(network: Network, loss: BatchLoss, rules: config.Config, theta: Array
 @C4.witness("training steps on θ against ∂C/∂θ and ν ΔR_ρ, both by enumeration; ν over N where it is per data set")
 def theta_steps_by_enumeration(context: Context) -> Finding:
     network, findings, moved = dense_network(), [], 0
-    theta, every, layer = eighths(context, "C4", 8), table(network, context), is_layer(network)
+    theta, every, layer = eighths(context, "C4", 8), table(network, context, empty="close"), is_layer(network)
     loss = loss_of(network, context)
     slopes = slopes_of(*losses_at(loss, 8), theta)
     rates = np.where(layer, 2.0, 0.25 * (~layer).sum())
@@ -126,7 +126,7 @@ def theta_steps_by_enumeration(context: Context) -> Finding:
 @C4.witness("J is the mean of its values at the vertices, sizes counted there; no interior point is below the best of them")
 def objective_is_the_mean_of_its_vertices(context: Context) -> Finding:
     network, findings, below = dense_network(), [], 0
-    loss, every, layer = loss_of(network, context), table(network, context), is_layer(network)
+    loss, every, layer = loss_of(network, context), table(network, context, empty="close"), is_layer(network)
     vertices, losses = losses_at(loss, 8)
     for i, (alpha, rho) in enumerate(KNOBS):
         rules = _rules(nu=0.5, alpha=alpha, balance=rho)
@@ -201,7 +201,7 @@ def slope_by_differences_of_the_size(context: Context) -> Finding:
 def pulls_after_a_removal(context: Context) -> Finding:
     """The reference is not moved: shares stay those of the network at the start, counted by enumeration of the whole one."""
     network, rules = sections_network(), _rules(nu=0.8, alpha=0.6, balance=0.4)
-    loss, every, layer = loss_of(network, context), table(network, context), is_layer(network)
+    loss, every, layer = loss_of(network, context), table(network, context, empty="close"), is_layer(network)
     theta, findings = eighths(context, "C5 cut", 8), []
     state = _state(network, loss, rules, theta)
     before = penalty_of(state, rules, 6).gradient(theta)

@@ -22,13 +22,14 @@ QUANTITIES = ("parameters", "macs", "flops")
 
 
 class Pair(NamedTuple):
-    """part: "weight", "bias" or "norm". gates: the distinct gates on it."""
+    """part: "weight", "bias" or "norm". gates: the distinct gates on it. groups: the units of its section, layer by layer."""
 
     part: str
     gates: frozenset[int]
     parameters: int
     macs: int
     flops: int
+    groups: tuple[frozenset[int], ...] = ()
 
 
 def chain_network() -> Network:
@@ -68,7 +69,11 @@ def pairs(network: Network, context: Context) -> list[Pair]:
         for i, layer in enumerate(layers):
             if isinstance(layer, Section):
                 own = frozenset({network.gate_slices[layer.name].start} if layer.gate else ())
+                before = len(found)
                 walk(layer.path, reads, own)
+                units = [network.gate_slices[part.name] for part in layer.path if isinstance(part, UnitGate)]
+                groups = tuple(frozenset(range(where.start, where.stop)) for where in units)
+                found[before:] = [pair._replace(groups=groups) for pair in found[before:]]
                 walk(layer.shortcut, reads, frozenset())
                 reads = [frozenset()] * outputs[layer.name].shape[1]
             elif isinstance(layer, Flatten):
@@ -119,11 +124,18 @@ class Table(NamedTuple):
         return np.array([self.mean(quantity, theta + (1 - theta) * e) - self.mean(quantity, theta - theta * e) for e in axes])
 
 
-def table(network: Network, context: Context, parts: Sequence[str] = ("weight", "bias", "norm")) -> Table:
-    """Costs at every gate vector, of pairs of these parts."""
+def table(
+    network: Network, context: Context, parts: Sequence[str] = ("weight", "bias", "norm"), *, empty: str = "keep_constant"
+) -> Table:
+    """Costs at every gate vector, of pairs of these parts; empty="close": sections with a layer without units cost nothing."""
     chosen = [pair for pair in pairs(network, context) if pair.part in parts]
     vertices = vertices_of(network.gate_count)
-    alive = np.array([[all(v[g] == 1.0 for g in pair.gates) for pair in chosen] for v in vertices], dtype=np.float64)
+
+    def is_alive(v: Array, pair: Pair) -> bool:
+        open_ = empty != "close" or all(any(v[g] == 1.0 for g in group) for group in pair.groups)
+        return open_ and all(v[g] == 1.0 for g in pair.gates)
+
+    alive = np.array([[is_alive(v, pair) for pair in chosen] for v in vertices], dtype=np.float64)
     return Table(
         vertices, {name: alive @ np.array([getattr(p, name) for p in chosen], dtype=np.float64) for name in QUANTITIES}
     )
@@ -160,12 +172,12 @@ def eighths(context: Context, purpose: str, count: int) -> Array:
     return (1.0 + np.floor(7.0 * context.uniform(purpose, count))) / 8.0
 
 
-def left(network: Network, gates: Array) -> Network | None:
-    """The network that surgery leaves at a gate vector, emptied layers kept; None where a plain layer has no units left."""
+def left(network: Network, gates: Array, empty: str = "keep_constant") -> Network | None:
+    """The network that surgery leaves at a gate vector; None where a plain layer has no units left."""
     for group in network.gate_groups:
         if isinstance(network.layers[group.position], UnitGate) and not gates[group.slice].any():
             return None
-    return prune(network, gates == 1.0, empty="keep_constant").network
+    return prune(network, gates == 1.0, empty=empty).network
 
 
 def by_arrays(network: Network) -> tuple[int, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import importlib.util
+import inspect
 import io
 import os
 import sys
@@ -28,7 +30,7 @@ class Reply(NamedTuple):
 
     answer: name → array, nested names joined by "/". message: what was raised, or how it ended. printed: what went to the
     standard output. changed: arguments that the call has changed. repeatable: whether a second call gave the same bits; None
-    if it was not asked.
+    if it was not asked. restarted: why a first process had to be ended, if one had to be.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Reply(NamedTuple):
     changed: tuple[str, ...] = ()
     repeatable: bool | None = None
     seconds: float = 0.0
+    restarted: str = ""
 
 
 class Caller(Protocol):
@@ -73,8 +76,46 @@ def describe(implementation: Implementation) -> Description:
     i = implementation
     if i.structures is not None and i.structures < 1:
         raise InputError(f"structures: must be at least 1, or None for any number, got {i.structures}")
-    deterministic = bool(i.deterministic)
-    return Description(kind.__name__, i.precision, conventions, i.estimator, deterministic, own, i.samples, i.structures)
+    return Description(
+        kind.__name__,
+        i.precision,
+        conventions,
+        i.estimator,
+        bool(i.deterministic),
+        own,
+        i.samples,
+        i.structures,
+        strangers=(*_misspelt(kind), *(s for name in own for s in _never_given(name, getattr(implementation, name)))),
+    )
+
+
+def _misspelt(kind: type) -> list[str]:
+    """Public functions of somebody's own classes that no class of refprune's has: nobody calls them."""
+    ours, own = ([c for c in kind.__mro__ if (c.__module__.partition(".")[0] == "refprune") is mine] for mine in (True, False))
+    documented = {name for c in ours for name in vars(c)}
+    methods = [name for name, value in vars(Implementation).items() if callable(value) and not name.startswith("_")]
+    found = []
+    for name in dict.fromkeys(n for c in own if issubclass(c, Implementation) for n in vars(c)):
+        if name.startswith("_") or name in documented or not callable(getattr(kind, name)):
+            continue
+        near = difflib.get_close_matches(name, methods, n=1) or [n for n in methods if _plain(n) == _plain(name)]
+        found.append(f"{name} is none of the methods" + (f"; did you mean {near[0]}?" if near else ""))
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _never_given(name: str, own: Any) -> list[str]:
+    """Parameters of an own method that the documented one does not have, where nobody notices because they have defaults."""
+    given = inspect.signature(getattr(Implementation, name)).parameters
+    found = []
+    for p in inspect.signature(own).parameters.values():
+        if p.name not in given and p.default is not p.empty:
+            near = difflib.get_close_matches(p.name, list(given), n=1)
+            found.append(f"{name}: {p.name} is never given" + (f"; did you mean {near[0]}?" if near else ""))
+    return found
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -82,10 +123,10 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise InputError(f"{name}: {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
 
 
-def load(target: str) -> Implementation:
-    """The implementation that "package.module:Name" or "path/adapter.py:Name" names: a class to be called, or an instance.
+def find(target: str) -> Any:
+    """What "package.module:Name" or "path/adapter.py:Name" names, imported and not called.
 
-    InputError where it does not exist or is no Implementation; what the import itself raises comes through.
+    InputError where it does not exist; what the import itself raises comes through.
     """
     where, _, name = target.partition(":")
     if not where or not name:
@@ -107,7 +148,15 @@ def load(target: str) -> Implementation:
         module = importlib.import_module(where)
     if not hasattr(module, name):
         raise InputError(f"adapter: {where} has no {name}")
-    found = getattr(module, name)
+    return getattr(module, name)
+
+
+def load(target: str, found: Any = None) -> Implementation:
+    """The implementation that `target` names: a class to be called, or an instance. found: what `find` found.
+
+    InputError where it does not exist or is no Implementation; what the import or the class itself raises comes through.
+    """
+    found = find(target) if found is None else found
     implementation = found() if isinstance(found, type) else found
     if not isinstance(implementation, Implementation):
         raise InputError(f"adapter: {target} is a {type(implementation).__name__}, not a refprune.Implementation")

@@ -24,7 +24,8 @@ Arguments = dict[str, Any]
 class Description:
     """What an implementation says of itself; provided: the methods that it has.
 
-    structures: the most structures that a method's examples may have, None for any number; seed: of their choice.
+    structures: the most structures that a method's examples may have, None for any number; seed: of their choice. strangers:
+    what it has that nobody calls or gives.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Description:
     samples: int = 1
     structures: int | None = None
     seed: int = 0
+    strangers: tuple[str, ...] = ()
 
 
 class Question(NamedTuple):

@@ -15,14 +15,19 @@ from .verdicts import Comparison
 #: Findings that are mentioned, but make nothing wrong.
 HARMLESS = ("prints",)
 
+#: Findings about many random results together: no single answer is right or wrong.
+RANDOM = ("biased", "range", "dependent draws", "variance")
+
 
 class Finding(NamedTuple):
     """Something that an implementation should not do.
 
     kind: "deviates", or "raises", "results", "shape", "dtype", "not finite", "names", "changes its input", "not repeatable",
-    "prints", "hangs", "dies", "undecided"; of random results "biased", "range", "dependent draws", "variance". arguments: the
-    smallest example; comparisons: of all tensors, in data-flow order; answer: what it gave; mistakes: the known ones that it
-    looks like.
+        "prints", "hangs" (once is enough), "dies", "undecided"; of random results one of RANDOM.
+    arguments: the smallest example.
+    answer: what it gave.
+    comparisons: of all tensors, in data-flow order.
+    mistakes: the known ones that it looks like.
     """
 
     method: str
@@ -96,6 +101,8 @@ class Outcome:
 
     def manners(self, reply: Reply, arguments: Arguments) -> None:
         """What is wrong with a reply whatever its numbers are."""
+        if reply.restarted:
+            self.note("hangs", reply.restarted, arguments, reply.answer)
         if reply.printed:
             self.note("prints", f"wrote {reply.printed[:60]!r} to the standard output", arguments, reply.answer)
         if reply.changed:

@@ -135,10 +135,14 @@ def judge(caller: Caller, method: Method, outcome: Outcome, calls: int, seed: in
         number += 1
         outcome.examples += 1
         outcome.declined += reply.kind == "declined"
+        shown = _shown(method, question)
+        outcome.manners(reply, shown)
+        if reply.restarted:
+            return
         if reply.kind == "declined":
             continue
-        x = _estimates(outcome, method, reply, question, draws, dtype_of(described.precision))
-        if x is None or _out_of_range(outcome, series[which], x, question):
+        x = _estimates(outcome, method, reply, shown, draws, dtype_of(described.precision))
+        if x is None or _out_of_range(outcome, series[which], x, shown):
             return
         series[which].add(x)
         if suspect is None:
@@ -149,7 +153,7 @@ def judge(caller: Caller, method: Method, outcome: Outcome, calls: int, seed: in
     if suspect is None:
         outcome.remarks += _remarks([s for s in series if len(s.x)], odds, described.estimator, described.samples)
     else:
-        question = asked[suspect] | _own(method, asked[suspect], draws, int(seeds[0]))
+        question = _shown(method, asked[suspect] | _own(method, asked[suspect], draws, int(seeds[0])))
         outcome.findings.append(_finding(method, question, series[suspect], unit))
 
 
@@ -162,6 +166,11 @@ def _own(method: Method, arguments: Arguments, draws: int, seed: int) -> Argumen
     return {"uniform": np.random.default_rng(seed).random(shape).astype(theta.dtype)}
 
 
+def _shown(method: Method, question: Arguments) -> Arguments:
+    """The question as one call of the method takes it."""
+    return question if method.name == "theta_sample" else question | {"uniform": question["uniform"][0]}
+
+
 def _ask(caller: Caller, method: Method, question: Arguments, *, twice: bool) -> Reply:
     """One call of `theta_sample`; or one of `theta_estimate` for each draw's uniform numbers, put together."""
     if method.name == "theta_sample":
@@ -170,7 +179,7 @@ def _ask(caller: Caller, method: Method, question: Arguments, *, twice: bool) ->
     for uniform in question["uniform"]:
         found.append(caller.call(method, question | {"uniform": uniform}, twice=False))
         one = found[-1].answer.get(method.name)
-        if one is None or one.shape != question["theta"].shape:
+        if one is None or one.shape != question["theta"].shape or found[-1].restarted:
             return found[-1]
     printed, changed = "".join(r.printed for r in found), found[-1].changed
     answer = {method.name: np.stack([r.answer[method.name] for r in found])}
@@ -182,7 +191,6 @@ def _estimates(outcome: Outcome, method: Method, reply: Reply, question: Argumen
     if reply.kind != "answer":
         outcome.note(reply.kind, reply.message, question, {})
         return None
-    outcome.manners(reply, question)
     wanted = np.zeros((draws, question["theta"].size))
     complaint = form(reply.answer, Expectation({method.name: wanted}, {}), dtype)
     if complaint is not None:

@@ -92,4 +92,5 @@ NOT_ASKED: dict[str, str] = {
     "no activation scales": _RUN,
     "logarithms of Γ subtracted": "no example has degrees of freedom so many that they cancel",
     "features not scaled": "no example has features beyond 2^±100",
+    "emptied sections paid for": "methods are asked for the cost with emptied sections kept",
 }
