@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,8 +60,9 @@ def run(
     *,
     stored: Sequence[Vector] = (),
 ) -> list[Outcome]:
-    """Judge every method; `say` hears of each as soon as it is done. examples: in all, shared out among what is provided.
+    """Judge every method; `say` hears of each as soon as it is done.
 
+    examples: drawn in all, shared out among what is provided; what is standing for a method is asked besides, unless it is 0.
     stored: vectors that are asked first. Where one of them fails nothing is drawn; examples may be 0, then nothing is at all.
     """
     shares = sum(m.share for m in methods if m.name in caller.description.provided)
@@ -70,7 +72,8 @@ def run(
         if outcome.provided:
             started = time.monotonic()
             count = max(1, round(examples * method.share / shares)) if examples > 0 else 0
-            if _is_random(caller, method):
+            outcome.random = _is_random(caller, method)
+            if outcome.random:
                 if count:
                     sequential.judge(caller, method, outcome, count, seed)
             else:
@@ -150,20 +153,27 @@ class _Judge:
         except (_Wrong, hypothesis.errors.HypothesisException, BaseExceptionGroup):
             if not self.failures:
                 raise
+        judged = self.outcome.examples - self.outcome.declined
+        if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
+            message = f"rounding or kinks leave nothing to be judged in {self.outcome.undecided} of {judged} examples"
+            self.outcome.note("undecided", message, {}, {})
 
     def always(self, seed: int) -> None:
         """Ask what is asked in every run, unless something drawn has failed; the first that fails is made smaller."""
         if self.failures or self.stopped:
             return
         first: Question | None = None
+        asked: list[tuple[int, ...]] = []
         before = self.outcome.examples
         for question in standing.questions(self.method, dataclasses.replace(self.caller.description, seed=seed)):
             if len(self.failures) > EVIDENCE:
                 break
             failed = self.fails(question, question.sizes)
+            asked.append(question.sizes)
             first = question if failed and first is None else first
             self.counting = not self.failures
         self.outcome.standing = self.outcome.examples - before
+        self.outcome.sizes = tuple(map(max, itertools.zip_longest(*asked, fillvalue=0)))
         if first is not None:
             standing.smaller(first, functools.partial(self.fails, first), time.monotonic() + SHRINKING)
 
@@ -177,13 +187,9 @@ class _Judge:
         return True
 
     def conclude(self) -> None:
-        """The finding, if anything failed; and whether too much was left undecided."""
+        """The finding, if anything failed."""
         if self.failures:
             self.outcome.findings.append(self.finding())
-        judged = self.outcome.examples - self.outcome.declined
-        if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
-            message = f"rounding or kinks leave nothing to be judged in {self.outcome.undecided} of {judged} examples"
-            self.outcome.note("undecided", message, {}, {})
 
     def example(self, arguments: Arguments) -> None:
         """One drawn example, or a smaller one of the first that failed; raises _Wrong if it fails."""

@@ -51,6 +51,11 @@ class Question(NamedTuple):
     least: tuple[int, ...] = ()
 
 
+def fixed(arguments: Arguments) -> Question:
+    """These arguments, which nothing makes smaller."""
+    return Question(lambda sizes: arguments)
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of `Implementation`.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..vectors import extremes
 from ..vectors.files import agreed, conventions_of
-from .methods import Description, Method, Question
+from .methods import Description, Method, Question, fixed
 
 Sizes = tuple[int, ...]
 
@@ -18,7 +18,7 @@ def questions(method: Method, described: Description) -> list[Question]:
     Of the latter no more than an implementation's `structures` allow, evenly chosen.
     """
     ends = [
-        Question(lambda sizes, e=e: e.arguments)
+        fixed(e.arguments)
         for e in extremes.extremes()
         if e.method == method.name and agreed(conventions_of(method, e.arguments), described)
     ]

@@ -115,7 +115,7 @@ METHODS: tuple[Method, ...] = (
         draw,
         lambda arguments, backend: run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: run(arguments, b, layer_branches(taken)), unit),
-        8.0,
+        5.0,
         _standing,
     ),
 )

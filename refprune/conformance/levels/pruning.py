@@ -19,7 +19,7 @@ from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network
-from ..asking.methods import Arguments, Description, Method, Question
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.traced import Traced, expectation
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
@@ -51,7 +51,7 @@ def _close_decisions(described: Description) -> list[Question]:
     def many(sizes: tuple[int, ...]) -> Arguments:
         return {"theta": np.random.default_rng(described.seed).uniform(0.0, 1.0, sizes), "threshold": 0.5}
 
-    questions = [Question(lambda sizes, at=at: close(at)) for at in (0.0, 0.125, 0.5)]
+    questions = [fixed(close(at)) for at in (0.0, 0.125, 0.5)]
     return [*questions, *(Question(many, (n,), (1,)) for n in (9, 17, 33, 65, 129, 1025))]
 
 
@@ -64,11 +64,12 @@ def _states(draw: st.DrawFn) -> Arguments:
 def _many_states(described: Description) -> list[Question]:
     """Each combination of the rates, with more gates than a block has."""
     rates = [dict(zip(_RATES, values, strict=True)) for values in itertools.product(*_RATES.values())]
-    sizes = (9, 17, 33, 65, 129)
-    return [
-        Question(lambda n, k=k, r=r: _around_the_saddle(n[0], 2**16 * described.seed + k, r), (sizes[k % 5],), (1,))
-        for k, r in enumerate(rates)
-    ]
+
+    def question(number: int, size: int, chosen: dict[str, float]) -> Question:
+        return Question(lambda n: _around_the_saddle(n[0], 2**16 * described.seed + number, chosen), (size,), (1,))
+
+    sizes = itertools.cycle((9, 17, 33, 65, 129))
+    return [question(k, size, chosen) for k, (size, chosen) in enumerate(zip(sizes, rates, strict=False))]
 
 
 def _around_the_saddle(n: int, seed: int, rates: dict[str, float]) -> Arguments:

@@ -19,7 +19,7 @@ from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import hyper_prior, priors, scalar
 from ...rounding.tolerance import LAYER_FACTOR, UNIT, smallest_normal
-from ..asking.methods import Arguments, Description, Method, Question
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.verdicts import Expectation
 from .training import moved_theta
 
@@ -120,10 +120,11 @@ def _grid(described: Description, **kinds: str) -> list[Question]:
     count = max(column.size for column in columns.values())
     rng = np.random.default_rng(described.seed)
     columns = {name: np.resize(rng.permutation(column), count) for name, column in columns.items()}
-    return [
-        Question(lambda n, at=at: {name: c[at : at + n[0]] for name, c in columns.items()}, (min(size, count - at),), (1,))
-        for at, size in zip(range(0, count, 17), itertools.cycle((17, 1, 9, 16, 65)), strict=False)
-    ]
+
+    def question(at: int, size: int) -> Question:
+        return Question(lambda n: {name: c[at : at + n[0]] for name, c in columns.items()}, (min(size, count - at),), (1,))
+
+    return [question(at, size) for at, size in zip(range(0, count, 17), itertools.cycle((17, 1, 9, 16, 65)), strict=False)]
 
 
 @st.composite
@@ -214,7 +215,7 @@ def _standing_steps(described: Description) -> list[Question]:
 def _standing_counts(described: Description) -> list[Question]:
     """Data sets of one example and of more than 2³¹."""
     pairs = itertools.product((-2500.0, -9.0, -0.03, 0.0, 7.0), (1, 7, 1_281_167, 16_777_217, 3_000_000_001))
-    return [Question(lambda sizes, l=l, n=n: {"log_gamma": l, "samples": n}) for l, n in pairs]  # noqa: E741
+    return [fixed({"log_gamma": strength, "samples": count}) for strength, count in pairs]
 
 
 @st.composite

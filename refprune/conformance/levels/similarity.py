@@ -17,7 +17,7 @@ from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import cka
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ..asking.methods import Arguments, Description, Method, Question
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.verdicts import Expectation
 from ..strategies.structures import few
 
@@ -70,10 +70,10 @@ def _standing(least: int, *, batches: bool = False, **options: tuple[str, ...]) 
             seed, batch = 2**16 * described.seed + number, (3,) * batches
 
             def make(sizes: tuple[int, ...], given: dict[str, str] = given, seed: int = seed, batch: Any = batch) -> Arguments:
-                return Features(batch, *sizes, 0.25, given, seed).arguments()
+                return Features(batch, sizes[0], sizes[1], sizes[2], 0.25, given, seed).arguments()
 
             questions.append(Question(make, (n, p, q), (least, 1, 1)))
-        return questions + [Question(lambda sizes, o=o: _clusters(o)) for o in chosen if o.get("kernel") == "rbf"]
+        return questions + [fixed(_clusters(o)) for o in chosen if o.get("kernel") == "rbf"]
 
     return standing
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ...arrays import Array, Arrays
 from ...backend import Backend
 from ...gates import estimators
+from ...rounding.tolerance import COARSE, UNIT
 from ...spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, Section, UnitGate
 from ...spec.network import Loss
 from ..asking.methods import Arguments, Description, Method, Question
@@ -55,24 +56,26 @@ BESIDE = 2.0**-13
 
 
 @st.composite
-def _estimate_cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arguments:
+def _estimate_cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case], described: Description) -> Arguments:
     """Uniform numbers anywhere, or some exactly at θ or 1 − θ, or just beside it."""
     case = draw(cases)
-    return _estimated_from(case, draw(st.integers(1, 3)), exactly=draw(st.booleans()))
+    return _estimated_from(case, draw(st.integers(1, 3)), described, exactly=draw(st.booleans()))
 
 
-def _estimated_from(case: strategies.Case, samples: int, *, exactly: bool) -> Arguments:
+def _estimated_from(case: strategies.Case, samples: int, described: Description, *, exactly: bool) -> Arguments:
     """What one estimate is made of; rounding can flip no gate.
 
-    exactly: θ on the grid, from GRID on, and of the uniform numbers some exactly at θ (the gate is closed) or at 1 − θ, some
-    BESIDE it. Otherwise θ in [0.01, 0.99], and no uniform number within 2⁻⁶ of a θ or of 1 − θ.
+    exactly: θ on the grid, from its first step on, and of the uniform numbers some exactly at θ (the gate is closed) or at
+    1 − θ, some BESIDE it. Otherwise θ in [0.01, 0.99], and no uniform number within 2⁻⁶ of a θ or of 1 − θ. A coarse
+    precision, in which rounding divided by θ leaves no digits, gets θ in [¼, ¾].
     """
     g = case.network.gate_count
-    theta, uniform = 0.01 + 0.98 * case.uniform("theta", (g,)), case.uniform("uniform", (samples, g))
+    low, high = (0.25, 0.75) if UNIT[described.precision] >= COARSE else (0.01, 0.99)
+    theta, uniform = low + (high - low) * case.uniform("theta", (g,)), case.uniform("uniform", (samples, g))
     if not exactly:
         for at in (theta, 1.0 - theta):
-            low, high = np.maximum(at - 2.0**-6, 0.0), np.minimum(at + 2.0**-6, 1.0 - 2.0**-6)
-            uniform = np.where(np.abs(uniform - at) < 2.0**-6, np.where(uniform < at, low, high), uniform)
+            below, above = np.maximum(at - 2.0**-6, 0.0), np.minimum(at + 2.0**-6, 1.0 - 2.0**-6)
+            uniform = np.where(np.abs(uniform - at) < 2.0**-6, np.where(uniform < at, below, above), uniform)
         return batch_of(case) | {"theta": theta, "uniform": uniform, "train": case.train}
     theta = np.clip(np.round(theta / GRID), 1.0, 1.0 / GRID - 1.0) * GRID
     uniform = np.minimum(np.round(uniform / GRID), 1.0 / GRID - 1.0) * GRID
@@ -108,7 +111,7 @@ def _standing_exact(described: Description) -> list[Question]:
 
 def _standing_estimates(described: Description) -> list[Question]:
     def estimate(case: strategies.Case, samples: int, exactly: bool) -> Arguments:
-        return _hidden(_estimated_from(case, samples, exactly=exactly), described)
+        return _hidden(_estimated_from(case, samples, described, exactly=exactly), described)
 
     kinds = [(recipe, k, exactly) for recipe in _RECIPES for k in (1, 2, 9) for exactly in (True, False)]
     return [
@@ -162,7 +165,9 @@ METHODS: tuple[Method, ...] = (
         "theta_estimate",
         "theta",
         ("theta_estimate",),
-        lambda described: _estimate_cases(_few_gates(described)).map(lambda arguments: _hidden(arguments, described)),
+        lambda described: _estimate_cases(_few_gates(described), described).map(
+            lambda arguments: _hidden(arguments, described)
+        ),
         _estimated,
         _estimate_expectation,
         1.0,

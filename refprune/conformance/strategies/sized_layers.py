@@ -216,7 +216,8 @@ def _add(op: str) -> Iterator[Sized]:
         if c > 1:
             order = tuple(int(i) for i in np.random.default_rng(c).permutation(c)[: max(c - c // 3, 1)])
             least = (1, c, *[1] * (len(sizes) - 2))  # the channels named must exist
-            yield _sized(op, lambda *s, k=len(order): _uniform(s, (s[0], k, *s[2:])), sizes, least, channels=order)
+            kept = len(order)
+            yield _sized(op, lambda *s, kept=kept: _uniform(s, (s[0], kept, *s[2:])), sizes, least, channels=order)
 
 
 def _gate(op: str) -> Iterator[Sized]:
