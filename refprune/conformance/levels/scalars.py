@@ -271,8 +271,10 @@ def _hyper_prior(arguments: Arguments, backend: Backend) -> Arrays:
     return {"log_density": np.asarray(found.log_density), "slope": np.asarray(found.slope)}
 
 
-def _slope(arguments: Arguments) -> Array:
-    return _hyper_prior(arguments, ORACLE)["slope"]
+def _lost_slope(arguments: Arguments) -> Array:
+    """What a plain γ − 1 loses of the slope; a slope that overflows loses nothing."""
+    slope = np.abs(_hyper_prior(arguments, ORACLE)["slope"])
+    return np.where(np.isfinite(slope), slope, 0.0) * _lost(arguments["log_gamma"])
 
 
 def _log_gamma_sizes(arguments: Arguments) -> Any:
@@ -373,7 +375,7 @@ METHODS: tuple[Method, ...] = (
         _vectors(pi=probabilities, log_gamma=logarithms),
         _hyper_prior,
         ("pi", "log_gamma"),
-        lambda a: {"log_density": _log_gamma_sizes(a), "slope": np.abs(_slope(a)) * _lost(a["log_gamma"])},
+        lambda a: {"log_density": _log_gamma_sizes(a), "slope": _lost_slope(a)},
         ("log_density", "slope"),
         functools.partial(_grid, pi="probability", log_gamma="logarithm"),
     ),
