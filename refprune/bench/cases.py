@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from ..backend import ORACLE, Backend, load_backend
 from ..data import dataset, sets
 from ..errors import DataError
 from ..formulas import cka, priors
+from ..kernels.machine.cores import allowed
 from ..passes.batch_loss import BatchLoss
 from ..passes.predictor import Predictor
 from ..spec import zoo
@@ -55,16 +55,11 @@ PEAK = "peak"
 TIMED_RATE, CHECKED_RATE, MOMENTUM = 1e-5, 0.01, 0.9
 
 
-def all_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Setting:
     """What all cases share. torch: compare with PyTorch. dtype: of the networks and convolutions (CKA is float64)."""
 
-    threads: int = field(default_factory=all_threads)
+    threads: int = field(default_factory=allowed)
     dtype: str = "float32"
     torch: bool = False
     seed: int = 0

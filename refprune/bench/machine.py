@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from ..experiments.environment import processor
+from ..kernels.machine import cores
 from .cases import Setting
 
 PACKAGES = ("refprune", "numpy", "numba", "llvmlite", "scipy", "torch")
@@ -18,7 +19,7 @@ def describe(setting: Setting) -> dict[str, Any]:
     """Processor, cores, versions, load before the run, settings."""
     return {
         "cpu": processor(),
-        "cores": os.cpu_count(),
+        "cores": cores.allowed(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},

@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from ..kernels.machine.cores import allowed
 from ..output.tables import text_table
-from .cases import TRAINING_BATCH, Setting, Training, all_threads, images, network_state
+from .cases import TRAINING_BATCH, Setting, Training, images, network_state
 
 
 class Clock:
@@ -60,7 +61,7 @@ def profile(name: str, steps: int, threads: int) -> list[tuple[str, ...]]:
 
 
 def _main(name: str, steps: str = "20", threads: str = "") -> None:
-    rows = profile(name, int(steps), int(threads or all_threads()))
+    rows = profile(name, int(steps), int(threads or allowed()))
     print(text_table([(name, "calls", "ms", "share"), *rows]))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
+
+from .options import file_name
 
 
 def add(commands: Any) -> None:
@@ -14,9 +15,9 @@ def add(commands: Any) -> None:
     audit = commands.add_parser("audit", help="prove the formulas again, claim by claim; exit code 1 if one does not hold")
     audit.add_argument("--only", metavar="F,O2", help="letters or numbers of claims (default: all)")
     audit.add_argument(
-        "--report", metavar="FILE", type=Path, help="write a self-contained HTML report with formulas and pictures"
+        "--report", metavar="FILE", type=file_name, help="write a self-contained HTML report with formulas and pictures"
     )
-    audit.add_argument("--json", metavar="FILE", type=Path, help="write every deviation and bound")
+    audit.add_argument("--json", metavar="FILE", type=file_name, help="write every deviation and bound")
     audit.add_argument("--seed", metavar="N", type=int, default=0, help="of all random witnesses")
     audit.set_defaults(command=_audit)
 

@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .options import file_name
 
 
 def add(commands: Any) -> None:
@@ -24,10 +24,10 @@ def add(commands: Any) -> None:
     bench.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     bench.add_argument("--seed", metavar="N", type=int, default=0)
     bench.add_argument("--data-dir", metavar="DIR")
-    bench.add_argument("--json", metavar="FILE", type=Path, help="write everything measured, and where")
-    bench.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
-    bench.add_argument("--picture", metavar="FILE", type=Path, help="ratios as bars, .png or .svg")
-    bench.add_argument("--roofline", metavar="FILE", type=Path, help="convolutions against peak and memory, .png or .svg")
+    bench.add_argument("--json", metavar="FILE", type=file_name, help="write everything measured, and where")
+    bench.add_argument("--report", metavar="FILE", type=file_name, help="write a self-contained HTML report")
+    bench.add_argument("--picture", metavar="FILE", type=file_name, help="ratios as bars, .png or .svg")
+    bench.add_argument("--roofline", metavar="FILE", type=file_name, help="convolutions against peak and memory, .png or .svg")
     bench.set_defaults(command=_bench)
 
 
@@ -36,6 +36,7 @@ def _bench(options: argparse.Namespace) -> int:
         os.environ.setdefault(f"{library}_NUM_THREADS", str(options.threads))
     from ..bench import cases, machine, page, pictures
     from ..bench import run as benchmark
+    from ..kernels.machine import cores
     from ..output import figures, files, tables
 
     chosen = benchmark.select(options.names)
@@ -51,7 +52,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.against:
         benchmark.require_torch()
     setting = cases.Setting(
-        threads=options.threads or cases.all_threads(),
+        threads=options.threads or cores.allowed(),
         dtype=options.dtype,
         torch=options.against == "torch",
         seed=options.seed,

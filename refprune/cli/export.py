@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..output.files import check_targets, write_atomically
+from .options import file_name
 
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
     export = commands.add_parser("export", help="write the network of a finished run for others; it is checked after writing")
-    export.add_argument("directory", metavar="RUN", type=Path, help="run directory")
+    export.add_argument("directory", metavar="RUN", type=file_name, help="run directory")
     export.add_argument("--of", metavar="NAME", default="pruned", help="which of its networks (default: pruned)")
-    export.add_argument("--npz", metavar="FILE", type=Path, help="arrays and spec, no pickle")
-    export.add_argument("--onnx", metavar="FILE", type=Path, help="extra `exchange`")
+    export.add_argument("--npz", metavar="FILE", type=file_name, help="arrays and spec, no pickle")
+    export.add_argument("--onnx", metavar="FILE", type=file_name, help="extra `exchange`")
     export.add_argument(
-        "--torch", metavar="FILE", type=Path, help="state dict, and beside it a .py that builds its module; extra `torch`"
+        "--torch", metavar="FILE", type=file_name, help="state dict, and beside it a .py that builds its module; extra `torch`"
     )
-    export.add_argument("--spec", metavar="FILE.json", type=Path, help="the layers, as --spec of other commands reads them")
+    export.add_argument(
+        "--spec", metavar="FILE.json", type=file_name, help="the layers, as --spec of other commands reads them"
+    )
     export.set_defaults(command=_export)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output.files import as_folder
+from .options import file_name, interruptible
 
 if TYPE_CHECKING:
     from ..output.progress import Progress
@@ -29,8 +30,8 @@ def add(commands: Any) -> None:
     run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     run.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
     run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
-    run.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/NAME-TIME)")
-    run.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
+    run.add_argument("--out", metavar="DIR", type=file_name, help="run directory (default: runs/NAME-TIME)")
+    run.add_argument("--resume", metavar="DIR", type=file_name, help="go on with the run in DIR")
     run.set_defaults(command=_run)
 
 
@@ -65,14 +66,16 @@ def _run(options: argparse.Namespace) -> int:
                     "--resume: goes on with the run as it was; only --data-dir and --threads may be given beside it"
                 )
             directory = options.resume
-            summary = run.resume(directory, threads=options.threads, **how)
+            with interruptible(directory / "config.toml", f"refprune run --resume {directory}"):
+                summary = run.resume(directory, threads=options.threads, **how)
         else:
             overrides = options.set + ([] if options.data is None else [f"data.name={json.dumps(options.data)}"])
             overrides += [] if options.threads is None else [f"training.threads={options.threads}"]
-            settings = config.load(options.experiment or "quickstart", overrides)
+            settings = config.load("quickstart" if options.experiment is None else options.experiment, overrides)
             name = as_folder(settings.name) or "run"
             directory = options.out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            summary = run.run(settings, directory, **how)
+            with interruptible(directory / "config.toml", f"refprune run --resume {directory}"):
+                summary = run.run(settings, directory, **how)
     print("\n" + tables.text_table(report.rows(summary)))
     for line in (*report.nothing_left_lines(summary), *report.decision_lines(summary)):
         print(line)

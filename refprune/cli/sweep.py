@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..output.files import as_folder
+from .options import file_name, interruptible
 
 
 def add(commands: Any) -> None:
@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
         "rows with the SHA-256 of its configuration. A row is a training run's accuracy, size and cost, without curves. --keep "
         "adds rows to FILE.csv; without it nothing is written there.",
     )
-    sweep.add_argument("file", metavar="FILE.toml", type=Path)
-    sweep.add_argument("--out", metavar="DIR", type=Path, help="folder of the runs (default: runs/sweep-NAME)")
+    sweep.add_argument("file", metavar="FILE.toml", type=file_name)
+    sweep.add_argument("--out", metavar="DIR", type=file_name, help="folder of the runs (default: runs/sweep-NAME)")
     sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
     sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each run (default: 1)")
     sweep.add_argument("--data-dir", metavar="DIR")
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     from ..experiments import cluster, sweep, sweep_file, sweep_report, sweep_rows, sweep_tables
+    from ..kernels.machine import cores
     from ..output import figures
 
     for name in ("jobs", "threads"):
@@ -52,12 +53,13 @@ def _sweep(options: argparse.Namespace) -> int:
     directory = options.out or Path("runs") / f"sweep-{as_folder(plan.name)}"
     how: dict[str, Any] = {"threads": options.threads, "data_directory": options.data_dir}
     how |= {"kept": sweep_rows.rows_file(options.file), "keep_as": options.keep}
-    if options.scheduler:
-        with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
-            outcomes = sweep.run_sweep(plan, directory, executor=executor, **how)
-    else:
-        workers = options.jobs or max(1, (os.cpu_count() or 1) // options.threads)
-        outcomes = sweep.run_sweep(plan, directory, workers=workers, **how)
+    with interruptible(directory / "sweep.json", f"refprune sweep {options.file} --out {directory}"):
+        if options.scheduler:
+            with cluster.executor(options.scheduler, plan, directory, data_directory=options.data_dir) as executor:
+                outcomes = sweep.run_sweep(plan, directory, executor=executor, **how)
+        else:
+            workers = options.jobs or max(1, cores.allowed() // options.threads)
+            outcomes = sweep.run_sweep(plan, directory, workers=workers, **how)
     print("\n" + sweep_tables.text(directory))
     page = sweep_report.write_html(directory)
     print(f"\nreport: {page}" if page else f"\n{figures.HINT}")

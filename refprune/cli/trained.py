@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .options import file_name, interruptible, names
 
 
 def add(commands: Any) -> None:
@@ -30,20 +31,20 @@ def add(commands: Any) -> None:
     )
     plan.add_argument("--filter-rounds", metavar="N", type=int, help="then remove 10 %% of the filters, N times (default: 0)")
     prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
-    prune.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/prune-CRITERION-TIME)")
-    prune.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
-    prune.add_argument("--compare", metavar="DIR", type=Path, nargs="+", help="only show these pruning runs side by side")
-    prune.add_argument("--picture", metavar="FILE", type=Path, help="with --compare: accuracy against MACs, .png or .svg")
+    prune.add_argument("--out", metavar="DIR", type=file_name, help="run directory (default: runs/prune-CRITERION-TIME)")
+    prune.add_argument("--resume", metavar="DIR", type=file_name, help="go on with the run in DIR")
+    prune.add_argument("--compare", metavar="DIR", type=file_name, nargs="+", help="only show these pruning runs side by side")
+    prune.add_argument("--picture", metavar="FILE", type=file_name, help="with --compare: accuracy against MACs, .png or .svg")
     prune.set_defaults(command=_prune)
 
     evaluate = commands.add_parser("evaluate", help="accuracy of trained networks: clean, adversarial (FGSM), corrupted images")
     _network_arguments(evaluate, "+")
     evaluate.add_argument("--clean", action="store_true", help="clean images only (they come beside the others anyway)")
-    evaluate.add_argument("--fgsm", metavar="ε,…", default="", help="as in 1/255,2/255,4/255,8/255")
-    evaluate.add_argument("--corruptions", metavar="NAME,…", nargs="?", const="all", default="", help="default: all of them")
+    evaluate.add_argument("--fgsm", metavar="ε,…", help="as in 1/255,2/255,4/255,8/255")
+    evaluate.add_argument("--corruptions", metavar="NAME,…", nargs="?", const="all", help="default: all of them")
     evaluate.add_argument("--images", metavar="N", type=int, default=0, help="the first so many test images (default: all)")
-    evaluate.add_argument("--json", metavar="FILE", type=Path, help="write all accuracies")
-    evaluate.add_argument("--picture", metavar="FILE", type=Path, help="accuracy against severity, .png or .svg")
+    evaluate.add_argument("--json", metavar="FILE", type=file_name, help="write all accuracies")
+    evaluate.add_argument("--picture", metavar="FILE", type=file_name, help="accuracy against severity, .png or .svg")
     evaluate.set_defaults(command=_evaluate)
 
     similarity = commands.add_parser("similarity", help="CKA between all pairs of layers of a trained network")
@@ -56,17 +57,17 @@ def add(commands: Any) -> None:
     )
     similarity.add_argument("--batch-size", metavar="N", type=int, default=250, help="images of a mini-batch (default: 250)")
     similarity.add_argument("--kernel", choices=["linear", "rbf"], default="linear")
-    similarity.add_argument("--json", metavar="FILE", type=Path, help="write names, values and statuses")
-    similarity.add_argument("--picture", metavar="FILE", type=Path, help="the matrix, .png or .svg")
+    similarity.add_argument("--json", metavar="FILE", type=file_name, help="write names, values and statuses")
+    similarity.add_argument("--picture", metavar="FILE", type=file_name, help="the matrix, .png or .svg")
     similarity.set_defaults(command=_similarity)
 
     score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
     _network_arguments(score)
     score.add_argument("--score-images", metavar="N", type=int, default=0, help="training images (default: all)")
-    score.add_argument("--subsets", metavar="N,…", default="", help="also choose from so many of them, --repeats times")
+    score.add_argument("--subsets", metavar="N,…", help="also choose from so many of them, --repeats times")
     score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
     score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
-    score.add_argument("--json", metavar="FILE", type=Path, help="write scores and shares")
+    score.add_argument("--json", metavar="FILE", type=file_name, help="write scores and shares")
     score.set_defaults(command=_score)
 
 
@@ -155,7 +156,8 @@ def _prune(options: argparse.Namespace) -> int:
             allowed = "only --data-dir and --threads may be given beside it"
             raise InputError(f"--resume: goes on with the run as it was; {allowed}, got {others[0]}")
         directory = options.resume
-        summary = layer_pruning.resume(directory, threads=options.threads, **how)
+        with interruptible(directory / "plan.json", f"refprune prune --resume {directory}"):
+            summary = layer_pruning.resume(directory, threads=options.threads, **how)
     else:
         if options.checkpoint is None:
             raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
@@ -169,7 +171,8 @@ def _prune(options: argparse.Namespace) -> int:
         )
         directory = options.out or Path("runs") / f"prune-{plan.criterion}-{time.strftime('%Y%m%d-%H%M%S')}"
         source = options.checkpoint + (f" as {options.spec}" if options.spec else "")
-        summary = layer_pruning.run(trained, plan, settings, directory, source=source, **how)
+        with interruptible(directory / "plan.json", f"refprune prune --resume {directory}"):
+            summary = layer_pruning.run(trained, plan, settings, directory, source=source, **how)
     print("\n" + tables.text_table(layer_pruning_report.rounds(summary)))
     print(f"stopped: {summary['stopped']}; the result is {directory / summary['result']}")
     page = layer_pruning_report.pruning_page(directory, summary)
@@ -198,11 +201,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..analysis import pictures, robustness
     from ..output import figures, files, tables
 
+    if options.clean and (options.fgsm or options.corruptions):
+        other = "fgsm" if options.fgsm else "corruptions"
+        raise InputError(f"--clean: says that nothing else is measured; leave it out, or --{other}")
+    fractions = names("--fgsm", options.fgsm)
     try:
-        eps = [float(Fraction(value)) for value in filter(None, options.fgsm.split(","))]
+        eps = [float(Fraction(value)) for value in fractions]
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"--fgsm: expected numbers or fractions, as in 1/255,0.01, got {options.fgsm!r}") from error
-    kinds = list(robustness.CORRUPTIONS) if options.corruptions == "all" else list(filter(None, options.corruptions.split(",")))
+    kinds = list(robustness.CORRUPTIONS) if options.corruptions == "all" else names("--corruptions", options.corruptions)
     _check_outputs(options.picture, json=options.json)
     engine = _engine(options)
     results: dict[str, list[robustness.Row]] = {}
@@ -211,8 +218,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         count = _count("--images", options.images, len(dataset.test_labels))
         test = dataset.test_images[:count], dataset.test_labels[:count]
         found: list[robustness.Row] = []
-        how: dict[str, Any] = {} if options.clean else {"eps": eps, "corruptions": kinds}
-        for row in robustness.evaluate(trained, engine, scaling, *test, seed=options.seed or 0, **how):
+        how: dict[str, Any] = {"eps": eps, "corruptions": kinds, "seed": options.seed or 0}
+        for row in robustness.evaluate(trained, engine, scaling, *test, **how):
             found.append(row)
             if sys.stderr.isatty():
                 print(f"{source}: {row.what} {row.strength:g}: {100 * row.accuracy:.2f} %", file=sys.stderr)
@@ -238,7 +245,7 @@ def _similarity(options: argparse.Namespace) -> int:
     ((trained, dataset, scaling),) = _trained(options, options.checkpoint)
     network, engine = trained.network, _engine(options)
     named = {"chain": [layer.name for layer in network.layers], "all": layer_similarity.points(network)}
-    points = layer_similarity.checked_points(network, named.get(options.points, options.points.split(",")))
+    points = layer_similarity.checked_points(network, named.get(options.points) or names("--points", options.points))
     x = scaling(dataset.train_images[: _count("--score-images", options.score_images, len(dataset.train_labels))])
     progress = Progress()
     progress.start("images", len(x), 0)
@@ -276,8 +283,9 @@ def _score(options: argparse.Namespace) -> int:
 
     if options.repeats < 1:
         raise InputError(f"--repeats: must be at least 1, got {options.repeats}")
+    subsets = names("--subsets", options.subsets)
     try:
-        sizes = [int(size) for size in filter(None, options.subsets.split(","))]
+        sizes = [int(size) for size in subsets]
     except ValueError as error:
         raise InputError(f"--subsets: expected numbers of images, as in 1000,5000, got {options.subsets!r}") from error
     _check_outputs(json=options.json)

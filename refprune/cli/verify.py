@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output.files import check_targets, user_cache, write_atomically
+from .options import file_name, names
 
 #: Without options, with what is the same in every run: about half a minute of one core for the worked PyTorch adapter.
 EXAMPLES = 1500
@@ -24,32 +25,32 @@ def add(commands: Any) -> None:
         "verify", help="is an implementation of gated training right? exit code 1 if not, 3 if undecided"
     )
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
-    verify.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all that is provided)")
+    verify.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all that is provided)")
     verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"drawn in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
     verify.add_argument("--structures", metavar="N", type=int, help="of a method's examples; for what compiles each anew")
     verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
-    verify.add_argument("--vectors", metavar="DIR", type=Path, help="stored vectors to ask first; alone with --examples 0")
+    verify.add_argument("--vectors", metavar="DIR", type=file_name, help="stored vectors to ask first; alone with --examples 0")
     failures, what = Path("verify-failures"), "for what fails, as a script and a vector"
-    verify.add_argument("--failures", metavar="DIR", type=Path, default=failures, help=f"{what} (default: {failures})")
-    verify.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML report")
-    verify.add_argument("--json", metavar="FILE", type=Path, help="write everything found")
-    verify.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit's XML for a continuous integration")
+    verify.add_argument("--failures", metavar="DIR", type=file_name, default=failures, help=f"{what} (default: {failures})")
+    verify.add_argument("--report", metavar="FILE", type=file_name, help="write a self-contained HTML report")
+    verify.add_argument("--json", metavar="FILE", type=file_name, help="write everything found")
+    verify.add_argument("--junit", metavar="FILE", type=file_name, help="write JUnit's XML for a continuous integration")
     verify.set_defaults(command=run)
 
     vectors = commands.add_parser("vectors", help="examples with their right answers as files, for any language")
     actions = vectors.add_subparsers(required=True, metavar="action")
     export = actions.add_parser("export", help="write vectors of every method")
-    export.add_argument("directory", metavar="DIR", type=Path)
-    export.add_argument("--level", metavar="NAME,…", default="", help="levels or methods (default: all)")
+    export.add_argument("directory", metavar="DIR", type=file_name)
+    export.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all)")
     export.add_argument("--per-method", metavar="N", type=int, default=1, help="drawn examples of a method (default: 1)")
     export.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="of arguments and tolerances")
     export.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawn examples")
     export.add_argument("--format", choices=["npz", "safetensors"], default="npz", help="of the files of arrays")
     export.set_defaults(command=_export)
     check = actions.add_parser("check", help="derive each again by two witnesses; exit code 1 if one fails")
-    check.add_argument("directory", metavar="DIR", type=Path)
+    check.add_argument("directory", metavar="DIR", type=file_name)
     check.set_defaults(command=_check)
 
 
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     check_targets(report=options.report, json=options.json, junit=options.junit)
     if options.failures.exists() and not options.failures.is_dir():
         raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
-    methods = campaign.chosen(_named(options.level))
+    methods = campaign.chosen(names("--level", options.level))
     stored = [] if options.vectors is None else list(files.read(options.vectors))
     if options.structures is not None and options.structures < 1:
         raise InputError(f"--structures: must be at least 1, got {options.structures}")
@@ -112,10 +113,6 @@ def run(options: argparse.Namespace) -> int:
     return 1 if "DEVIATES" in verdicts else 3 if "undecided" in verdicts else 2
 
 
-def _named(listed: str) -> list[str]:
-    return [name for name in listed.split(",") if name]
-
-
 def _export(options: argparse.Namespace) -> int:
     require("hypothesis", *(["safetensors"] if options.format == "safetensors" else []))
     from ..conformance import campaign
@@ -126,7 +123,7 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError(f"--per-method: must be at least 1, got {options.per_method}")
     counts = export.export(
         options.directory,
-        methods=campaign.chosen(_named(options.level), METHODS),  # random results have no vectors
+        methods=campaign.chosen(names("--level", options.level), METHODS),  # random results have no vectors
         per_method=options.per_method,
         precision=options.dtype,
         seed=options.seed,

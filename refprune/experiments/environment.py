@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from .. import __version__
 from ..data.dataset import Dataset
 from ..errors import InputError
+from ..output.files import write_atomically
 from ..output.progress import Progress
 
 
@@ -22,15 +23,16 @@ def describe(dataset: Dataset) -> dict[str, str]:
 
     vector_bits, target_sha256: what the kernels are chosen and compiled for; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES change it.
     """
-    from ..kernels.machine import numba_internals, vectors
+    from ..kernels.machine import cores, numba_internals, vectors
 
     digest = hashlib.sha256()
     for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
         digest.update(np.ascontiguousarray(array).data)
-    packages = {name: importlib.metadata.version(name) for name in ("refprune", "numpy", "numba", "scipy")}
+    others = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scipy")}
+    packages = {"refprune": __version__} | others  # without installation too, from PYTHONPATH
     machine = {"python": platform.python_version(), "machine": platform.machine(), "processor": processor()}
     target = hashlib.sha256(",".join(numba_internals.target()).encode()).hexdigest()
-    machine |= {"cores": str(os.cpu_count()), "vector_bits": str(8 * vectors.HOST.vector_bytes), "target_sha256": target}
+    machine |= {"cores": str(cores.allowed()), "vector_bits": str(8 * vectors.HOST.vector_bytes), "target_sha256": target}
     return packages | machine | {"code_sha256": code_digest(), "data_sha256": digest.hexdigest()}
 
 
@@ -51,6 +53,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
+
+
+def write(path: Path, environment: Mapping[str, str]) -> None:
+    """For `compare`, when the run is resumed."""
+    write_atomically(path, json.dumps(environment, indent=1).encode())
 
 
 def compare(path: Path, now: Mapping[str, str], progress: Progress) -> None:

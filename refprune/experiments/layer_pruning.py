@@ -28,7 +28,7 @@ from ..data import sets
 from ..errors import InputError
 from ..exchange import load
 from ..exchange.trained import Trained, digest
-from ..output.files import check_unused, claim, locked, write_atomically
+from ..output.files import check_unused, locked, write_atomically, write_new
 from ..output.progress import Progress
 from ..spec import cost
 from ..spec.network import Network
@@ -130,18 +130,32 @@ def run(
     source: where `trained` comes from, for whoever reads the run later. InputError before anything is written: images that do
     not fit, no candidate, a criterion that cannot judge this network, a target below what K6 allows.
     """
+    _forget_unbegun(directory)
     check_unused(directory)
     check(trained.network, plan)
     written = {"plan": dataclasses.asdict(plan), "settings": _plain(config)}
     written["network"] = {"source": source, "sha256": digest(trained), "training_images": trained.training_images}
     job = _Job.make(written, plan, config, directory, data_directory, progress or Progress(), trained.network)
-    claim(directory / "environment.json")
-    write_atomically(directory / "environment.json", json.dumps(job.environment, indent=1).encode())
-    write_atomically(directory / "plan.json", json.dumps(written, indent=1).encode())
+    write_new(directory / "plan.json", json.dumps(written, indent=1).encode())
     with locked(directory / "plan.json"):
+        environments.write(directory / "environment.json", job.environment)
         job.progress.line(f"run directory: {directory}")
         job.begin(trained)
         return job.go()
+
+
+def _forget_unbegun(directory: Path) -> None:
+    """Remove what a run left that ended before its round 0 was whole, as on a full disk."""
+    first = directory / "round-00"
+    there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    unbegun = "plan.json" in there and there <= {"plan.json", "environment.json", first.name}
+    if not unbegun or (first / checkpoint.NAME).exists():
+        return
+    with locked(directory / "plan.json"):
+        for path in (*first.glob("checkpoint*"), directory / "environment.json", directory / "plan.json"):
+            path.unlink(missing_ok=True)
+        if first.exists():
+            first.rmdir()
 
 
 def resume(
@@ -249,7 +263,7 @@ class _Job:
             self.records.append(record)
             number += 1
         if not number:
-            raise InputError(f"{self.directory}: round-00 is missing; to begin again, use another folder")
+            raise InputError(f"{self.directory}: round-00 is missing; the same command without --resume begins again")
         return state
 
     def _next(self, network: Network) -> str | None:

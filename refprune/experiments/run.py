@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..output.files import check_unused, claim, locked, write_atomically
+from ..output.files import check_unused, locked, write_atomically, write_new
 from ..output.progress import Progress
 from ..spec import cost as network_cost
 from ..training import checkpoint
@@ -44,12 +44,11 @@ def run(
     """
     check_unused(directory)
     setup = set_up(config, data_directory, threads)
-    claim(directory / "config.toml")
-    write_atomically(directory / "environment.json", json.dumps(setup.environment, indent=1).encode())
-    write_atomically(directory / "config.toml", to_toml(config).encode())
+    write_new(directory / "config.toml", to_toml(config).encode())
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
     with locked(directory / "config.toml"):
+        environments.write(directory / "environment.json", setup.environment)
         return _train_all(setup, directory, progress)
 
 
@@ -63,11 +62,16 @@ def resume(
     file = directory / "config.toml"
     if not file.is_file():
         raise InputError(f"{directory}: no run to resume here ({file.name} is missing)")
+    if not file.stat().st_size:
+        raise InputError(f"{file}: is empty; the run ended before it began, and another folder begins it again")
     setup = set_up(load(str(file)), data_directory, threads)
     progress = progress or Progress()
     progress.line(f"run directory: {directory}")
-    environments.compare(directory / "environment.json", setup.environment, progress)
     with locked(file):
+        if any(directory.glob("*/" + checkpoint.NAME)):
+            environments.compare(directory / "environment.json", setup.environment, progress)
+        else:  # ended before its first step
+            environments.write(directory / "environment.json", setup.environment)
         return _train_all(setup, directory, progress)
 
 

@@ -17,11 +17,9 @@ def main(job: Job) -> int:
     """In the job's own process."""
     folder = Path(job.directory)
     try:
-        if (folder / "config.toml").exists() and (folder / "config.toml").stat().st_size:
+        if (folder / "config.toml").exists():
             experiment.resume(folder, data_directory=job.data_directory, threads=job.threads)
         else:
-            for name in ("config.toml", "config.toml.part", "environment.json", "environment.json.part"):
-                (folder / name).unlink(missing_ok=True)  # of a run that ended while it made its folder
             experiment.run(job.config, folder, data_directory=job.data_directory, threads=job.threads)
     except InputError as error:
         print(f"refprune: {error}", flush=True)

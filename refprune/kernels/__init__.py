@@ -19,17 +19,19 @@ __all__ = ["functions"]
 def functions(threads: int | None = None) -> dict[str, Callable[..., Any]]:
     """The functions that replace the oracle's, by name; at most `threads` threads work in each.
 
-    None: all cores that the process may use, or NUMBA_NUM_THREADS of them. The results are the same bits for every number.
+    None: all cores that the process may use, or fewer if NUMBA_NUM_THREADS says so. The results are the same bits for every
+    number.
     """
     import numba
 
     from .cpu import batch_norm, conv, crop_flip, cross_entropy, elementwise, matmul, momentum, pool, priors
+    from .machine import cores
     from .machine.workspace import Workspace
 
     config: Any = numba.config
     available = int(config.NUMBA_NUM_THREADS)
     if threads is None:
-        threads = available
+        threads = min(available, cores.allowed())
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= available:
         raise InputError(f"threads: {threads!r} is not possible here; allowed are the integers 1 to {available}")
     chosen = (

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from ..errors import InputError
 
+#: Ending of files that have not got their names yet.
+PART = ".part"
+
 
 def user_cache() -> Path:
     """refprune's folder in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); an empty variable counts as unset."""
@@ -31,11 +34,39 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file through a temporary one beside it, synced and renamed. InputError if the folder cannot be written."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
+    with _complete(path, content) as temporary:
         os.replace(temporary, path)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write the first file of a new folder, whole or not at all. InputError for one of two runs that start there at once."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error})") from error
+    with _complete(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise InputError(f"{path}: is there; another run has just begun in this folder") from error
+        except OSError:  # a file system without links: of two that come at the same moment both may pass
+            if path.exists():
+                raise InputError(f"{path}: is there; another run has just begun in this folder") from None
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _complete(path: Path, content: bytes) -> Iterator[Path]:
+    """A temporary file beside `path` with the content on disk, for the block to give it its name; gone after the block."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        try:
+            temporary.write_bytes(content)
+            sync(temporary)
+            yield temporary
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         sync(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
@@ -57,18 +88,13 @@ def check_targets(**targets: Path | None) -> None:
 
 
 def check_unused(directory: Path) -> None:
-    """InputError if something stands where a run would be written."""
+    """InputError if something stands where a run would be written, but for the half file of one that ended while it began."""
+    there = list(directory.iterdir()) if directory.is_dir() else []
+    if there and all(re.fullmatch(rf"(config\.toml|plan\.json)\.\d+\{PART}", path.name) for path in there):
+        for half in there:
+            half.unlink()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory}: is there and not an empty folder; nothing is overwritten (--resume goes on)")
-
-
-def claim(path: Path) -> None:
-    """Make the first file of a new folder, empty: of two runs that start at once in one folder, one is refused (InputError)."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made, or another run has just begun there ({error})") from error
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from .. import __version__
 from ..arrays import Array
 from ..errors import InputError, SpecError
 from ..gates.theta_penalty import Reference
-from ..output.files import write_atomically
+from ..output.files import PART, write_atomically
 from ..spec import json_form, network
 from .state import State
 
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
 
 def save(directory: Path, state: State, run: Mapping[str, Any]) -> None:
     """Write `state` and `run` as the directory's checkpoint; the previous one's arrays are deleted afterwards."""
-    for leftover in directory.glob("checkpoint*.part"):
+    for leftover in directory.glob(f"checkpoint*{PART}"):
         leftover.unlink()
     arrays = {f"{group}/{name}": array for group in GROUPS for name, array in getattr(state, group).items()}
     buffer = io.BytesIO()

@@ -89,6 +89,8 @@ def _parse(override: str) -> tuple[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"--set {override}: expected key=value, as in gates.estimator=paired")
+    if "\n" in text.strip():
+        raise InputError(f"--set {override!r}: has several lines; one key is changed by each --set")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

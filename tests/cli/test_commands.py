@@ -270,18 +270,25 @@ def test_an_interrupt_says_how_to_go_on(command, tiny_data, monkeypatch):
 
     monkeypatch.setattr(loop, "reestimate", interrupt)
     code, _, err = command("run", *SET, "--out", "r")
-    assert (code, err) == (130, "refprune: interrupted; a run goes on with --resume DIR, a sweep with the same command\n")
+    assert (code, err) == (130, "refprune: interrupted; go on with: refprune run --resume r\n")
     monkeypatch.setattr(loop, "reestimate", original)
     code, out, err = command("run", "--resume", "r")
     assert (code, err) == (0, "")
     assert "report: r/report.html" in out
 
 
-def test_a_mistake_of_ours_is_not_hidden(command, tiny_data, monkeypatch):
-    """Only InputError becomes a sentence: a bug shows its traceback."""
+def test_an_interrupt_before_there_is_a_run_advises_nothing(command, tiny_data, monkeypatch):
+    monkeypatch.setattr(run, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert command("run", *SET, "--out", "r") == (130, "", "refprune: interrupted\n")
+
+
+def test_a_mistake_of_ours_is_not_hidden_and_looks_like_no_verdict(command, tiny_data, monkeypatch):
+    """Only InputError becomes a sentence: a bug shows its traceback, and has an exit code of its own."""
     monkeypatch.setattr(run, "run", lambda *a, **k: {}["bug"])
-    with pytest.raises(KeyError):
-        command("run", *SET, "--out", "r")
+    code, _, err = command("run", *SET, "--out", "r")
+    assert code == 70
+    assert "KeyError: 'bug'" in err
+    assert err.endswith("refprune: a mistake of refprune's own, not of the input; please report it with the lines above\n")
 
 
 def test_a_violated_equivalence_is_exit_code_1(command, tiny_data, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,12 +201,45 @@ def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
 
     def slow(*arguments, **options):
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "environment.json").touch()
+        (tmp_path / "run" / "plan.json").write_text("taken")
         return real(*arguments, **options)
 
     monkeypatch.setattr(layer_pruning, "prepare_images", slow)
-    with pytest.raises(InputError, match="another run has just begun there"):
+    with pytest.raises(InputError, match="another run has just begun in this folder"):
         run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_disk_that_fills_before_round_0_is_whole_lets_it_begin_again(whole, tmp_path, monkeypatch, writes):
+    """Every write until then fails once; the same call goes through when there is space again."""
+    write, left = Path.write_bytes, [writes]
+
+    def filling(path, content):
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", filling)
+        with pytest.raises(InputError, match="No space left on device"):
+            run(tmp_path / "run")
+    if (tmp_path / "run" / "round-00" / checkpoint.NAME).exists():
+        layer_pruning.resume(tmp_path / "run", progress=QUIET)
+    else:
+        run(tmp_path / "run")
+    assert [r["removed"] for r in json.loads((tmp_path / "run" / "rounds.json").read_text())] == [
+        r["removed"] for r in json.loads((whole[0] / "rounds.json").read_text())
+    ]
+
+
+def test_what_is_no_unbegun_run_is_not_removed(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("plan.json", "thesis.tex"):
+        (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        run(tmp_path / "run")
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_two_processes_never_work_in_one_folder(whole):

@@ -168,6 +168,24 @@ def test_a_finished_run_is_only_summarised_again(whole, tmp_path):
     assert {name: content for name, (content, _) in files(tmp_path / "r").items()} == before
 
 
+def test_an_empty_configuration_is_no_experiment(tmp_path):
+    """A disk that was full once left one: read as TOML it is the experiment of all defaults."""
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(InputError, match=r"config\.toml: is empty; the run ended before it began"):
+        run.resume(tmp_path, progress=QUIET)
+
+
+@pytest.mark.parametrize("left", [["config.toml"], ["config.toml", "environment.json"]])
+def test_a_run_that_ended_before_its_first_checkpoint_is_resumed(whole, tmp_path, left):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    for name in left:
+        shutil.copy(whole[0] / name, folder / name)
+    run.resume(folder, progress=QUIET)
+    assert_same_runs(whole[0], folder)
+    assert (folder / "environment.json").read_bytes() == (whole[0] / "environment.json").read_bytes()
+
+
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(InputError, match=r"no run to resume here \(config\.toml is missing\)"):
         run.resume(tmp_path, progress=QUIET)
@@ -250,7 +268,7 @@ def test_a_folder_that_another_run_has_just_taken_is_refused(tmp_path, monkeypat
         return made(*arguments)
 
     monkeypatch.setattr(run, "set_up", meanwhile)
-    with pytest.raises(InputError, match="another run has just begun there"):
+    with pytest.raises(InputError, match="another run has just begun in this folder"):
         run.run(settings(), tmp_path / "r", progress=QUIET)
     assert (tmp_path / "r" / "config.toml").read_text() == "taken"
 

@@ -215,8 +215,7 @@ def test_a_damaged_page_is_refused(tmp_path, content):
 def test_a_run_that_ended_while_it_made_its_folder_is_begun_again(tmp_path):
     folder = tmp_path / "out" / "as-it-is" / "seed-0"
     folder.mkdir(parents=True)
-    (folder / "config.toml").touch()
-    (folder / "environment.json.part").write_text("{")
+    (folder / "config.toml.123.part").write_text("name = ")
     (outcome,) = sweep.run_sweep(plan(tmp_path, TINY.replace("[0, 1]", "[0]")), tmp_path / "out", say=quiet)
     assert outcome.summary is not None
 
