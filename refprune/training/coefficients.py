@@ -67,6 +67,7 @@ def rule_of(config: Config, training_images: int) -> Rule:
         decay=decay,
         decayed=config.objective.decay,
         ratio=gates.learning_rate * (1.0 - optimiser.momentum) / optimiser.learning_rate,
+        steady_units=gates.unit_learning_rate == 0.0,
         floor=gates.floor,
     )
 

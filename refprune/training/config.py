@@ -249,10 +249,5 @@ def _rule(config: Config) -> Iterator[str]:
             f"gates.rule {gates.rule!r} needs a lower bound of the price of a gate: "
             "objective.beta, which must be > 0, also beside objective.nu (D6, C5)"
         )
-    if gates.unit_learning_rate > 0.0:
-        yield (
-            f"gates.rule {gates.rule!r} needs a speed of θ that stays; with gates.unit_learning_rate > 0 it falls "
-            "as units go (D4)"
-        )
     if 0.0 in (gates.learning_rate, config.optimiser.learning_rate):
         yield f"gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0"

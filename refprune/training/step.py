@@ -47,7 +47,7 @@ def train_step(
     moves_theta = learns_theta(state, config, training_images)
     batch = _gradients(state, x, labels, config, backend, _estimator(state, config, training_images) if moves_theta else None)
 
-    evidence, theta = Evidence(state.slope, state.seen), state.theta
+    evidence, theta = Evidence(state.slope, state.seen, state.bias_slope), state.theta
     if batch.theta is not None:
         if config.gates.rule != "threshold":
             evidence = rules.observe(state.network, batch.params, evidence)
@@ -61,6 +61,7 @@ def train_step(
         theta=theta,
         slope=evidence.slope,
         seen=evidence.seen,
+        bias_slope=evidence.bias_slope,
         step=state.step + 1,
         macs=state.macs + batch.macs,
     )

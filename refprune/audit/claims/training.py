@@ -137,7 +137,7 @@ def schedules_and_warm_up(context: Context) -> Finding:
 
 def _above(network: Network, theta: Array, threshold: float) -> Array:
     """The rule `threshold`, which asks for θ alone."""
-    nothing = Evidence(np.zeros(theta.size), np.zeros(theta.size))
+    nothing = Evidence(np.zeros(theta.size), np.zeros(theta.size), np.zeros(theta.size))
     return rule_keep(network, {}, theta, nothing, Rule(threshold=threshold))
 
 

@@ -15,6 +15,7 @@ _KAPPA = "refprune's own estimate of κ and ‖W‖; `attracted` is given both"
 _REPORT = "refprune's own reports: no method asks for it"
 _JUDGE = "the judging itself"
 
+_BOX = "`attracted` asks for the domain of one gate; the box of several is refprune's own rule"
 _SADDLE = "no method asks for the way out of a stationary point"
 
 NOT_ASKED: dict[str, str] = {
@@ -93,4 +94,7 @@ NOT_ASKED: dict[str, str] = {
     "logarithms of Γ subtracted": "no example has degrees of freedom so many that they cancel",
     "features not scaled": "no example has features beyond 2^±100",
     "emptied sections paid for": "methods are asked for the cost with emptied sections kept",
+    "weights taken to stay": _BOX,
+    "section in the box without its bias": _BOX,
+    "units of a section taken to be open": _BOX,
 }
