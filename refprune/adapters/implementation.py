@@ -67,7 +67,8 @@ class Implementation:
     means its leave-one-out baseline.
     deterministic: whether two equal calls must give equal bits.
     structures: None, or how many structures (shapes, options, networks) the examples of a method may have, times its share
-        (networks have 8): what compiles each structure anew is then asked the same ones with other numbers.
+        (networks have 5): what compiles each structure anew is then asked the same ones with other numbers, and of those that
+        are the same in every run as many at most, beside the ends of every domain.
 
     >>> import numpy as np
     >>> import refprune

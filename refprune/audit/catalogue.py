@@ -158,7 +158,7 @@ class Claim:
 #: Files of claims, in the order of SPEC.
 SUBJECTS = (
     *("networks", "priors", "hyper_prior", "objective", "joint_solutions", "training"),
-    *("dynamics", "pruning_rules", "biased_dynamics"),
+    *("dynamics", "pruning_rules", "joint_domain", "biased_dynamics"),
     *("cost", "size_objective", "similarity", "gradients", "rounding"),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from ..arrays import Arrays
 from ..errors import InputError
 from ..rounding.noise import widened
 from ..rounding.tolerance import UNIT
+from .asking import standing
 from .asking.calls import Caller, Reply
-from .asking.methods import Arguments, Method, dtype_of, in_precision
+from .asking.methods import Arguments, Method, Question, dtype_of, in_precision
 from .judging import sequential
 from .judging.diagnosis import Evidence, named
 from .judging.findings import Finding, Outcome
@@ -58,8 +60,9 @@ def run(
     *,
     stored: Sequence[Vector] = (),
 ) -> list[Outcome]:
-    """Judge every method; `say` hears of each as soon as it is done. examples: in all, shared out among what is provided.
+    """Judge every method; `say` hears of each as soon as it is done.
 
+    examples: drawn in all, shared out among what is provided; what is standing for a method is asked besides, unless it is 0.
     stored: vectors that are asked first. Where one of them fails nothing is drawn; examples may be 0, then nothing is at all.
     """
     shares = sum(m.share for m in methods if m.name in caller.description.provided)
@@ -69,7 +72,8 @@ def run(
         if outcome.provided:
             started = time.monotonic()
             count = max(1, round(examples * method.share / shares)) if examples > 0 else 0
-            if _is_random(caller, method):
+            outcome.random = _is_random(caller, method)
+            if outcome.random:
                 if count:
                     sequential.judge(caller, method, outcome, count, seed)
             else:
@@ -77,6 +81,8 @@ def run(
                 inquiry.vectors([v for v in stored if v.method is method and v.asks(caller.description)])
                 if count and outcome.verdict != "DEVIATES":
                     inquiry.campaign(count, seed)
+                    inquiry.always(seed)
+                    inquiry.conclude()
             outcome.seconds = time.monotonic() - started
         outcomes.append(outcome)
         say(outcome)
@@ -147,12 +153,43 @@ class _Judge:
         except (_Wrong, hypothesis.errors.HypothesisException, BaseExceptionGroup):
             if not self.failures:
                 raise
-        if self.failures:
-            self.outcome.findings.append(self.finding())
         judged = self.outcome.examples - self.outcome.declined
         if self.outcome.undecided > max(1.0, MOST_UNDECIDED * judged):
             message = f"rounding or kinks leave nothing to be judged in {self.outcome.undecided} of {judged} examples"
             self.outcome.note("undecided", message, {}, {})
+
+    def always(self, seed: int) -> None:
+        """Ask what is asked in every run, unless something drawn has failed; the first that fails is made smaller."""
+        if self.failures or self.stopped:
+            return
+        first: Question | None = None
+        asked: list[tuple[int, ...]] = []
+        before = self.outcome.examples
+        for question in standing.questions(self.method, dataclasses.replace(self.caller.description, seed=seed)):
+            if len(self.failures) > EVIDENCE:
+                break
+            failed = self.fails(question, question.sizes)
+            asked.append(question.sizes)
+            first = question if failed and first is None else first
+            self.counting = not self.failures
+        self.outcome.standing = self.outcome.examples - before
+        self.outcome.sizes = tuple(map(max, itertools.zip_longest(*asked, fillvalue=0)))
+        if first is not None:
+            standing.smaller(first, functools.partial(self.fails, first), time.monotonic() + SHRINKING)
+
+    def fails(self, question: Question, sizes: tuple[int, ...]) -> bool:
+        """Ask with these sizes; a failure like the first is kept."""
+        arguments = in_precision(question.make(sizes), self.precision)
+        failure = self.asked(arguments, lambda: self.method.expect(widened(arguments), self.unit))
+        if failure is None or (self.failures and failure.kind != self.failures[0].kind):
+            return False
+        self.failures.append(failure)
+        return True
+
+    def conclude(self) -> None:
+        """The finding, if anything failed."""
+        if self.failures:
+            self.outcome.findings.append(self.finding())
 
     def example(self, arguments: Arguments) -> None:
         """One drawn example, or a smaller one of the first that failed; raises _Wrong if it fails."""

@@ -10,7 +10,7 @@ from ..output import page as html
 from .asking.methods import Description
 from .judging.findings import HARMLESS, Finding, Outcome
 from .judging.verdicts import EXACT, Comparison
-from .reporting import CONTROL, blind_lines, conforms, escaped, shapes, table, tensor, unjudged
+from .reporting import CONTROL, blind_lines, conforms, escaped, seen_lines, shapes, table, tensor, unjudged
 
 #: Tensors that differ and are named, behind the first.
 FURTHER = 4
@@ -20,7 +20,8 @@ BARS = 60
 
 #: Below the table of methods: what its columns say.
 READING = (
-    "Examples are drawn at random, from small to large; those declined were answered with “not supported”.",
+    "Examples are drawn at random, from small to large, besides those that are the same in every run: the ends of every "
+    "domain, and sizes around the blocks of compiled code. Those declined were answered with “not supported”.",
     "Kinks: examples in which a ReLU, a maximum or a projection was so near its kink that rounding decides which side is "
     "taken; either is right there.",
     "Error/tolerance: the largest error of all entries. The tolerance is what rounding in the declared precision explains; "
@@ -45,7 +46,7 @@ def page(outcomes: Sequence[Outcome], description: Description, target: str) -> 
                 stacked=True,
                 judged=lambda row: {"DEVIATES": "bad", "undecided": "open"}.get(row[-1], "plain"),  # type: ignore[arg-type, return-value]
             ),
-            html.notes(READING),
+            html.notes([*READING, *seen_lines(outcomes)]),
         ),
         html.section("Not judged", html.notes([*unjudged(outcomes, description), *filter(None, blind_lines(outcomes))])),
     ]

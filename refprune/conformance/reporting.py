@@ -130,14 +130,32 @@ def text(outcomes: Sequence[Outcome], description: Description) -> str:
         return "\n".join([*lines, what + f"deviates in {', '.join(wrong)}"])
     if not judged:
         return "\n".join([*lines, what + "nothing could be judged"])
-    drawn = sum(o.examples - o.declined - o.undecided - o.stored for o in outcomes if o.verdict == "conforms")
     seen = f"conforms in {judged} examples"
-    if drawn > 0:
-        rate = 100.0 * (1.0 - 0.05 ** (1.0 / drawn))
-        which = "those drawn" if drawn < judged else "them"
-        seen += f"; a mistake that shows in {rate:.2g} % of {which} would have been seen with 95 % confidence"
     left = f"undecided in {', '.join(undecided)}; elsewhere " if undecided else ""
-    return "\n".join([*lines, what + left + seen])
+    return "\n".join([*lines, *(line + "\n" for line in seen_lines(outcomes)), what + left + seen])
+
+
+def seen_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Which mistakes would have been seen, method by method: in what share of drawn examples, and up to which sizes."""
+    right = [o for o in outcomes if o.verdict == "conforms" and not o.random]
+    drawn = {o.method: o.examples - o.declined - o.undecided - o.stored - o.standing for o in right}
+    shares = [
+        f"{100.0 * (1.0 - 0.05 ** (1.0 / count)):.2g} % of its {count} ({_listed([m for m, n in drawn.items() if n == count])})"
+        for count in sorted({*drawn.values()} - {0})
+    ]
+    sizes = [f"{o.method} {'×'.join(map(str, o.sizes))}" for o in right if o.sizes]
+    standing = sum(o.standing for o in right)
+    return [
+        f"{what} {listed}"
+        for what, listed in (
+            (
+                "with 95 % confidence a mistake would have been seen that shows in this share of a method's drawn examples:",
+                "; ".join(shares),
+            ),
+            (f"the same {standing} examples are asked in every run, the largest sizes among them:", ", ".join(sizes)),
+        )
+        if listed
+    ]
 
 
 def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
@@ -166,6 +184,8 @@ def as_json(outcomes: Sequence[Outcome], description: Description, target: str, 
                 "examples": o.examples,
                 "declined": o.declined,
                 "stored": o.stored,
+                "standing": o.standing,
+                "largest_sizes": list(o.sizes),
                 "kinks": o.kinks,
                 "undecided": o.undecided,
                 "largest_ratio": _number(o.largest),

@@ -244,7 +244,7 @@ class _Job:
         dtype = self.config.training.dtype
         params, statistics = ({n: a.astype(dtype) for n, a in g.items()} for g in (trained.params, trained.statistics))
         none, no_counts = np.zeros(0), np.zeros(0, np.intp)
-        state = _fresh(State(trained.network, params, {}, statistics, none, no_counts, none, no_counts))
+        state = _fresh(State(trained.network, params, {}, statistics, none, no_counts, none, no_counts, none))
         record = {"round": 0, "kind": "start", **self._origin, "removed": None, "seconds": 0.0}
         self._save(0, state, record | self._measured(state))
         self.records.clear()

@@ -101,3 +101,13 @@ def block_norms(network: Network, arrays: Mapping[str, Array]) -> Array:
         squares = [np.square(block.split(arrays[name]), dtype=np.float64).sum(axis=(0, 2)) for name in block.names]
         norms.append(np.sqrt(sum(squares, start=np.zeros(block.gates))))
     return np.concatenate(norms)
+
+
+def bias_norms(network: Network, arrays: Mapping[str, Array]) -> Array:
+    """(G,) float64: of a layer gate's block that is an affine map with a bias the norm of the bias, else 0; arrays as above."""
+    norms = np.zeros(network.gate_count)
+    for group, block in zip(network.gate_groups, blocks(network), strict=True):
+        bias = block.names[0].replace(".weight", ".bias")
+        if group.kind == "layer" and block.names[1:] == (bias,):
+            norms[group.start] = np.linalg.norm(arrays[bias].astype(np.float64))
+    return norms

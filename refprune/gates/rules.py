@@ -10,8 +10,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..spec.network import Network
-from .closing_weights import block_norms, blocks
+from .closing_weights import bias_norms, block_norms, blocks
 from .dynamics import in_domain
+from .joint_domain import Known, in_joint_domain
 from .surgery import spare_plain_layers
 
 
@@ -27,7 +28,7 @@ class Rule:
         after every removal, because no gate lowers R_ρ (SPEC D6).
     decay: λ per sample.
     decayed: the arrays that λ acts on, "all" or "weights".
-    ratio: r = η_θ(1 − momentum)/η, the speed of θ over that of W.
+    ratio: r = η_θ(1 − momentum)/η, the speed of θ over that of W; steady_units: unit gates have this r too, and keep it.
     floor: δ, the least θ of the projection.
     """
 
@@ -39,6 +40,7 @@ class Rule:
     decay: float = 0.0
     decayed: str = "all"
     ratio: float = 1.0
+    steady_units: bool = True
     floor: float = 0.0
 
 
@@ -47,10 +49,12 @@ class Evidence(NamedTuple):
 
     slope: (G,) the largest ‖∂c/∂W‖ of the gate's block.
     seen: (G,) steps in which the block had a gradient.
+    bias_slope: (G,) the same as slope of the bias in a layer gate's block alone, if it has one; else 0.
     """
 
     slope: Array
     seen: Array
+    bias_slope: Array
 
 
 def rule_keep(network: Network, params: Mapping[str, Array], theta: Array, evidence: Evidence, rule: Rule) -> Array:
@@ -70,7 +74,7 @@ def above(theta: Array, threshold: float) -> Array:
 
 
 def attracted(network: Network, params: Mapping[str, Array], theta: Array, evidence: Evidence, rule: Rule) -> Array:
-    """The gates, (G,), that lie in the domain of attraction H of θ = 0 as far as κ is known (SPEC D4).
+    """The gates, (G,), whose θ goes to 0 as far as κ is known: in the domain H of D4, or in the box of D8.
 
     A block of which a part does not decay counts as one without decay.
     """
@@ -78,10 +82,30 @@ def attracted(network: Network, params: Mapping[str, Array], theta: Array, evide
     known = (evidence.seen >= rule.kappa_warmup) & np.isfinite(evidence.slope) & np.isfinite(w)
     kappa = rule.kappa_factor * np.where(known, evidence.slope, 1.0)
     decay = rule.decay * _decaying(network, rule.decayed)
-    safe: Array = known & in_domain(
+    steady = known & (_of_layers(network) | rule.steady_units)
+    alone = steady & in_domain(
         np.where(known, w, 0.0), theta, kappa=kappa, beta=rule.beta, decay=decay, ratio=rule.ratio, floor=rule.floor
     )
+    biases = bias_norms(network, params), rule.kappa_factor * evidence.bias_slope
+    finite = known & np.isfinite(biases[0]) & np.isfinite(biases[1])
+    biases = np.where(finite, biases[0], 0.0), np.where(finite, biases[1], np.inf)
+    seen = Known(
+        np.where(known, w, 0.0),
+        np.maximum(theta, rule.floor),
+        kappa,
+        known,
+        decay,
+        *biases,
+        rule.decay * (rule.decayed == "all"),
+    )
+    safe: Array = alone | in_joint_domain(network, params, seen, rule.beta)
     return safe
+
+
+def _of_layers(network: Network) -> Array:
+    """(G,) which gates are layer gates."""
+    kinds = [np.full(g.stop - g.start, g.kind == "layer") for g in network.gate_groups]
+    return np.concatenate([np.zeros(0, dtype=bool), *kinds])
 
 
 def observe(network: Network, gradients: Mapping[str, Array], evidence: Evidence) -> Evidence:
@@ -90,7 +114,8 @@ def observe(network: Network, gradients: Mapping[str, Array], evidence: Evidence
     gradients: ∂c/∂W of the sampled Ξ. A closed gate's block has gradient 0, which says nothing and is not counted (SPEC N3).
     """
     now = block_norms(network, gradients)
-    return Evidence(np.maximum(evidence.slope, now), evidence.seen + (now > 0.0))
+    bias = np.maximum(evidence.bias_slope, bias_norms(network, gradients))
+    return Evidence(np.maximum(evidence.slope, now), evidence.seen + (now > 0.0), bias)
 
 
 def decays(decayed: str, name: str) -> bool:

@@ -61,9 +61,9 @@ def _smallest(f: Function) -> Function:
     """The smallest slope in the place of the largest."""
 
     def wrong(network: Any, gradients: Any, evidence: Evidence) -> Evidence:
-        slope, seen = evidence
-        now, count = f(network, gradients, Evidence(np.zeros_like(slope), seen))
-        return Evidence(np.where(seen == 0, now, np.minimum(slope, now)), count)
+        slope, seen, bias = evidence
+        now, count, bias = f(network, gradients, Evidence(np.zeros_like(slope), seen, bias))
+        return Evidence(np.where(seen == 0, now, np.minimum(slope, now)), count, bias)
 
     return wrong
 
@@ -117,12 +117,30 @@ DYNAMICS: tuple[Mistake, ...] = (
     Mistake(
         "steps with a closed gate counted",
         "gates.rules:observe",
-        lambda f: lambda n, g, evidence: Evidence(f(n, g, evidence).slope, evidence.seen + 1),
+        lambda f: lambda n, g, evidence: f(n, g, evidence)._replace(seen=evidence.seen + 1),
         ("D6",),
     ),
     Mistake("either rule is enough", "gates.rules:rule_keep", _either, ("D6",)),
     Mistake(
         "a plain layer may lose all its units", "gates.surgery:spare_plain_layers", instead(lambda n, keep, t: keep), ("O7",)
+    ),
+    Mistake(
+        "weights taken to stay",
+        "gates.joint_domain:ceiling",
+        instead(lambda w, drive, decay: np.asarray(w)),
+        ("D8",),
+    ),
+    Mistake(
+        "section in the box without its bias",
+        "gates.joint_domain:section_box",
+        lambda f: lambda columns, bias, theta, **k: f(columns, bias._replace(w=0.0, kappa=0.0), theta, **k),
+        ("D8",),
+    ),
+    Mistake(
+        "units of a section taken to be open",
+        "gates.joint_domain:section_box",
+        lambda f: lambda columns, bias, theta, **k: f(columns._replace(theta=np.ones_like(columns.theta)), bias, theta, **k),
+        ("D8",),
     ),
     Mistake("every activation scales", "gates.closing_weights:scales", instead(lambda layer: True), ("D9",)),
     Mistake("no activation scales", "gates.closing_weights:scales", instead(lambda layer: False), ("D9",)),

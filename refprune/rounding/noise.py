@@ -59,8 +59,11 @@ Model = Callable[[Call], tuple[Parts, ...]]
 
 
 def combined(*parts: Array | float) -> Array:
-    """Root of the sum of squares: independent errors."""
-    return np.asarray(np.sqrt(sum(np.square(p) for p in parts)))
+    """Root of the sum of squares: independent errors. No square is formed: those of 1e-160 would vanish."""
+    size: Array | float = 0.0
+    for part in parts:
+        size = np.hypot(size, part)
+    return np.asarray(size)
 
 
 def _entry(size: Array | float) -> Part:

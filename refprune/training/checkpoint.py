@@ -23,10 +23,10 @@ from ..output.files import PART, write_atomically
 from ..spec import json_form, network
 from .state import State
 
-FORMAT = "refprune-checkpoint-2"
+FORMAT = "refprune-checkpoint-3"
 NAME = "checkpoint.json"
 GROUPS = ("params", "velocity", "statistics")
-PER_GATE = ("theta", "number", "slope", "seen")
+PER_GATE = ("theta", "number", "slope", "seen", "bias_slope")
 HEADER_FIELDS = {"arrays": str, "sha256": str, "step": int, "macs": int, "finished": bool, "network": dict, "run": dict}
 HEADER_FIELDS |= {"start": list}
 

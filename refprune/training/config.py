@@ -235,8 +235,9 @@ def _decision(config: Config) -> Iterator[str]:
         yield f"gates.warmup_epochs {gates.warmup_epochs} must be less than {limit}, or θ never moves"
     if continues and gates.max_epochs < epochs:
         yield f"gates.max_epochs {gates.max_epochs} must be ≥ training.epochs {epochs}"
-    if continues and config.optimiser.schedule != "constant":
-        yield f"gates.undecided 'continue' needs a constant schedule; {config.optimiser.schedule} ends at 0"
+    if continues and config.optimiser.schedule not in ("constant", "robbins_monro"):
+        schedule = config.optimiser.schedule
+        yield f"gates.undecided 'continue' needs a schedule that is constant or robbins_monro; {schedule} ends at 0"
 
 
 def _rule(config: Config) -> Iterator[str]:
@@ -248,11 +249,6 @@ def _rule(config: Config) -> Iterator[str]:
         yield (
             f"gates.rule {gates.rule!r} needs a lower bound of the price of a gate: "
             "objective.beta, which must be > 0, also beside objective.nu (D6, C5)"
-        )
-    if gates.unit_learning_rate > 0.0:
-        yield (
-            f"gates.rule {gates.rule!r} needs a speed of θ that stays; with gates.unit_learning_rate > 0 it falls "
-            "as units go (D4)"
         )
     if 0.0 in (gates.learning_rate, config.optimiser.learning_rate):
         yield f"gates.rule {gates.rule!r} compares the speeds of θ and W: both learning rates must be > 0"

@@ -44,6 +44,7 @@ def cut_state(state: State, cut: Cut) -> State:
         number=state.number[cut.gates],
         slope=state.slope[cut.gates],
         seen=state.seen[cut.gates],
+        bias_slope=state.bias_slope[cut.gates],
     )
 
 
@@ -70,7 +71,7 @@ def gates_kept(state: State, config: Config, *, training_images: int) -> Array:
     """What the rule `gates.rule` leaves of the gates: (G,), False where one goes (D6). As long as θ is held, none goes."""
     if not learns_theta(state, config, training_images):
         return np.ones(state.theta.shape, dtype=bool)
-    evidence = Evidence(state.slope, state.seen)
+    evidence = Evidence(state.slope, state.seen, state.bias_slope)
     return rule_keep(state.network, state.params, state.theta, evidence, rule_of(config, training_images))
 
 

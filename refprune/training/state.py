@@ -28,7 +28,7 @@ class State:
 
     theta: (G,) float64.
     number: (G,) each gate's number in its group when training began, which removals do not change.
-    slope, seen: (G,) the evidence on κ (`gates.rules.Evidence`); zeros under the rule "threshold", which does not ask.
+    slope, seen, bias_slope: (G,) the evidence on κ (`gates.rules.Evidence`); zeros under the rule "threshold".
     step: updates done.
     macs: multiply-accumulates spent on training so far, every pass counted.
     finished: all gates are decided and training is over.
@@ -43,6 +43,7 @@ class State:
     number: Array
     slope: Array
     seen: Array
+    bias_slope: Array
     step: int = 0
     macs: int = 0
     finished: bool = False
@@ -69,7 +70,7 @@ def initial_state(config: Config, network: Network) -> State:
     velocity = {name: np.zeros_like(p) for name, p in params.items()}
     theta = project_theta(np.full(network.gate_count, config.gates.initial), config)
     number = np.array([i for group in network.gate_groups for i in range(group.stop - group.start)], dtype=np.intp)
-    evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp)
+    evidence = np.zeros(theta.shape), np.zeros(theta.shape, dtype=np.intp), np.zeros(theta.shape)
     statistics = initial_statistics(network, dtype=dtype)
     return State(network, params, velocity, statistics, theta, number, *evidence, start=reference(network))
 

@@ -112,9 +112,10 @@ def test_the_report_tells_stored_from_drawn(stored):
     alone = _judged(BackendImplementation(), stored, "gate").values()
     assert reporting.text(list(alone), described).endswith(f"conforms in {count} examples")
     both = _judged(BackendImplementation(), stored, "gate", examples=20).values()
-    assert f"conforms in {count + 20} examples; a mistake that shows in 14 % of those drawn" in reporting.text(
-        list(both), described
-    )
+    text = reporting.text(list(both), described)
+    assert "14 % of its 20 (gate)" in text
+    (outcome,) = both
+    assert text.endswith(f"conforms in {count + 20 + outcome.standing} examples")
 
 
 def test_stored_values_are_what_counts(stored):

@@ -233,7 +233,7 @@ def test_the_second_witness_is_right_on_drawn_examples_too(estimator, method):
     (outcome,) = campaign.run(InProcess(Witness(estimator)), [METHODS[method]], 25, 0)
     assert outcome.verdict == "conforms", outcome.findings
     assert outcome.withheld == []
-    assert outcome.declined <= 5
+    assert outcome.declined <= 6
 
 
 # Writing ------------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_the_oracle_conforms(precision):
     for name, outcome in judged(BackendImplementation(ORACLE, precision), *names, examples=6).items():
         assert outcome.verdict == "conforms", (name, outcome.findings)
         assert 0.0 <= outcome.ratio <= 1.0
-        assert outcome.examples == 6
+        assert outcome.examples - outcome.standing == 6
 
 
 def test_what_is_not_provided_is_not_passed():
@@ -222,7 +222,7 @@ def test_declined_calls_are_not_passed():
         raise NotImplementedError("only on Sundays")
 
     outcome = judged(type("Mine", (refprune.Implementation,), {"leaky_relu": declines})(), "leaky_relu")["leaky_relu"]
-    assert (outcome.verdict, outcome.declined) == ("declined", 12)
+    assert (outcome.verdict, outcome.declined) == ("declined", outcome.examples)
 
 
 @pytest.mark.parametrize(

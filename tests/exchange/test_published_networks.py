@@ -102,7 +102,7 @@ def test_accuracy_on_the_real_test_set(name):
     network, params, statistics, *_ = trained(name)
     x, labels = images_of_the_test_set()
     none, no_counts = np.zeros(0), np.zeros(0, np.intp)
-    state = State(network, params, {}, statistics, none, no_counts, none, no_counts)
+    state = State(network, params, {}, statistics, none, no_counts, none, no_counts, none)
     score = evaluate(state, Images(x.astype(np.float32), labels), load_backend("numba"), batch_size=250)
     assert round(score.accuracy * 10_000) == round(100 * reference()[name]["test_accuracy_percent"])
     assert abs(score.loss - reference()[name]["test_cross_entropy"]) < 1e-3

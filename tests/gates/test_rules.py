@@ -33,12 +33,12 @@ def attraction(**tables):
     return settings(**{table: RULE.get(table, {}) | tables.get(table, {}) for table in RULE | tables})
 
 
-def known(network, rules, theta, slope=0.5, seen=3, size=1.0):
+def known(network, rules, theta, slope=0.5, seen=3, size=1.0, bias=0.0):
     """A state with that evidence about every gate, the weights of all paths `size` times as large as at the start."""
     state = start(network, rules, theta)
     params = {name: a * (size if "section" in name or "dense" in name else 1.0) for name, a in state.params.items()}
     count = network.gate_count
-    evidence = {"slope": np.full(count, slope), "seen": np.full(count, seen, dtype=np.intp)}
+    evidence = {"slope": np.full(count, slope), "seen": np.full(count, seen, dtype=np.intp), "bias_slope": np.full(count, bias)}
     return dataclasses.replace(state, params=params, **evidence)
 
 
@@ -56,24 +56,39 @@ def norms_by_hand(network, params):
     return [whole[0], whole[1], *units, whole[2]]
 
 
+def in_box(w, theta, kappa, beta, decay):
+    """D8 by hand for `mlp`, all slopes κ, that of the biases 0: gate 1 closes the columns of gates 2 to 6."""
+
+    def ceiling(norm, drive):
+        return max(norm, drive / decay)
+
+    found = [kappa * ceiling(w[g], kappa * theta[g]) < beta for g in range(8)]
+    tops = [theta[j] if kappa * theta[1] * ceiling(w[j], kappa * theta[j] * theta[1]) < beta else 1.0 for j in range(2, 7)]
+    load = sum(kappa * t * ceiling(w[j], kappa * t * theta[1]) for j, t in zip(range(2, 7), tops, strict=True))
+    found[1] = found[1] or load < beta
+    return [f or (found[1] and 2 <= g < 7 and tops[g - 2] < 1.0) for g, f in enumerate(found)]
+
+
 def check_attraction(rule):
-    """rule(state, config) against D4 by hand, for gates on both sides of the edge."""
+    """rule(state, config) against D4 and D8 by hand, for gates on both sides of the edge."""
     __tracebackhide__ = True
     network, rules, found = mlp(), attraction(), []
     for seed in range(12):
         rng = np.random.default_rng(seed)
         state = known(
-            network, rules, rng.uniform(0.0, 0.3, network.gate_count), slope=rng.uniform(0.1, 1.0), size=rng.uniform()
+            network, rules, rng.uniform(0.0, 0.6, network.gate_count), slope=rng.uniform(0.1, 1.0), size=rng.uniform()
         )
         w = norms_by_hand(network, state.params)
         kappa, ratio = 1.5 * state.slope[0], 0.02 * (1.0 - 0.8) / 0.01
-        want = [not in_half_plane(w[g], state.theta[g], kappa, 0.4, 0.3, ratio) for g in range(network.gate_count)]
+        boxed = in_box(w, state.theta, kappa, 0.4, 0.3)
+        alone = [in_half_plane(w[g], state.theta[g], kappa, 0.4, 0.3, ratio) for g in range(network.gate_count)]
+        want = [not (one or other) for one, other in zip(alone, boxed, strict=True)]
         assert rule(state, rules).tolist() == want, seed
         found += want
     assert 0.2 < np.mean(found) < 0.8
 
 
-def test_attraction_is_the_half_plane():
+def test_attraction_is_the_half_plane_and_the_box():
     check_attraction(lambda state, rules: gates_kept(state, rules, training_images=SAMPLES))
 
 
@@ -119,7 +134,7 @@ def test_a_bias_that_does_not_decay_takes_the_decay_out():
     """With decay = "weights" the block of a layer gate has λ = 0, that of a unit's column still has it."""
     network, rules = mlp(), attraction(objective={"decay": "weights"})
     theta = np.full(network.gate_count, 0.5)
-    state = known(network, rules, theta, slope=0.1, size=0.0)
+    state = known(network, rules, theta, slope=0.1, size=0.0, bias=0.01)
     kept, ratio = gates_kept(state, rules, training_images=SAMPLES), 0.02 * 0.2 / 0.01
     units = np.array([0, 0, 1, 1, 1, 1, 1, 0], dtype=bool)
     for g, w in enumerate(norms_by_hand(network, state.params)):
@@ -129,9 +144,27 @@ def test_a_bias_that_does_not_decay_takes_the_decay_out():
 
 
 def test_a_floor_that_is_too_high_keeps_everything():
-    """κ²δ < λβ: with κ = 0.75, λβ = 0.12, δ = 0.2 is safe, 0.22 is not."""
-    assert not everywhere_inside(attraction(gates={"floor": 0.2, "threshold": 0.3}), size=0.0).any()
-    assert everywhere_inside(attraction(gates={"floor": 0.22, "threshold": 0.3}), size=0.0).all()
+    """κ²δ < λβ: with κ = 0.75, λβ = 0.12, δ = 0.2 is safe, 0.22 is not; nor is it for a section with units, by its bias."""
+    assert not everywhere_inside(attraction(gates={"floor": 0.2, "threshold": 0.3}), size=0.0, bias=0.5).any()
+    assert everywhere_inside(attraction(gates={"floor": 0.22, "threshold": 0.3}), size=0.0, bias=0.5).all()
+    without_bias = everywhere_inside(attraction(gates={"floor": 0.22, "threshold": 0.3}), size=0.0)
+    assert without_bias.tolist() == [True, *[False] * 6, True]  # its columns are driven by κθ_jθ, which is δ² at the floor
+
+
+def test_speeds_of_units_that_change_leave_the_box():
+    """With a rate of its own for units H is asked for layers alone; near 0 the box says the same, at any speed."""
+    network, own = mlp(), {"gates": {"unit_learning_rate": 3.0}}
+    for seed in range(6):
+        theta = np.random.default_rng(seed).uniform(0.0, 0.3, network.gate_count)
+        state = known(network, attraction(), theta, slope=0.4, size=0.5)
+        both, boxed = (gates_kept(state, attraction(**t), training_images=SAMPLES) for t in ({}, own))
+        w = norms_by_hand(network, state.params)
+        layers = np.array([1, 1, 0, 0, 0, 0, 0, 1], dtype=bool)
+        assert (boxed >= both).all()
+        assert (boxed[layers] == both[layers]).all()
+        inside = np.array(in_box(w, theta, 0.6, 0.4, 0.3))
+        assert (boxed[~layers] == ~inside[~layers]).all()
+    assert not everywhere_inside(attraction(**own)).any()
 
 
 def test_both_is_what_both_say():
@@ -203,10 +236,12 @@ def test_threshold_does_not_ask_and_changes_no_bit():
 def test_the_evidence_goes_with_its_gate():
     network, rules = mlp(), attraction()
     state = dataclasses.replace(start(network, rules), slope=np.arange(8.0), seen=np.arange(10, 18), theta=np.full(8, 0.5))
+    state = dataclasses.replace(state, bias_slope=np.arange(20.0, 28.0))
     keep = np.array([False, True, True, False, True, True, True, True])
     smaller, _, _ = remove_gates(state, keep, rules)
     assert smaller.slope.tolist() == [1, 2, 4, 5, 6, 7]
     assert smaller.seen.tolist() == [11, 12, 14, 15, 16, 17]
+    assert smaller.bias_slope.tolist() == [21, 22, 24, 25, 26, 27]
 
 
 def test_a_network_without_a_block_is_refused_at_once():

@@ -39,7 +39,7 @@ def state(seed=0, dtype="float64", step=7, made=None):
     statistics = {n: s + streams.uniform(n, 0, s.shape).astype(dtype) for n, s in initial_statistics(made, dtype=dtype).items()}
     theta = streams.uniform("theta", 0, (made.gate_count,))
     number = np.arange(3, 3 + made.gate_count)
-    evidence = streams.uniform("slope", 0, theta.shape), 2**40 + number
+    evidence = streams.uniform("slope", 0, theta.shape), 2**40 + number, streams.uniform("bias", 0, theta.shape)
     counters = {"step": step, "macs": 2**63 + 1, "finished": step > 100, "start": reference(made)}
     return State(made, params, velocity, statistics, theta, number, *evidence, **counters)
 
@@ -206,10 +206,10 @@ def test_another_version(saved):
     refused(saved, checkpoint.NAME, "written by refprune 0.0.9, this is", "bits would differ")
 
 
-@pytest.mark.parametrize("other", ["refprune-checkpoint-1", 3])
+@pytest.mark.parametrize("other", ["refprune-checkpoint-2", 3])
 def test_another_format(saved, other):
     edit(saved, format=other)
-    refused(saved, checkpoint.NAME, f"expected format 'refprune-checkpoint-2', found {other!r}")
+    refused(saved, checkpoint.NAME, f"expected format 'refprune-checkpoint-3', found {other!r}")
 
 
 def test_a_json_of_something_else(saved):

@@ -40,12 +40,12 @@ def test_gates_that_would_go_at_once_are_refused():
 
 
 @pytest.mark.parametrize("rule", ["attraction", "both"])
-def test_the_proved_rules_want_a_bound_of_the_pull_and_a_speed_that_stays(rule):
+def test_the_proved_rules_want_a_bound_of_the_pull_and_speeds(rule):
     for nu in (0.0, 0.1):
         refused({"gates": {"rule": rule}, "objective": {"nu": nu}}, "objective.beta, which must be > 0")
     pull = {"objective": {"nu": 0.1, "beta": 0.01}}
     config.from_dict({"gates": {"rule": rule}} | pull)
-    refused({"gates": {"rule": rule, "unit_learning_rate": 0.1}} | pull, "needs a speed of θ that stays")
+    config.from_dict({"gates": {"rule": rule, "unit_learning_rate": 0.1}} | pull)
     refused({"gates": {"rule": rule, "learning_rate": 0.0}} | pull, "both learning rates must be > 0")
 
 
@@ -65,7 +65,10 @@ def test_a_momentum_of_one_is_refused():
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "warmup_stable_decay"])
 def test_leave_to_continue_needs_steps_that_go_on(schedule):
     gates = {"undecided": "continue", "max_epochs": 99}
-    refused({"gates": gates, "optimiser": {"schedule": schedule}}, f"needs a constant schedule; {schedule} ends at 0")
+    message = f"needs a schedule that is constant or robbins_monro; {schedule} ends at 0"
+    refused({"gates": gates, "optimiser": {"schedule": schedule}}, message)
+    for allowed in ("constant", "robbins_monro"):
+        config.from_dict({"gates": gates, "optimiser": {"schedule": allowed}})
 
 
 @pytest.mark.parametrize("name", ["residual-mlp", "residual-lenet"])

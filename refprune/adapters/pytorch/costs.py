@@ -103,7 +103,8 @@ class TorchCosts(TorchFunctions):
     def size_penalty(self, network: Network, theta: Tensor, nu: float, alpha: float, balance: float) -> Tensor:
         """ν R_ρ(θ) (C2–C4)."""
         whole, total = self.reference(network), torch.zeros((), dtype=theta.dtype)
-        layer = torch.tensor([group.kind == "layer" for group in network.gate_groups for _ in range(group.start, group.stop)])
+        kinds = [group.kind == "layer" for group in network.gate_groups for _ in range(group.start, group.stop)]
+        layer = torch.tensor(kinds, dtype=torch.bool)
         for weight, gates in self.views(theta, layer, balance):
             parameters, macs = self.expected(network, gates)
             total = total + weight * (alpha * macs / whole[1] + (1.0 - alpha) * parameters / whole[0])

@@ -121,7 +121,28 @@ def _norms_written_out(arrays: Mapping[str, Array]) -> list[float]:
     return [whole, *columns[0], norm(two, bias), *columns[1], *(norm(two[i], bias[i]) for i in range(2)), *columns[2]]
 
 
-@D6.witness("the rule on a network's gates against H written out for one gate; `both` removes what both rules would")
+def _boxed(norms: list[float], bias: float, theta: Array, kappa: float, *, known: Array) -> list[bool]:
+    """D8 written out for `_mixed`, β = 0.4, λ = 0.3, all slopes κ, that of the bias κ/2: gate 5 closes columns 6 to 8."""
+
+    def top(w: float, t: float, layer: float) -> float:
+        """θ̄ of a unit below θ̄ = layer: its own θ, or 1."""
+        return t if kappa * layer * max(w, kappa * t * layer / 0.3) < 0.4 else 1.0
+
+    found = [False] * theta.size
+    for gate, units, columns in ((0, range(1, 5), range(0)), (5, range(6, 11), range(6, 9))):
+        layer = float(theta[gate])
+        inside = kappa * max(norms[gate], kappa * layer / 0.3) < 0.4
+        if columns:
+            tops = [top(norms[j], float(theta[j]), layer) for j in columns]
+            load = sum(kappa * t * max(norms[j], kappa * t * layer / 0.3) for j, t in zip(columns, tops, strict=True))
+            inside = inside or load + 0.5 * kappa * max(bias, 0.5 * kappa * layer / 0.3) < 0.4
+        found[gate] = bool(known[gate] and inside)
+        for j in units if found[gate] else ():
+            found[j] = top(norms[j], float(theta[j]), layer) < 1.0
+    return found
+
+
+@D6.witness("the rule on a network's gates against H and the box of D8, written out; `both` removes what both rules would")
 def rule_against_the_domain_of_each_gate(context: Context) -> Finding:
     loss, gates = _mixed(context)
     rng, wrong, went = context.rng("d/rule"), 0, [0, 0]
@@ -136,13 +157,16 @@ def rule_against_the_domain_of_each_gate(context: Context) -> Finding:
         scale, slope, theta = rng.uniform(0.0, 0.3), rng.uniform(0.1, 1.0), rng.uniform(0.0, 0.3, gates.size)
         params = {name: scale * array for name, array in loss.params.items()}
         seen = rng.integers(1, 6, gates.size)
-        evidence = Evidence(np.full(gates.size, slope), seen)
+        evidence = Evidence(np.full(gates.size, slope), seen, np.full(gates.size, 0.5 * slope))
         keep = rules.rule_keep(network, params, theta, evidence, rule_of(config, 1))
         kappa, ratio, norms = 1.5 * slope, 0.02 * (1.0 - 0.8) / 0.01, _norms_written_out(params)
         mu = 0.5 * (-0.3 + math.sqrt(0.3**2 + 4.0 * ratio * kappa**2))
+        bias = float(np.linalg.norm(params["section2.dense2.bias"]))
+        joint = _boxed(norms, bias, theta, kappa, known=seen >= 3)
         for g in range(gates.size - 3):  # the last three are a plain layer's, of which one always stays
             phi = ratio * kappa * (norms[g] - 0.4 / kappa) + (0.3 + mu) * (theta[g] - 0.3 * 0.4 / kappa**2)
-            wrong += keep[g] != (seen[g] < 3 or phi >= 0.0 or (i % 2 == 1 and theta[g] > 0.1))
+            outside = phi >= 0.0 and not joint[g]
+            wrong += keep[g] != (seen[g] < 3 or outside or (i % 2 == 1 and theta[g] > 0.1))
             went[i % 2] += not keep[g]
     return exact(wrong if min(went) else math.inf, f"{went[0]} gates went by attraction, {went[1]} by both")
 
@@ -151,20 +175,22 @@ def rule_against_the_domain_of_each_gate(context: Context) -> Finding:
 def evidence_on_kappa(context: Context) -> Finding:
     loss, gates = _mixed(context)
     rng = context.rng("d/evidence")
-    evidence = Evidence(np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp))
-    largest, times = [0.0] * gates.size, [0] * gates.size
+    evidence = Evidence(np.zeros(gates.size), np.zeros(gates.size, dtype=np.intp), np.zeros(gates.size))
+    largest, times, of_bias = [0.0] * gates.size, [0] * gates.size, 0.0
     for _ in range(6):
         sampled = (rng.uniform(size=gates.size) < 0.7).astype(np.float64)
         sampled[[0, 5, 9, 11]] = 1.0  # so that no gate is cut off: sections, a unit of what ends them and of the last layer
         found = loss.gradients(loss.evaluate(sampled)).params
         evidence = rules.observe(loss.network, found, evidence)
+        of_bias = max(of_bias, math.sqrt(math.fsum(float(v) ** 2 for v in found["section2.dense2.bias"])))
         for g, norm in enumerate(_norms_written_out(found)):
             largest[g], times[g] = max(largest[g], norm), times[g] + (sampled[g] == 1.0)
     counted = exact(
         int((evidence.seen != np.array(times)).sum()) + int(max(times) == min(times)),
         f"{min(times)} to {max(times)} of 6 steps",
     )
-    return worst(counted, close(evidence.slope, largest, largest, 64))
+    biases = [of_bias * (g == 5) for g in range(gates.size)]  # gate 5 is the second section's, whose block has a bias
+    return worst(counted, close(evidence.slope, largest, largest, 64), close(evidence.bias_slope, biases, biases, 64))
 
 
 @D6.witness("flows of networks with the running maximum for κ: the rule fires where θ ends at 0, and nowhere else")

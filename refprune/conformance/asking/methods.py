@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,22 @@ class Description:
     strangers: tuple[str, ...] = ()
 
 
+class Question(NamedTuple):
+    """What is asked in every run, and not drawn.
+
+    make(sizes): its arguments. sizes: with which it is asked first; where it fails, each may become smaller, down to `least`.
+    """
+
+    make: Callable[[tuple[int, ...]], Arguments]
+    sizes: tuple[int, ...] = ()
+    least: tuple[int, ...] = ()
+
+
+def fixed(arguments: Arguments) -> Question:
+    """These arguments, which nothing makes smaller."""
+    return Question(lambda sizes: arguments)
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of `Implementation`.
@@ -47,6 +63,7 @@ class Method:
     results: names of what a tuple holds, in order; () for a dict with names of its own. draw: strategy of arguments for what is
     described. values(arguments, backend): the right answer, by name, in data-flow order; a mutant's with a mutant
     backend. expect(arguments, unit): the same with tolerances. share: of all examples, relative to the other methods'.
+    standing: what is asked in every run, at the sizes and in the ranges that drawing seldom meets.
     """
 
     name: str
@@ -56,6 +73,7 @@ class Method:
     values: Callable[[Arguments, Backend], Arrays]
     expect: Callable[[Arguments, float], Expectation]
     share: float = 1.0
+    standing: Callable[[Description], Sequence[Question]] = lambda described: ()
 
 
 def in_precision(arguments: Mapping[str, Any], precision: str) -> Arguments:

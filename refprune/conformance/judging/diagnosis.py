@@ -14,6 +14,9 @@ from ...rounding.noise import widened
 from ..asking.methods import Arguments, Method
 from .verdicts import Expectation, compare
 
+#: A mutant's numbers may be off by so many roundings of an entry; of the largest entry where 0 is right, without a tolerance.
+ROUNDINGS = 8.0
+
 
 class Evidence(NamedTuple):
     """One wrong answer: what was asked (in the candidate's precision), what came, what is right."""
@@ -53,7 +56,8 @@ def _matches(answer: Mapping[str, Array], values: Mapping[str, Array], expected:
         allowed, mutant = expected.tolerance[name], values[name]
         both_nan = np.isnan(mutant) & np.isnan(answer[name])
         got, theirs = (np.where(both_nan, 0.0, a) for a in (answer[name], mutant))
-        room = np.max(allowed, initial=0.0) * _growth(mutant, right) + 8.0 * unit * np.abs(theirs)  # entries may have moved
+        size = np.abs(theirs) if right.any() else np.full(theirs.shape, np.max(np.abs(theirs), initial=0.0))
+        room = np.max(allowed, initial=0.0) * _growth(mutant, right) + ROUNDINGS * unit * size  # entries may have moved
         if not compare(name, got, theirs, room, unit=unit).holds:
             return False
         wrong = wrong or not compare(name, mutant, right, allowed, unit=unit).holds

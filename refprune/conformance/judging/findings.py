@@ -48,9 +48,11 @@ class Finding(NamedTuple):
 class Outcome:
     """What is known of one method.
 
-    stored: how many of the examples that were not declined are vectors. ratio: the largest error/tolerance of answers that
-    conform, of random ones the largest evidence against them over what it takes; tensors: what was compared → how often; blind:
-    how often of these nothing could be told of it; wanted: what could have been; remarks: what the report says besides.
+    stored: how many of the examples that were not declined are vectors. standing: how many examples are the same in every run;
+    sizes: the largest of theirs, place by place. random: is it judged by its mean? ratio: the largest error/tolerance of
+    answers that conform, of random ones the largest evidence against them over what it takes; tensors: what was compared → how
+    often; blind: how often of these nothing could be told of it; wanted: what could have been; remarks: what the report says
+    besides.
     """
 
     method: str
@@ -59,6 +61,9 @@ class Outcome:
     examples: int = 0
     declined: int = 0
     stored: int = 0
+    standing: int = 0
+    sizes: tuple[int, ...] = ()
+    random: bool = False
     kinks: int = 0
     undecided: int = 0
     ratio: float = 0.0

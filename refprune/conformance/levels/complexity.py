@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -9,12 +11,16 @@ from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...gates.theta_penalty import Penalty, reference
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ...spec import cost
+from ...spec import cost, zoo
 from ...spec.json_form import from_json, to_json
-from ..asking.methods import Arguments, Description, Method
+from ...spec.layers import Conv, Dense, Flatten, UnitGate
+from ...spec.network import Network
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
+from ..strategies import sized_networks as sized
 from ..strategies.structures import few
+from .networks import asked_of
 
 
 @st.composite
@@ -25,8 +31,26 @@ def _cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Argume
 
 
 def _draw(described: Description) -> st.SearchStrategy[Arguments]:
-    cases = strategies.gated_cases(least=1, gates=("fractional",), conventions=described.conventions)
+    options: dict[str, Any] = {"gates": ("fractional",), "conventions": described.conventions}
+    cases = st.one_of(strategies.gated_cases(**options), strategies.gated_cases(unit_gates=True, **options))
     return _cases(few(cases, described.structures, described.seed))
+
+
+def _standing(described: Description) -> list[Question]:
+    """Every sized network; odd counts beyond float32's integers; those of ResNet-50, beyond 2³¹."""
+    rates = {"nu": 1.0, "alpha": 0.5, "balance": 0.25}
+
+    def costed(case: strategies.Case) -> Arguments:
+        return {"spec": to_json(case.network), "theta": case.uniform("gates", (case.network.gate_count,)), **rates}
+
+    def counted(network: Network) -> Question:
+        theta = np.linspace(0.25, 1.0, network.gate_count)
+        return fixed({"spec": to_json(network), "theta": theta, **rates})
+
+    odd = Network((17, 45, 45), (Conv(17, (7, 7)), Flatten(), Dense(1), UnitGate(), Dense(2)))  # 21.6 million, an odd number
+    recipes = [r for r in (*sized.DENSE, *sized.IMAGES, *sized.FIXED) if r.layers(*r.sizes[1:])]
+    questions = [asked_of(recipe, k, described, costed) for k, recipe in enumerate(recipes)]
+    return [*questions, counted(odd), counted(zoo.resnet_imagenet(50, classes=999, gates=True))]
 
 
 def _values(arguments: Arguments, backend: Backend) -> Arrays:
@@ -49,4 +73,4 @@ def _expectation(arguments: Arguments, unit: float) -> Expectation:
     return Expectation(right, tolerance)
 
 
-METHODS: tuple[Method, ...] = (Method("complexity", "complexity", (), _draw, _values, _expectation),)
+METHODS: tuple[Method, ...] = (Method("complexity", "complexity", (), _draw, _values, _expectation, standing=_standing),)

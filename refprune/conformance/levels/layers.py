@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from ...arrays import Arrays
 from ...backend import ORACLE, Backend
 from ...rounding.tolerance import layer_tolerance
-from ..asking.methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method, Question
 from ..judging.verdicts import Expectation
 from ..strategies import layers as strategies
+from ..strategies.sized_layers import Sized, sized
 from ..strategies.structures import few
 
 #: Layer → names of the arrays that have gradients, and of its constants.
@@ -84,6 +85,16 @@ def _expectation(op: str, arguments: Arguments, unit: float) -> Expectation:
     return Expectation(values, {n: sizes[n].noise for n in values}, {n: sizes[n].certain for n in values})
 
 
+def _standing(op: str, described: Description) -> list[Question]:
+    """The sized cases, with numbers that follow from the run's seed."""
+
+    def question(number: int, case: Sized) -> Question:
+        seed = 2**16 * described.seed + number
+        return Question(lambda sizes: arguments_of(case.build(sizes, seed), described.conventions), case.sizes, case.least)
+
+    return [question(number, case) for number, case in enumerate(sized(op))]
+
+
 def _method(op: str) -> Method:
     def draw(described: Description) -> st.SearchStrategy[Arguments]:
         cases = few(strategies.all_cases(op), described.structures, described.seed)
@@ -97,6 +108,7 @@ def _method(op: str) -> Method:
         lambda arguments, backend: _values(op, arguments, backend),
         lambda arguments, unit: _expectation(op, arguments, unit),
         2.0 if op in ("conv2d", "batch_norm") else 1.0,
+        lambda described: _standing(op, described),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,9 +13,10 @@ from ...passes.batch_loss import BatchLoss
 from ...passes.statistics import update_statistics
 from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json, to_json
-from ..asking.methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method, Question
 from ..judging.traced import Traced, expectation
 from ..strategies import networks as strategies
+from ..strategies import sized_networks as sized
 from ..strategies.structures import few
 
 
@@ -33,6 +34,35 @@ def batch_of(case: strategies.Case) -> Arguments:
 def draw(described: Description) -> st.SearchStrategy[Arguments]:
     cases = few(strategies.cases(conventions=described.conventions), described.structures, described.seed)
     return cases.map(lambda case: batch_of(case) | {"gates": case.gates, "train": case.train})
+
+
+def asked_of(
+    recipe: sized.Recipe, number: int, described: Description, arguments: Callable[[strategies.Case], Arguments]
+) -> Question:
+    """What is asked about a recipe's network; only its batch is made smaller where the widths have to fit each other."""
+    seed = 2**16 * described.seed + number
+    sizes = recipe.sizes if recipe not in sized.FIXED else recipe.sizes[:1]
+
+    def make(found: tuple[int, ...]) -> Arguments:
+        return arguments(sized.case(recipe, (*found, *recipe.sizes[len(found) :]), seed, described.conventions))
+
+    return Question(make, sizes, recipe.least[: len(sizes)])
+
+
+def _standing(described: Description) -> list[Question]:
+    """The sized networks at random gates; then inputs and logits so large that a plain exponential overflows."""
+
+    def gated(case: strategies.Case) -> Arguments:
+        return batch_of(case) | {"gates": case.gates, "train": case.train}
+
+    def loud(case: strategies.Case) -> Arguments:
+        arguments = gated(case)
+        first = np.linspace(-800.0, 800.0, case.params["dense1.bias"].size)
+        head = 40.0 * np.arange(case.params["dense2.bias"].size)
+        return arguments | {"params": case.params | {"dense1.bias": first, "dense2.bias": head}}
+
+    plain = [(recipe, gated) for recipe in (*sized.DENSE, *sized.IMAGES, *sized.FIXED)]
+    return [asked_of(r, k, described, how) for k, (r, how) in enumerate([*plain, *((r, loud) for r in sized.LOUD)])]
 
 
 def loss_of(arguments: Arguments, backend: Backend, *, train: bool | None = None) -> BatchLoss:
@@ -85,6 +115,7 @@ METHODS: tuple[Method, ...] = (
         draw,
         lambda arguments, backend: run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: run(arguments, b, layer_branches(taken)), unit),
-        8.0,
+        5.0,
+        _standing,
     ),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -17,12 +19,13 @@ from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json
 from ...spec.layers import Section
 from ...spec.network import Network
-from ..asking.methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.traced import Traced, expectation
 from ..judging.verdicts import Expectation
 from ..strategies import networks as strategies
+from ..strategies import sized_networks as sized
 from ..strategies.structures import few
-from .networks import batch_of, layer_branches
+from .networks import asked_of, batch_of, layer_branches
 
 #: Distance from the border of the domain of attraction, relative to the two summands, within which nothing is judged.
 BORDER = 64.0
@@ -36,11 +39,42 @@ def _decisions(draw: st.DrawFn) -> Arguments:
     return {"theta": np.array(theta), "threshold": threshold}
 
 
+def _close_decisions(described: Description) -> list[Question]:
+    """θ just above and just below the threshold, as near as the precisions go; more gates than a block has."""
+
+    def close(threshold: float) -> Arguments:
+        steps = 2.0 ** -np.array([4.0, 6.0, 10.0, 20.0, 22.0, 30.0, 45.0, 51.0])
+        size = threshold or 1.0
+        above, below = threshold + size * steps, threshold - threshold * steps
+        return {"theta": np.concatenate([above, below, [threshold, 1e-30 * (threshold == 0.0), 1.0]]), "threshold": threshold}
+
+    def many(sizes: tuple[int, ...]) -> Arguments:
+        return {"theta": np.random.default_rng(described.seed).uniform(0.0, 1.0, sizes), "threshold": 0.5}
+
+    questions = [fixed(close(at)) for at in (0.0, 0.125, 0.5)]
+    return [*questions, *(Question(many, (n,), (1,)) for n in (9, 17, 33, 65, 129, 1025))]
+
+
 @st.composite
 def _states(draw: st.DrawFn) -> Arguments:
+    n, seed = draw(st.integers(1, 6)), draw(st.integers(0, 2**32 - 1))
+    return _around_the_saddle(n, seed, {name: draw(st.sampled_from(values)) for name, values in _RATES.items()})
+
+
+def _many_states(described: Description) -> list[Question]:
+    """Each combination of the rates, with more gates than a block has."""
+    rates = [dict(zip(_RATES, values, strict=True)) for values in itertools.product(*_RATES.values())]
+
+    def question(number: int, size: int, chosen: dict[str, float]) -> Question:
+        return Question(lambda n: _around_the_saddle(n[0], 2**16 * described.seed + number, chosen), (size,), (1,))
+
+    sizes = itertools.cycle((9, 17, 33, 65, 129))
+    return [question(k, size, chosen) for k, (size, chosen) in enumerate(zip(sizes, rates, strict=False))]
+
+
+def _around_the_saddle(n: int, seed: int, rates: dict[str, float]) -> Arguments:
     """Points of the plane (‖W‖, θ) around the saddle, half of them near the border of H: 2⁻³ … 2⁻¹² of their ‖W‖ away."""
-    n, rng = draw(st.integers(1, 6)), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rates = {name: draw(st.sampled_from(values)) for name, values in _RATES.items()}
+    rng = np.random.default_rng(seed)
     kappa = np.exp(rng.uniform(-1.0, 1.0, n))
     w, theta = rates["beta"] / kappa * rng.uniform(0.0, 2.5, n), np.minimum(rng.uniform(0.0, 1.0, n), 1.0)
     slope = 0.5 * (rates["decay"] + np.sqrt(rates["decay"] ** 2 + 4.0 * rates["ratio"] * kappa**2))
@@ -78,14 +112,36 @@ def _removals(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case]) -> Arg
     A gated section that loses all units of a layer is closed; whether an ungated one keeps its constant is left open (N4).
     """
     case = draw(cases)
-    network = case.network
-    keep = surgery.spare_plain_layers(network, case.gates > 0.0, np.ones(network.gate_count))
-    keep = _spare_ungated_sections(network, keep)
+    keep = _allowed(case.network, case.gates > 0.0)
     if draw(st.integers(0, 3)) == 0:
-        keep = _emptied_sections(network, keep)
+        keep = _emptied_sections(case.network, keep)
+    return _removing(case, keep)
+
+
+def _removing(case: strategies.Case, keep: Array) -> Arguments:
     arguments = batch_of(case) | {"keep": keep, "train": case.train}
     del arguments["target"]
     return arguments
+
+
+def _standing_removals(described: Description) -> list[Question]:
+    """Every pattern of removals from every sized network that has gates."""
+    questions = []
+    for number, recipe in enumerate((*sized.DENSE, *sized.IMAGES, *sized.FIXED)):
+        network = sized.case(recipe, recipe.sizes, 0, described.conventions).network
+        for pattern in range(len(sized.removals(network))):
+
+            def removing(case: strategies.Case, pattern: int = pattern) -> Arguments:
+                masks = sized.removals(case.network)  # fewer where a smaller network has fewer patterns
+                return _removing(case, _allowed(case.network, masks[min(pattern, len(masks) - 1)]))
+
+            questions.append(asked_of(recipe, number, described, removing))
+    return questions
+
+
+def _allowed(network: Network, keep: Array) -> Array:
+    """`keep` (G,), but what must not go all (`_removals`)."""
+    return _spare_ungated_sections(network, surgery.spare_plain_layers(network, keep, np.ones(network.gate_count)))
 
 
 def _spare_ungated_sections(network: Network, keep: Array) -> Array:
@@ -101,7 +157,8 @@ def _spare_ungated_sections(network: Network, keep: Array) -> Array:
 
 
 def _draw(described: Description) -> st.SearchStrategy[Arguments]:
-    cases = strategies.gated_cases(least=1, gates=("random", "random", "ones"), conventions=described.conventions)
+    options: dict[str, Any] = {"gates": ("random", "random", "ones"), "conventions": described.conventions}
+    cases = st.one_of(strategies.gated_cases(**options), strategies.gated_cases(unit_gates=True, **options))
     return _removals(few(cases, described.structures, described.seed))
 
 
@@ -155,8 +212,17 @@ METHODS: tuple[Method, ...] = (
         lambda described: _decisions(),
         lambda a, backend: {"keep": rules.above(a["theta"], a["threshold"])},
         lambda a, unit: Expectation({"keep": a["theta"] > a["threshold"]}, {"keep": np.zeros(a["theta"].shape)}),
+        standing=_close_decisions,
     ),
-    Method("attracted", "pruning", ("attracted",), lambda described: _states(), _attracted, _attracted_expectation),
+    Method(
+        "attracted",
+        "pruning",
+        ("attracted",),
+        lambda described: _states(),
+        _attracted,
+        _attracted_expectation,
+        standing=_many_states,
+    ),
     Method(
         "compact",
         "pruning",
@@ -165,5 +231,6 @@ METHODS: tuple[Method, ...] = (
         _compacted,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, layer_branches(taken)), unit),
         2.0,
+        _standing_removals,
     ),
 )

@@ -6,6 +6,8 @@ result, had been rounded: LAYER_FACTOR·u·√(Σ (x ∂f/∂x)² + f² + Σ sum
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +18,8 @@ from scipy.special import gammaln
 from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import hyper_prior, priors, scalar
-from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ..asking.methods import Arguments, Method
+from ...rounding.tolerance import LAYER_FACTOR, UNIT, smallest_normal
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.verdicts import Expectation
 from .training import moved_theta
 
@@ -76,10 +78,53 @@ gates = st.integers(1, 4)
 probabilities = st.one_of(
     st.sampled_from((0.0, 1.0, 0.5)), st.floats(0.01, 0.99), st.floats(1e-6, 1e-3), st.floats(1e-4, 1e-2).map(lambda d: 1.0 - d)
 )
-#: log γ: ordinary, or −Nβ of a large data set; not so small that the plain log((γ−1)/log γ) loses its digits.
+#: log γ: ordinary, or −Nβ of a large data set; near 0 in `_standing`, which knows the precision.
 logarithms = st.one_of(
     st.just(0.0), st.floats(0.1, 12.0), st.floats(-12.0, -0.1), st.floats(-3000.0, -12.0), st.floats(12.0, 3000.0)
 )
+
+#: |log γ| through the places where series end, exponentials have no more digits beside 1, and overflow.
+SIZES = (
+    0.003,
+    0.03,
+    0.09,
+    0.2,
+    0.7,
+    2.0,
+    6.0,
+    11.0,
+    17.0,
+    19.5,
+    21.0,
+    25.0,
+    34.0,
+    37.0,
+    80.0,
+    89.0,
+    104.0,
+    700.0,
+    720.0,
+    2500.0,
+)
+
+#: θ and π through the places where they are clipped or lose their complement.
+INSIDE = (1e-30, 1e-12, 1e-8, 1e-5, 1e-3, 0.01, 0.3, 0.5, 0.8, 0.99, 0.999, 1.0 - 1e-5)
+
+
+def _grid(described: Description, **kinds: str) -> list[Question]:
+    """Every value of each argument beside many of the others, in arrays of one entry, of a block, of more than a block."""
+    nearest = max(16.0 * UNIT[described.precision], 1e-6)  # nearer to γ = 1 a plain (γ − 1)/log γ has no digits left
+    sizes = [*np.geomspace(nearest, 0.1, 6), *SIZES]
+    values = {"probability": [0.0, 1.0, *INSIDE], "logarithm": [0.0, *sizes, *(-s for s in sizes)]}
+    columns = {name: np.array(values[kind] * 3) for name, kind in kinds.items()}
+    count = max(column.size for column in columns.values())
+    rng = np.random.default_rng(described.seed)
+    columns = {name: np.resize(rng.permutation(column), count) for name, column in columns.items()}
+
+    def question(at: int, size: int) -> Question:
+        return Question(lambda n: {name: c[at : at + n[0]] for name, c in columns.items()}, (min(size, count - at),), (1,))
+
+    return [question(at, size) for at, size in zip(range(0, count, 17), itertools.cycle((17, 1, 9, 16, 65)), strict=False)]
 
 
 @st.composite
@@ -105,6 +150,72 @@ def _prior_cases(draw: st.DrawFn) -> Arguments:
         "horseshoe": {"width": width},
     }[kind]
     return {"w": w, "kind": kind, "parameters": parameters}
+
+
+def _standing_priors(described: Description) -> list[Question]:
+    """Blocks of a few hundred weights, where Γ and powers overflow; heavy tails far out; as many degrees as make a Gaussian."""
+    questions = []
+    for number, ((kind, parameters), scale) in enumerate(itertools.product(_FAR, (0.01, 1.0, 100.0))):
+        block = kind in ("spike_slab", "student_t")
+        sizes: tuple[tuple[int, ...], ...] = ((9, 3), (3, 17), (2, 300), (1, 400)) if block else ((9,), (65,))
+        for shape in sizes:
+            seed = 2**16 * described.seed + number
+
+            def make(
+                n: tuple[int, ...], kind: str = kind, parameters: Any = parameters, scale: float = scale, seed: int = seed
+            ) -> Arguments:
+                w = np.random.default_rng(seed).standard_normal(n) * scale
+                return {"w": np.sign(w) * np.maximum(np.abs(w), 1e-3), "kind": kind, "parameters": parameters}
+
+            questions.append(Question(make, shape, (1,) * len(shape)))
+    return questions
+
+
+_FAR: tuple[tuple[str, dict[str, float]], ...] = (
+    ("spike_slab", {"pi": 0.01, "precision": 1.0, "spike": 2.0**-7}),
+    ("spike_slab", {"pi": 0.875, "precision": 0.125, "spike": 2.0**-7}),
+    ("student_t", {"degrees": 1.0, "width": 0.125}),
+    ("student_t", {"degrees": 3.0, "width": 2.0}),
+    ("student_t", {"degrees": 200.0, "width": 0.5}),
+    ("laplace", {"width": 0.125}),
+    ("horseshoe", {"width": 0.125}),
+    ("horseshoe", {"width": 8.0}),
+)
+
+
+def _standing_blocks(described: Description) -> list[Question]:
+    """The spike-and-slab's blocks among them."""
+
+    def of(question: Question) -> Question:
+        def make(sizes: tuple[int, ...]) -> Arguments:
+            a = question.make(sizes)
+            return {"w": a["w"], **a["parameters"]}
+
+        return question._replace(make=make)
+
+    slabs = [q for q in _standing_priors(described) if q.make(q.sizes)["kind"] == "spike_slab"]
+    return [of(question) for question in slabs]
+
+
+def _standing_steps(described: Description) -> list[Question]:
+    """More gates than a block has, many of them at the ends."""
+    questions = []
+    for number, n in enumerate((9, 17, 33, 129, 1025)):
+
+        def make(sizes: tuple[int, ...], number: int = number) -> Arguments:
+            rng = np.random.default_rng([described.seed, number])
+            theta = np.clip(rng.uniform(-0.3, 1.3, sizes), 0.0, 1.0)
+            rates = {"beta": (0.0, 0.125, 1.0)[number % 3], "learning_rate": (0.0625, 0.5, 2.0, 0.003)[number % 4]}
+            return {"theta": theta, "gradient": rng.standard_normal(sizes), **rates}
+
+        questions.append(Question(make, (n,), (1,)))
+    return questions
+
+
+def _standing_counts(described: Description) -> list[Question]:
+    """Data sets of one example and of more than 2³¹."""
+    pairs = itertools.product((-2500.0, -9.0, -0.03, 0.0, 7.0), (1, 7, 1_281_167, 16_777_217, 3_000_000_001))
+    return [fixed({"log_gamma": strength, "samples": count}) for strength, count in pairs]
 
 
 @st.composite
@@ -160,9 +271,22 @@ def _hyper_prior(arguments: Arguments, backend: Backend) -> Arrays:
     return {"log_density": np.asarray(found.log_density), "slope": np.asarray(found.slope)}
 
 
+def _lost_slope(arguments: Arguments) -> Array:
+    """What a plain γ − 1 loses of the slope; a slope that overflows loses nothing."""
+    slope = np.abs(_hyper_prior(arguments, ORACLE)["slope"])
+    return np.where(np.isfinite(slope), slope, 0.0) * _lost(arguments["log_gamma"])
+
+
 def _log_gamma_sizes(arguments: Arguments) -> Any:
     """|log γ|, the normaliser's size, and logarithms of numbers near 1."""
-    return np.abs(arguments["log_gamma"]) + np.abs(hyper_prior.log_normaliser(arguments["log_gamma"])) + 1.0
+    sizes = np.abs(arguments["log_gamma"]) + np.abs(hyper_prior.log_normaliser(arguments["log_gamma"])) + 1.0
+    return sizes + _lost(arguments["log_gamma"])
+
+
+def _lost(log_gamma: Array) -> Array:
+    """γ/|γ − 1|: by how many u the relative error of a plain γ − 1 exceeds that of γ; 0 at γ = 1, a case of its own."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(log_gamma == 0.0, 0.0, 1.0 / np.abs(np.expm1(-log_gamma)))
 
 
 def _pi_star_summands(arguments: Arguments) -> dict[str, Any]:
@@ -201,14 +325,16 @@ def _method(
     inputs: Sequence[str],
     summands: Callable[[Arguments], dict[str, Any]] = lambda arguments: {},
     results: tuple[str, ...] = (),
+    standing: Callable[[Description], Sequence[Question]] = lambda described: (),
 ) -> Method:
     def expect(arguments: Arguments, unit: float) -> Expectation:
         return conditioned(lambda a: values(a, ORACLE), arguments, inputs, summands, unit)
 
-    return Method(name, "scalars", results or (name,), lambda described: draw, values, expect)
+    return Method(name, "scalars", results or (name,), lambda described: draw, values, expect, standing=standing)
 
 
 _OF_THETA = _vectors(theta=probabilities, log_gamma=logarithms)
+_STANDING_OF_THETA = functools.partial(_grid, theta="probability", log_gamma="logarithm")
 _COUNTED = st.fixed_dictionaries({"log_gamma": logarithms, "samples": st.integers(1, 60_000)})
 _BLOCKS = _prior_cases().filter(lambda a: a["kind"] == "spike_slab").map(lambda a: {"w": a["w"], **a["parameters"]})
 
@@ -219,6 +345,7 @@ METHODS: tuple[Method, ...] = (
         lambda a, backend: {"pi_star": np.asarray(backend.flattening_profile(a["theta"], a["log_gamma"]).pi_star)},
         ("theta", "log_gamma"),
         _pi_star_summands,
+        standing=_STANDING_OF_THETA,
     ),
     _method(
         "penalty",
@@ -226,12 +353,14 @@ METHODS: tuple[Method, ...] = (
         lambda a, backend: {"penalty": np.asarray(backend.flattening_profile(a["theta"], a["log_gamma"]).penalty)},
         ("theta", "log_gamma"),
         lambda a: {"penalty": _log_gamma_sizes(a)},
+        standing=_STANDING_OF_THETA,
     ),
     _method(
         "penalty_slope",
         _OF_THETA,
         lambda a, backend: {"penalty_slope": hyper_prior.penalty_slope(a["log_gamma"])},
         ("log_gamma",),
+        standing=_STANDING_OF_THETA,
     ),
     _method(
         "kl",
@@ -239,22 +368,33 @@ METHODS: tuple[Method, ...] = (
         lambda a, backend: {"kl": np.asarray(scalar.bernoulli_kl(a["theta"], a["pi"]))},
         ("theta", "pi"),
         _kl_summands,
+        standing=functools.partial(_grid, theta="probability", pi="probability"),
     ),
     _method(
         "hyper_prior",
         _vectors(pi=probabilities, log_gamma=logarithms),
         _hyper_prior,
         ("pi", "log_gamma"),
-        lambda a: {"log_density": _log_gamma_sizes(a)},
+        lambda a: {"log_density": _log_gamma_sizes(a), "slope": _lost_slope(a)},
         ("log_density", "slope"),
+        functools.partial(_grid, pi="probability", log_gamma="logarithm"),
     ),
     _method(
         "beta",
         _COUNTED,
         lambda a, backend: {"beta": np.asarray(hyper_prior.beta_from_log_gamma(a["log_gamma"], a["samples"]))},
         ("log_gamma",),
+        standing=_standing_counts,
     ),
-    _method("prior", _prior_cases(), _prior, ("w",), _prior_summands, ("log_density", "score")),
-    _method("responsibility", _BLOCKS, _responsibility, ("w",), _responsibility_summands),
-    Method("theta_step", "scalars", ("theta",), lambda described: _steps(), _theta_step, _theta_step_expectation),
+    _method("prior", _prior_cases(), _prior, ("w",), _prior_summands, ("log_density", "score"), _standing_priors),
+    _method("responsibility", _BLOCKS, _responsibility, ("w",), _responsibility_summands, standing=_standing_blocks),
+    Method(
+        "theta_step",
+        "scalars",
+        ("theta",),
+        lambda described: _steps(),
+        _theta_step,
+        _theta_step_expectation,
+        standing=_standing_steps,
+    ),
 )

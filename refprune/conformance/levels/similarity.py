@@ -6,8 +6,9 @@ errs like an inner product of p terms, of the size of both vectors' norms; every
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from ...arrays import Array, Arrays
 from ...backend import ORACLE, Backend
 from ...formulas import cka
 from ...rounding.tolerance import LAYER_FACTOR, smallest_normal
-from ..asking.methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method, Question, fixed
 from ..judging.verdicts import Expectation
 from ..strategies.structures import few
 
@@ -54,6 +55,34 @@ def _draw(
 
 
 _ESTIMATORS = ("biased", "unbiased")
+
+#: n, p, q around the blocks of compiled code and beyond a thousand features.
+_SIZES = ((9, 3, 17), (17, 9, 8), (33, 65, 2), (65, 7, 33), (129, 3, 4), (10, 129, 300), (12, 1025, 5))
+
+
+def _standing(least: int, *, batches: bool = False, **options: tuple[str, ...]) -> Callable[[Description], list[Question]]:
+    """Every option at every size; where distances are squared, also two clusters, whose median lies between far numbers."""
+
+    def standing(described: Description) -> list[Question]:
+        questions = []
+        chosen = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+        for number, ((n, p, q), given) in enumerate(itertools.product(_SIZES, chosen)):
+            seed, batch = 2**16 * described.seed + number, (3,) * batches
+
+            def make(sizes: tuple[int, ...], given: dict[str, str] = given, seed: int = seed, batch: Any = batch) -> Arguments:
+                return Features(batch, sizes[0], sizes[1], sizes[2], 0.25, given, seed).arguments()
+
+            questions.append(Question(make, (n, p, q), (least, 1, 1)))
+        return questions + [fixed(_clusters(o)) for o in chosen if o.get("kernel") == "rbf"]
+
+    return standing
+
+
+def _clusters(options: dict[str, str]) -> Arguments:
+    """Three examples far from six: 18 small distances and 18 large ones, so that the median is the mean of one of each."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((9, 2)) + 4.0 * (np.arange(9) < 3)[:, None]
+    return {"x": x, "y": x @ rng.standard_normal((2, 3)) + 0.25 * rng.standard_normal((9, 3)), **options}
 
 
 def centred_gram(x: Array) -> Array:
@@ -140,6 +169,7 @@ METHODS: tuple[Method, ...] = (
         _draw(4, estimator=_ESTIMATORS),
         _hsic,
         _hsic_expectation,
+        standing=_standing(4, estimator=_ESTIMATORS),
     ),
     Method(
         "cka",
@@ -148,6 +178,7 @@ METHODS: tuple[Method, ...] = (
         _draw(5, estimator=_ESTIMATORS, kernel=("linear", "rbf")),
         _cka,
         _cka_expectation,
+        standing=_standing(5, estimator=_ESTIMATORS, kernel=("linear", "rbf")),
     ),
     Method(
         "minibatch_cka",
@@ -156,5 +187,6 @@ METHODS: tuple[Method, ...] = (
         _draw(5, batches=True),
         _minibatch,
         _minibatch_expectation,
+        standing=_standing(5, batches=True),
     ),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -16,39 +17,84 @@ from ...passes.statistics import update_statistics
 from ...passes.tape import Gradients
 from ...rounding.watching import KinkInput, watching
 from ...spec.json_form import from_json
+from ...spec.layers import Activation, BatchNorm, Conv, Dense, Flatten, Layer, Section, UnitGate
+from ...spec.network import Loss
 from ...training.config import Config
 from ...training.state import project_theta
-from ..asking.methods import Arguments, Description, Method
+from ..asking.methods import Arguments, Description, Method, Question
 from ..judging.traced import Traced, expectation
 from ..strategies import networks as strategies
+from ..strategies import sized_networks as sized
 from ..strategies.structures import few
-from .networks import averaging, batch_of
+from .networks import asked_of, averaging, batch_of
+
+TANH = Activation("tanh")
+
+_RATES: dict[str, tuple[float, ...]] = {
+    "learning_rate": (0.0625, 0.015625),
+    "momentum": (0.0, 0.5, 0.875),
+    "weight_decay": (0.0, 0.125),
+    "theta_learning_rate": (0.0625, 1.0),
+    "beta": (0.0, 0.25),
+}
+
+#: More steps than a schedule of a few knows.
+MANY_STEPS = 9
 
 
 @st.composite
 def _cases(draw: st.DrawFn, cases: st.SearchStrategy[strategies.Case], estimators: Sequence[str]) -> Arguments:
     case = draw(cases)
-    steps, g = draw(st.integers(1, 4)), case.network.gate_count
-    arguments = batch_of(case)
-    (outputs,) = case.network.output_shape
+    rates = {name: draw(st.sampled_from(values)) for name, values in _RATES.items()}
+    return _steps(case, draw(st.integers(1, 4)), rates | {"estimator": draw(st.sampled_from(estimators))})
+
+
+def _steps(case: strategies.Case, steps: int, chosen: Mapping[str, Any]) -> Arguments:
+    """So many steps from the case's weights; θ in tenths, the ends among them. chosen: rates and estimator."""
+    g, (outputs,) = case.network.gate_count, case.network.output_shape
     labels = case.network.loss.kind == "cross_entropy"
     target = (
         (case.uniform("targets", (steps, case.batch)) * outputs).astype(np.int64)
         if labels
         else case.normal("targets", (steps, case.batch, outputs))
     )
-    return arguments | {
-        "theta": np.round(case.uniform("theta", (g,)) * 10.0) / 10.0,  # the ends are reached
+    return batch_of(case) | {
+        "theta": np.round(case.uniform("theta", (g,)) * 10.0) / 10.0,
         "x": case.normal("inputs", (steps, case.batch, *case.network.input_shape)),
         "target": target,
         "gates": (case.uniform("steps", (steps, g)) < 0.7) * 1.0,
-        "learning_rate": draw(st.sampled_from((0.0625, 0.015625))),
-        "momentum": draw(st.sampled_from((0.0, 0.5, 0.875))),
-        "weight_decay": draw(st.sampled_from((0.0, 0.125))),
-        "theta_learning_rate": draw(st.sampled_from((0.0625, 1.0))),
-        "beta": draw(st.sampled_from((0.0, 0.25))),
-        "estimator": draw(st.sampled_from(estimators)),
+        **chosen,
     }
+
+
+def _standing(described: Description) -> list[Question]:
+    """Many steps, some of more than eight examples, with every rate in turn, momentum and decay together."""
+
+    def trained(case: strategies.Case, number: int) -> Arguments:
+        rates = {name: values[(number + 1) % len(values)] for name, values in _RATES.items()}
+        estimators = described.conventions["estimator"]
+        chosen = rates | {"weight_decay": 0.125, "estimator": estimators[number % len(estimators)]}
+        return _steps(case, MANY_STEPS + number, chosen)
+
+    return [asked_of(r, k, described, functools.partial(trained, number=k)) for k, r in enumerate(_RECIPES)]
+
+
+def _units(n: int, a: int) -> tuple[Layer, ...]:
+    return (Dense(a), TANH, UnitGate(), Dense(3), BatchNorm(), TANH)
+
+
+#: Small rates keep many steps near each other; no kinks, so that rounding alone parts them.
+_RECIPES = (
+    sized.Recipe(_units, (3, 2, 4), train=True),
+    sized.Recipe(lambda n, a: (Section((Dense(a), TANH, Dense(n)), post="identity"),) * 2, (9, 3, 2), train=True),
+    sized.Recipe(
+        lambda c: (Conv(2, (2, 3), padding=((1, 0), (0, 2))), TANH, UnitGate(), Flatten()),
+        (2, 3),
+        (3, 3),
+        True,
+        Loss("mean_squared_error", "mean"),
+    ),
+)
 
 
 def _draw(described: Description) -> st.SearchStrategy[Arguments]:
@@ -124,5 +170,6 @@ METHODS: tuple[Method, ...] = (
         lambda arguments, backend: _run(arguments, backend, {}).tensors,
         lambda arguments, unit: expectation(lambda b, taken: _run(arguments, b, taken), unit),
         0.5,
+        _standing,
     ),
 )

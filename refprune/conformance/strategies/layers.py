@@ -47,7 +47,7 @@ class Case:
     def reseeded(self, seed: int) -> Case:
         """Other numbers in the same shapes, with the same options."""
         assert self.numbers is not None
-        return _case(self.op, self.numbers, self.options, seed, self.smooth)
+        return made(self.op, self.numbers, self.options, seed, self.smooth)
 
     def astype(self, dtype: Any) -> Case:
         """The case in another precision; integer constants (labels) stay. Real constants stay real."""
@@ -88,7 +88,8 @@ seeds = st.integers(0, 2**32 - 1)
 Size = int | Shape
 
 
-def _case(op: str, numbers: Numbers, options: Mapping[str, Any], seed: int, smooth: bool) -> Case:
+def made(op: str, numbers: Numbers, options: Mapping[str, Any], seed: int, smooth: bool) -> Case:
+    """The case whose numbers follow from the seed."""
     arrays, constants = numbers(np.random.default_rng(seed))
     return Case(op, arrays, options, constants, seed, smooth, numbers)
 
@@ -141,7 +142,7 @@ def spread(rng: Rng, shape: Shape, smooth: bool) -> Array:
 def dense_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     (n, i), o, seed = draw(shapes_nc()), draw(st.integers(1, 5)), draw(seeds)
     shapes = [(n, i), (o, i), (o,)][: draw(st.integers(2, 3))]
-    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {}, seed, smooth)
+    return made(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {}, seed, smooth)
 
 
 @st.composite
@@ -159,7 +160,7 @@ def conv2d_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         size.append(max(least, 1) + draw(st.integers(0, 3)))
     shapes = [(n, c, *size), (o, c // groups, *kernel), (o,)][: draw(st.integers(2, 3))]
     options = {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation), "groups": groups}
-    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), options, seed, smooth)
+    return made(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), options, seed, smooth)
 
 
 @st.composite
@@ -182,16 +183,16 @@ def batch_norm_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         arrays = (spread(rng, shape, smooth), *(uniform(rng, shape[1], smooth) for _ in range(2)))
         return arrays, () if train else (uniform(rng, shape[1], smooth), rng.uniform(0.1, 3.0, shape[1]))
 
-    return _case(op, numbers, {"eps": eps}, seed, smooth)
+    return made(op, numbers, {"eps": eps}, seed, smooth)
 
 
 @st.composite
 def activation_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     if op != "leaky_relu":
-        return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
+        return made(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
     options = {"slope": draw(st.sampled_from((0.0, 0.01, 0.3))), "at_zero": draw(st.sampled_from((0.0, 0.5, 1.0)))}
-    return _case(op, lambda rng: ((off_zero(rng, shape, smooth),), ()), options, seed, smooth)
+    return made(op, lambda rng: ((off_zero(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 @st.composite
@@ -211,13 +212,13 @@ def pool_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     else:
         options["count_padding"] = draw(st.booleans())
     values = distinct if op == "max_pool" else uniform
-    return _case(op, lambda rng: ((values(rng, (n, c, *size), smooth),), ()), options, seed, smooth)
+    return made(op, lambda rng: ((values(rng, (n, c, *size), smooth),), ()), options, seed, smooth)
 
 
 @st.composite
 def image_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     seed, shape = draw(seeds), draw(shapes_nchw())
-    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
+    return made(op, lambda rng: ((uniform(rng, shape, smooth),), ()), {}, seed, smooth)
 
 
 @st.composite
@@ -225,7 +226,7 @@ def subsample_pad_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     seed, stride = draw(seeds), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     options = {"stride": stride, "before": draw(st.integers(0, 3)), "after": draw(st.integers(0, 3))}
     shape = draw(shapes_nchw())
-    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
+    return made(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 @st.composite
@@ -237,14 +238,14 @@ def add_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         channels = tuple(draw(st.permutations(range(shape[1]))))[: draw(st.integers(1, shape[1]))]
     path = shape if channels is None else (shape[0], len(channels), *shape[2:])
     shapes = (shape, path)
-    return _case(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {"channels": channels}, seed, smooth)
+    return made(op, lambda rng: (tuple(uniform(rng, s, smooth) for s in shapes), ()), {"channels": channels}, seed, smooth)
 
 
 @st.composite
 def gate_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     gates = draw(st.sampled_from(((), shape[1:2])))
-    return _case(op, lambda rng: ((uniform(rng, shape, smooth), uniform(rng, gates, smooth)), ()), {}, seed, smooth)
+    return made(op, lambda rng: ((uniform(rng, shape, smooth), uniform(rng, gates, smooth)), ()), {}, seed, smooth)
 
 
 @st.composite
@@ -257,14 +258,14 @@ def loss_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
         return (x,), (rng.integers(0, shape[1], shape[0]) if labels else uniform(rng, shape, smooth),)
 
     reductions = ("mean", "sum") if labels else ("mean", "batch_mean", "sum")
-    return _case(op, numbers, {"reduction": draw(st.sampled_from(reductions))}, seed, smooth)
+    return made(op, numbers, {"reduction": draw(st.sampled_from(reductions))}, seed, smooth)
 
 
 @st.composite
 def weight_decay_cases(draw: st.DrawFn, op: str, smooth: bool) -> Case:
     shape, seed = draw(st.one_of(shapes_nc(), shapes_nchw())), draw(seeds)
     options = {"strength": draw(st.sampled_from((0.0, 5e-4, 0.3)))}
-    return _case(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
+    return made(op, lambda rng: ((uniform(rng, shape, smooth),), ()), options, seed, smooth)
 
 
 _FAMILIES: dict[str, Callable[[str, bool], st.SearchStrategy[Case]]] = {

@@ -161,12 +161,33 @@ def _unit(draw: st.DrawFn, style: Style, affine: Layer, *, gated: bool, pool: tu
 def _affine(
     draw: st.DrawFn, image: bool, width: int, *, stride: Pair = (1, 1), kernel: int | None = None, groups: int = 1
 ) -> Dense | Conv:
+    """A filter keeps the image's size but for the stride; one of four is odd: not square, dilated, padded on one side."""
     bias = draw(st.booleans())
     if not image:
         return Dense(width, bias)
+    if kernel is None and draw(st.integers(0, 3)) == 3:
+        sides = [_odd_side(draw, free=False) for _ in range(2)]
+        kernels, dilations, padding = zip(*sides, strict=True)
+        return Conv(width, kernels, stride, padding, dilations, groups, bias)
     k = draw(st.sampled_from((1, 3))) if kernel is None else kernel
     side = (k // 2, k // 2)
     return Conv(width, (k, k), stride, (side, side), groups=groups, bias=bias)
+
+
+def _plain(draw: st.DrawFn, image: bool, width: int, groups: int) -> Dense | Conv:
+    """A layer outside of sections, whose filters may make the image larger, a 1×1 filter by its bias alone."""
+    if not image or draw(st.integers(0, 3)) < 3:
+        return _affine(draw, image, width, groups=groups)
+    kernels, dilations, padding = zip(*[_odd_side(draw, free=True) for _ in range(2)], strict=True)
+    return Conv(width, kernels, padding=padding, dilation=dilations, groups=groups, bias=draw(st.booleans()))
+
+
+def _odd_side(draw: st.DrawFn, *, free: bool) -> tuple[int, int, Pair]:
+    """(kernel, dilation, padding) along one side of an image of at least one pixel, which keeps its length unless free."""
+    kernel, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    whole = (kernel - 1) * dilation
+    before = draw(st.integers(0, whole))
+    return kernel, dilation, (before + free * draw(st.integers(0, 1)), whole - before + free * draw(st.integers(0, 1)))
 
 
 def _shortcut(draw: st.DrawFn, style: Style, image: bool, width: int, new_width: int, stride: Pair) -> tuple[Layer, ...]:
@@ -227,10 +248,11 @@ def _blocks(draw: st.DrawFn, style: Style, image: bool, start: Shape, limit: int
         after_gate = any(isinstance(layer, UnitGate) for layer in layers[-3:])
         groups = 2 if image and not gated and not after_gate and shape[0] % 2 == 0 and draw(st.booleans()) else 1
         width = draw(st.sampled_from((2, 4))) if groups == 2 else draw(st.integers(1, 4))
-        affine = _affine(draw, image, width, groups=groups)
+        affine = _plain(draw, image, width, groups)
+        shape = list(affine.output_shape(tuple(shape)))
         pool = (_pool(draw, style),) if image and min(shape[1:]) >= 4 and draw(st.booleans()) else ()
         layers += _unit(draw, style, affine, gated=gated, pool=pool)
-        shape = [width, *(pool[0].output_shape((width, *shape[1:]))[1:] if pool else shape[1:])]
+        shape = list(pool[0].output_shape(tuple(shape))) if pool else shape
     return layers, tuple(shape)
 
 

@@ -71,9 +71,7 @@ class Vector(NamedTuple):
 
     def asks(self, described: Description) -> bool:
         """Is this a question for an implementation of these methods and conventions?"""
-        declared = {**described.conventions, "theta_estimator": (described.estimator,)}
-        allowed = all(value in declared[name] for name, values in self.flags.convention.items() for value in values)
-        return allowed and self.method.name in described.provided
+        return agreed(self.flags.convention, described) and self.method.name in described.provided
 
     def expectation(self, arguments: Arguments, precision: str) -> Expectation:
         """What is right for these arguments: the stored values where they are the vector's own, else derived anew."""
@@ -81,6 +79,12 @@ class Vector(NamedTuple):
             found = self.method.expect(widened(arguments), UNIT[precision])
         own = self.result != "invalid" and precision == self.precision
         return dataclasses.replace(found, values=self.values, tolerance=self.tolerance) if own else found
+
+
+def agreed(convention: Mapping[str, Sequence[Any]], described: Description) -> bool:
+    """Has an implementation declared every value of these conventions?"""
+    declared = {**described.conventions, "theta_estimator": (described.estimator,)}
+    return all(value in declared[name] for name, values in convention.items() for value in values)
 
 
 def conventions_of(method: Method, arguments: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ _KAPPA = "refprune's own estimate of κ and ‖W‖; `attracted` is given both"
 _REPORT = "refprune's own reports: no method asks for it"
 _JUDGE = "the judging itself"
 
+_BOX = "`attracted` asks for the domain of one gate; the box of several is refprune's own rule"
 _SADDLE = "no method asks for the way out of a stationary point"
 
 NOT_ASKED: dict[str, str] = {
@@ -40,6 +41,7 @@ NOT_ASKED: dict[str, str] = {
     "ReLU with a modulus": _COMPLEX,
     "a step without weight decay": 'refprune\'s own step; in an implementation it is "no weight decay", made there',
     "schedule without effect": _RUN,
+    "falling schedule without its power": _RUN,
     "momenta lost at a removal": _RUN,
     "the other gates are removed": _RUN,
     "start forgotten at a removal": _RUN,
@@ -93,4 +95,7 @@ NOT_ASKED: dict[str, str] = {
     "logarithms of Γ subtracted": "no example has degrees of freedom so many that they cancel",
     "features not scaled": "no example has features beyond 2^±100",
     "emptied sections paid for": "methods are asked for the cost with emptied sections kept",
+    "weights taken to stay": _BOX,
+    "section in the box without its bias": _BOX,
+    "units of a section taken to be open": _BOX,
 }
