@@ -77,6 +77,17 @@ def _undecayed(f: Function) -> Function:
     return wrong
 
 
+def _unpowered(f: Function) -> Function:
+    """Step sizes that fall like 1/t, whatever the power."""
+
+    def wrong(config: Any, step: int, steps: int) -> float:
+        return float(
+            f(dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, schedule_power=1.0)), step, steps)
+        )
+
+    return wrong
+
+
 def _statistics_swapped(f: Function) -> Function:
     def wrong(network: Any, statistics: Any, batch: Any) -> Any:
         return f(network, statistics, {n: (m, v * (c - 1) / c, c) for n, (m, v, c) in batch.items()})
@@ -127,6 +138,7 @@ OBJECTIVE = (
     Mistake("momentum with dampening", "oracle.momentum:momentum_step", instead(_dampened), ("O6",)),
     Mistake("a step without weight decay", "training.step:train_step", _undecayed, ("O6",)),
     Mistake("schedule without effect", "training.coefficients:schedule_factor", instead(lambda kind, progress: 1.0), ("O6",)),
+    Mistake("falling schedule without its power", "training.coefficients:step_factor", _unpowered, ("O6",)),
     Mistake(
         "momenta lost at a removal",
         "training.removal:cut_state",

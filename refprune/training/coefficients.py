@@ -81,8 +81,16 @@ def gate_rates(network: Network, config: Config) -> Array:
     return rates
 
 
+def step_factor(config: Config, step: int, steps: int) -> float:
+    """Factor on both step sizes in the step after `step` others, of `steps` in the run (O6)."""
+    optimiser = config.optimiser
+    if optimiser.schedule == "robbins_monro":
+        return float((1.0 + step / optimiser.schedule_offset) ** -optimiser.schedule_power)
+    return schedule_factor(optimiser.schedule, (step + 0.5) / steps)
+
+
 def schedule_factor(kind: str, progress: float) -> float:
-    """Factor on both step sizes at `progress` ∈ [0, 1] of the run; past the end it stays where it ended."""
+    """Factor at `progress` ∈ [0, 1] of the run, of the schedules that end with it; past the end it stays where it ended."""
     progress = min(progress, 1.0)
     if kind == "constant":
         return 1.0

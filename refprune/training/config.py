@@ -235,8 +235,9 @@ def _decision(config: Config) -> Iterator[str]:
         yield f"gates.warmup_epochs {gates.warmup_epochs} must be less than {limit}, or θ never moves"
     if continues and gates.max_epochs < epochs:
         yield f"gates.max_epochs {gates.max_epochs} must be ≥ training.epochs {epochs}"
-    if continues and config.optimiser.schedule != "constant":
-        yield f"gates.undecided 'continue' needs a constant schedule; {config.optimiser.schedule} ends at 0"
+    if continues and config.optimiser.schedule not in ("constant", "robbins_monro"):
+        schedule = config.optimiser.schedule
+        yield f"gates.undecided 'continue' needs a schedule that is constant or robbins_monro; {schedule} ends at 0"
 
 
 def _rule(config: Config) -> Iterator[str]:

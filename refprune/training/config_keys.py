@@ -15,7 +15,7 @@ from ..gates.estimators import ESTIMATORS
 from ..spec import zoo
 from ..spec.network import Network
 
-SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay")
+SCHEDULES = ("constant", "cosine", "one_cycle", "warmup_stable_decay", "robbins_monro")
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,12 @@ class Optimiser:
         "constant",
         'The factor on both learning rates. "constant": 1. "cosine": falls from 1 to 0. "one_cycle": rises linearly over the '
         'first 30 % of the epochs, then falls as a cosine. "warmup_stable_decay": rises over the first 10 %, stays at 1, falls '
-        "linearly over the last 20 %.",
+        'linearly over the last 20 %. "robbins_monro": (1 + t/t₀)^−p at step t, whose sum is infinite and whose squares have a '
+        "finite sum (O6).",
         choices=SCHEDULES,
     )
+    schedule_power: float = key(0.7, "p of the schedule robbins_monro.", interval=Interval(0.51, 1.0, closed=True))
+    schedule_offset: float = key(100.0, "t₀ of the schedule robbins_monro, in steps.", interval=Interval(1.0))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..gates.estimators import ESTIMATORS, Sampled, sample
 from ..gates.rules import Evidence
 from ..passes.batch_loss import BatchLoss, Evaluation
 from ..passes.statistics import update_statistics
-from .coefficients import gate_rates, learns_theta, penalties, penalty_of, schedule_factor
+from .coefficients import gate_rates, learns_theta, penalties, penalty_of, step_factor
 from .config import Config
 from .state import State, gate_uniforms, non_finite_parameter, project_theta
 
@@ -43,7 +43,7 @@ def train_step(
     W ← W − η v with v ← m v + ∇̂_W J;  θ ← clip(θ − η_θ (∇̂_θ C + β_g(θ)), δ, 1−δ), β_g the slope of the penalty (C5).
     """
     steps = training_images // config.training.batch_size * config.training.epochs
-    factor = schedule_factor(config.optimiser.schedule, (state.step + 0.5) / steps)
+    factor = step_factor(config, state.step, steps)
     moves_theta = learns_theta(state, config, training_images)
     batch = _gradients(state, x, labels, config, backend, _estimator(state, config, training_images) if moves_theta else None)
 

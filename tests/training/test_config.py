@@ -291,7 +291,7 @@ CHOICES = {
     "gates.evaluation": ["mode", "mean", "sampled"],
     "gates.empty": ["close", "keep_constant"],
     "gates.rule": ["threshold", "attraction", "both"],
-    "optimiser.schedule": ["constant", "cosine", "one_cycle", "warmup_stable_decay"],
+    "optimiser.schedule": ["constant", "cosine", "one_cycle", "warmup_stable_decay", "robbins_monro"],
     "training.backend": ["oracle", "numba"],
     "training.dtype": ["float32", "float64"],
 }
@@ -318,6 +318,8 @@ RANGES = {
     "objective.nu": (0, INF),
     "objective.alpha": (0, 1),
     "objective.balance": (0, 1),
+    "optimiser.schedule_power": (0.51, 1),
+    "optimiser.schedule_offset": (1, INF),
     "gates.initial": (0, 1),
     "gates.learning_rate": (0, INF),
     "gates.magnitude": (0, 1),

@@ -65,7 +65,10 @@ def test_a_momentum_of_one_is_refused():
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "warmup_stable_decay"])
 def test_leave_to_continue_needs_steps_that_go_on(schedule):
     gates = {"undecided": "continue", "max_epochs": 99}
-    refused({"gates": gates, "optimiser": {"schedule": schedule}}, f"needs a constant schedule; {schedule} ends at 0")
+    message = f"needs a schedule that is constant or robbins_monro; {schedule} ends at 0"
+    refused({"gates": gates, "optimiser": {"schedule": schedule}}, message)
+    for allowed in ("constant", "robbins_monro"):
+        config.from_dict({"gates": gates, "optimiser": {"schedule": allowed}})
 
 
 @pytest.mark.parametrize("name", ["residual-mlp", "residual-lenet"])

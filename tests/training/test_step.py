@@ -33,8 +33,7 @@ from refprune.rounding.tolerance import smallest_normal
 from refprune.spec.layers import UnitGate
 from refprune.spec.network import Loss
 from refprune.streams import Streams
-from refprune.training import config
-from refprune.training.coefficients import penalties, schedule_factor
+from refprune.training.coefficients import penalties, schedule_factor, step_factor
 from refprune.training.images import Images
 from refprune.training.state import initial_state, ungated
 from refprune.training.step import train_step
@@ -234,7 +233,15 @@ KINKS = {"one_cycle": [0.3], "warmup_stable_decay": [0.1, 0.8]}
 STEEPEST = {"constant": 0.0, "cosine": math.pi / 2, "one_cycle": 1 / 0.3, "warmup_stable_decay": 10.0}
 
 
-@pytest.mark.parametrize("kind", config.SCHEDULES)
+def test_steps_of_robbins_and_monro():
+    """(1 + t/t₀)^−p, whatever the length of the run."""
+    rules = settings(optimiser={"schedule": "robbins_monro", "schedule_power": 0.75, "schedule_offset": 4.0})
+    for steps in (1, 1000):
+        got = [step_factor(rules, t, steps) for t in (0, 12, 60)]
+        np.testing.assert_allclose(got, [1.0, 4.0**-0.75, 16.0**-0.75], rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ENDS)
 def test_schedules(kind):
     """Values at both ends, 1 at the top, no jump, and no change past the end."""
     grid = np.union1d(np.linspace(0.0, 1.0, 2001), KINKS.get(kind, []))

@@ -16,7 +16,7 @@ from ...spec.layers import Activation, Dense, Flatten, Section, UnitGate
 from ...spec.network import Network
 from ...streams import Streams
 from ...training import config, decide
-from ...training.coefficients import schedule_factor
+from ...training.coefficients import schedule_factor, step_factor
 from ...training.images import Images
 from ...training.removal import remove_gates
 from ...training.state import State, initial_state
@@ -33,6 +33,7 @@ O6 = Claim(
         "training.step:train_step",
         "training.state:project_theta",
         "training.coefficients:schedule_factor",
+        "training.coefficients:step_factor",
         "oracle.momentum:momentum_step",
     ),
 )
@@ -123,6 +124,43 @@ def runs_end_at_a_vertex(context: Context) -> Finding:
     return Finding(residual, 20.0 * steps**-0.7, detail="projected gradient; bound: the last step size")
 
 
+def _joint_run(context: Context, number: int) -> tuple[State, BatchLoss, config.Config, State]:
+    """(the end, its loss, the rules, the start): 900 steps of W and θ, paired, on one batch of a tanh network with 3 gates."""
+    section = Section((Dense(2), Activation("tanh"), Dense(3)))
+    network = Network((3,), (Dense(3), Activation("tanh"), section, section, section, Dense(2)))
+    rules = config.Config(
+        seed=number,
+        objective=config.Objective(beta=(0.02, 0.05, 0.1)[number], weight_decay=0.03),
+        gates=config.Gates(estimator="paired", learning_rate=0.5, initial=0.5),
+        optimiser=config.Optimiser(0.6, 0.0, "robbins_monro", schedule_power=0.6, schedule_offset=100.0),
+        training=config.Training(epochs=900, batch_size=8, dtype="float64"),
+    )
+    loss = loss_of(network, context, batch=8)
+    start = dataclasses.replace(initial_state(rules, network), params=dict(loss.params))
+    state = start
+    for _ in range(900):
+        state, _ = train_step(state, loss.x, loss.target, rules, context.backend, training_images=8)
+    return state, dataclasses.replace(loss, params=state.params), rules, start
+
+
+@O6.witness("joint runs of the training step in W and θ, paired, robbins_monro: they end at vertices, stationary in W")
+def joint_runs_end_at_stationary_vertices(context: Context) -> Finding:
+    """At a vertex no noise is left: ∂J/∂W falls, and a closed gate's block by e^{−λ Ση} from when the gate closed."""
+    wrong, largest, closed = 0, 0.0, 0
+    for number in range(3):
+        state, loss, rules, start = _joint_run(context, number)
+        wrong += int(((state.theta != 0.0) & (state.theta != 1.0)).sum())
+        gradients = loss.gradients(loss.evaluate(np.round(state.theta))).params
+        decay = rules.objective.weight_decay
+        slopes = [gradients[name] + decay * w for name, w in state.params.items()]
+        largest = max(largest, math.sqrt(sum(float((s**2).sum()) for s in slopes)))
+        for g in np.flatnonzero(state.theta == 0.0):
+            name = f"section{g + 1}.dense2.weight"
+            wrong += np.linalg.norm(state.params[name]) > 0.05 * np.linalg.norm(start.params[name])
+            closed += 1
+    return worst(exact(wrong if closed else math.inf, f"{closed} of 9 gates closed"), Finding(largest, 0.02, detail="‖∂J/∂W‖"))
+
+
 @O6.witness("schedules multiply both step sizes alike; the warm-up leaves θ where it is")
 def schedules_and_warm_up(context: Context) -> Finding:
     state, x, labels = _state(context)
@@ -132,6 +170,9 @@ def schedules_and_warm_up(context: Context) -> Finding:
     for kind, wanted in (("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("warmup_stable_decay", (0, 1, 0))):
         got = [schedule_factor(kind, p) for p in (0.0, 0.5, 1.0)]
         wrong += int(np.abs(np.array(got) - wanted).max() > 4 * EPS)
+    falling = _rules(optimiser=config.Optimiser(schedule="robbins_monro", schedule_power=0.75, schedule_offset=5.0))
+    factors = [step_factor(falling, 5 * (2**k - 1), 1) for k in range(0, 16, 4)]
+    wrong += int(np.abs(np.array(factors) / [2.0 ** (-0.75 * k) for k in range(0, 16, 4)] - 1.0).max() > 16 * EPS)
     return exact(wrong)
 
 

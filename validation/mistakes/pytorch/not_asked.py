@@ -41,6 +41,7 @@ NOT_ASKED: dict[str, str] = {
     "ReLU with a modulus": _COMPLEX,
     "a step without weight decay": 'refprune\'s own step; in an implementation it is "no weight decay", made there',
     "schedule without effect": _RUN,
+    "falling schedule without its power": _RUN,
     "momenta lost at a removal": _RUN,
     "the other gates are removed": _RUN,
     "start forgotten at a removal": _RUN,
