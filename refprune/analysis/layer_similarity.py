@@ -10,6 +10,7 @@ from ..arrays import Array, Arrays
 from ..backend import Backend
 from ..errors import InputError
 from ..formulas.cka import FEWEST, Kernel, MiniBatches, Sigma, Similarities, median_distance
+from ..passes.finite import check_finite
 from ..passes.tape import forward
 from ..spec.layers import Activation, Section
 from ..spec.network import Network
@@ -56,7 +57,8 @@ def batches(
             if name in wanted:
                 seen[name] = y.reshape(len(y), -1).copy()
 
-        forward(network, backend, params, batch, statistics=statistics, observe=look)
+        logits = forward(network, backend, params, batch, statistics=statistics, observe=look).output
+        check_finite("the logits", logits, network, backend, params, statistics, batch)
         yield {name: seen[name] for name in wanted}
 
 

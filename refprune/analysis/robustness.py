@@ -1,8 +1,8 @@
 """Accuracy on images that were changed on purpose: adversarial ones (FGSM) and corrupted ones.
 
 FGSM (Goodfellow et al. 2015): x' = clip(x + ε sign ∂c/∂x, 0, 1) on pixels in [0, 1], c the cross-entropy of the true label, by
-the hand-derived input gradient in eval mode (G1). Inputs are (pixel − shift)·scale with scale > 0, so that the sign is that of
-the gradient with respect to the inputs.
+the hand-derived input gradient in eval mode (G1). Inputs are (pixel − shift)·scale, so that ∂c/∂pixel has the sign of
+scale · ∂c/∂input.
 
 Corruptions are *like* those of CIFAR-10-C (Hendrycks & Dietterich 2019) as far as scipy.ndimage makes them, at five severities
 of our own choice, on [0, 1], clipped and rounded to whole pixel values. They are not the same images: compare networks with
@@ -23,6 +23,7 @@ from ..backend import Backend
 from ..data.standardise import Scaling
 from ..errors import InputError
 from ..exchange.trained import Trained
+from ..passes.finite import check_finite
 from ..passes.predictor import Predictor
 from ..passes.tape import backward, forward
 from ..streams import Streams
@@ -48,7 +49,7 @@ def input_gradient(trained: Trained, backend: Backend, x: Array, labels: Array) 
 def fgsm(trained: Trained, backend: Backend, scaling: Scaling, pixels: Array, labels: Array, eps: float) -> Array:
     """Adversarial pixels, N×C×H×W in 0 … 255, not rounded: at most 255·eps away, in the dtype of the inputs."""
     x = scaling(pixels)
-    step = np.sign(input_gradient(trained, backend, x, labels)) * np.asarray(255.0 * eps, x.dtype)
+    step = np.sign(scaling.scale * input_gradient(trained, backend, x, labels)) * np.asarray(255.0 * eps, x.dtype)
     moved: Array = np.clip(pixels.astype(x.dtype) + step, 0.0, 255.0).astype(x.dtype)
     return moved
 
@@ -223,7 +224,9 @@ def evaluate(
         right = 0
         for start in range(0, len(labels), BATCH):
             part = slice(start, start + BATCH)
-            logits = predict(scaling(change(pixels[part], labels[part], start)))
+            x = scaling(change(pixels[part], labels[part], start))
+            logits = predict(x)
+            check_finite("the logits", logits, trained.network, backend, trained.params, trained.statistics, x)
             right += int((logits.argmax(axis=1) == labels[part]).sum())
         return right / len(labels)
 

@@ -27,6 +27,7 @@ from ..arrays import Array, Arrays
 from ..backend import Backend
 from ..errors import InputError
 from ..formulas.cka import Similarity, cka
+from ..passes.finite import check_finite
 from ..passes.predictor import Predictor
 from ..passes.tape import forward
 from ..spec.layers import Dense, Section
@@ -93,6 +94,7 @@ def representations(
             if end in tails:
                 lacking[gated.layers[end].name][rows] = tails[end](h)
         full[rows] = h
+        check_finite("the representations", h, network, backend, params, statistics, x[rows])
         advance(min(start + batch_size, len(x)))
     return full, lacking
 

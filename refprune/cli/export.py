@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--spec", metavar="FILE.json", type=file_name, help="the layers, as --spec of other commands reads them"
     )
+    export.add_argument("--data-dir", metavar="DIR", help="folder with the data sets, whose numbers scale the inputs")
     export.set_defaults(command=_export)
 
 
@@ -37,7 +38,9 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError(f"--spec {options.spec}: must end in .json, by which it is told from names of the zoo")
     module = options.torch.with_suffix(".py") if options.torch and options.torch.suffix != ".py" else None
     check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, spec=options.spec, **{"torch's module": module})
-    trained = export.read_run(options.directory, options.of)
+    trained = export.with_inputs(export.read_run(options.directory, options.of), options.data_dir)
+    for sentence in trained.said:
+        print(sentence)
     if options.spec:
         write_atomically(options.spec, json.dumps(json_form.to_json(trained.network), indent=1).encode())
         print(f"{options.spec}: the spec of {len(trained.network.layers)} layers and sections")

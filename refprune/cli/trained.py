@@ -77,6 +77,13 @@ def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None
     parser.add_argument("checkpoint", nargs=nargs, help=what)
     parser.add_argument("--spec", metavar="NAME", help="network of a file of weights: of the zoo, or a .json spec")
     parser.add_argument("--names", metavar="FILE", help="JSON object: names of layers in the file → in the spec")
+    parser.add_argument(
+        "--inputs",
+        metavar="HOW",
+        help="how pixels of 0 … 255 become inputs: set (by the data set's own mean and deviation), unit (pixels/255), pixels "
+        "(as they are), imagenet (its mean and deviation), or a .json file with lists shift and scale: (pixel − shift)·scale "
+        "(default: as the network's file says, else set)",
+    )
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own, else cifar10)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     parser.add_argument("--backend", choices=["numba", "oracle"], help="default: numba")
@@ -93,28 +100,50 @@ def _engine(options: argparse.Namespace) -> Any:
 
 
 def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any, Any]]:
-    """The networks in `sources`, each with its data set, and how that becomes inputs."""
+    """The networks in `sources`, each with its data set, and how that becomes inputs; what was assumed is told."""
     from ..data import standardise
     from ..data.sets import load
     from ..exchange import load as loading
 
     found, sets = [], {}
     for source in sources:
-        trained = loading.load(source, options.spec, options.names)
+        trained = _loaded(options, source)
         name = options.data or trained.data or "cifar10"
         if name not in sets:
             sets[name] = load(name, options.data_dir)
         loading.check_images(trained.network, sets[name])
         seen = trained.training_images if name == trained.data else None
         images = seen or len(sets[name].train_labels)
-        found.append(
-            (
-                trained,
-                sets[name],
-                standardise.standardisation(sets[name], trained.network.scaling, images=images, dtype="float32"),
-            )
-        )
+        scaling = standardise.scaling_of(trained.network, sets[name], images=images, dtype="float32")
+        _tell_inputs(trained, name, scaling)
+        found.append((trained, sets[name], scaling))
     return found
+
+
+def _loaded(options: argparse.Namespace, source: str) -> Any:
+    """The network in `source`, with the inputs that --inputs says; what was assumed when it was read is told."""
+    from ..exchange import load as loading
+    from ..exchange.inputs import inputs_of
+
+    trained = loading.load(source, options.spec, options.names)
+    for sentence in trained.said:
+        print(sentence)
+    if options.inputs is not None:
+        network = dataclasses.replace(trained.network, inputs=inputs_of(options.inputs, trained.network))
+        trained = trained._replace(network=network)
+    return trained
+
+
+def _tell_inputs(trained: Any, name: str, scaling: Any) -> None:
+    """Which scaling of the images is used, as numbers, and who says so."""
+    from ..exchange.inputs import in_words
+
+    why = f"that of the training images of {name}"
+    if trained.network.inputs is not None:
+        why = "the network's own"
+    elif trained.data != name:
+        why += ", because neither the network nor --inputs says"
+    print(f"inputs: {in_words(scaling)}; this scaling is {why}")
 
 
 def _count(option: str, wanted: int, there: int) -> int:
@@ -140,7 +169,6 @@ def _given(options: argparse.Namespace, *but: str) -> list[str]:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from ..exchange import load as loading
     from ..experiments import layer_pruning, layer_pruning_report
     from ..output import figures, tables
     from ..output.progress import Progress
@@ -163,7 +191,7 @@ def _prune(options: argparse.Namespace) -> int:
             raise InputError("prune: needs a checkpoint or a file of weights, or --resume DIR")
         fields = (field.name for field in dataclasses.fields(layer_pruning.Plan))
         plan = layer_pruning.Plan(**{name: getattr(options, name) for name in fields if hasattr(options, name)})
-        trained = loading.load(options.checkpoint, options.spec, options.names)
+        trained = _loaded(options, options.checkpoint)
         training = {"backend": options.backend or "numba", "threads": options.threads or 0}
         overrides = config.overridden({"training": training}, options.set)
         settings = layer_pruning.finetuning_config(

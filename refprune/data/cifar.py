@@ -1,19 +1,18 @@
-"""CIFAR-10's batches, pickled by Python or binary; the pickles are read by an unpickler that makes arrays and nothing else."""
+"""CIFAR-10's batches, pickled by Python or binary; the pickles are read without running anything."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-import pickle
-import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import pickled
 from ..errors import DataError
 from .dataset import Dataset, Labelled, check_labels
 
@@ -26,84 +25,58 @@ _CIFAR_MAX_BYTES = 1 << 28
 # -------------------------------------------------------------------------------------------------------------- CIFAR
 
 
-def _text(value: object) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else str(value)
-
-
-class _PickledType:
-    """Stands for numpy.dtype while a pickle is read; only uint8 is allowed, and the type code of an empty array."""
+class _Type:
+    """Stands for numpy.dtype; only uint8 is allowed, and the type code of an empty array."""
 
     def __init__(self, code: object, *_align_and_copy: object) -> None:
-        if _text(code) not in ("u1", "|u1", "uint8"):
-            raise pickle.UnpicklingError(f"numpy type {code!r}, allowed is 'u1'")
+        text = code.decode("ascii") if isinstance(code, bytes) else str(code)
+        if text not in ("u1", "|u1", "uint8"):
+            raise pickled.Refused(f"numpy type {code!r}, allowed is 'u1'")
 
-    def __setstate__(self, state: object) -> None:
+    def fill(self, state: object) -> None:
         """Byte order and alignment, which say nothing about uint8."""
 
 
-class _PickledArray:
-    """Stands for numpy.ndarray while a pickle is read; `value` is set from the pickle's state."""
+class _Array:
+    """Stands for numpy.ndarray; `value` is set from the pickle's state."""
 
-    value: NDArray[np.uint8]
+    value: NDArray[np.uint8] | None = None
 
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _PickledType, bool, bytes]) -> None:
+    def fill(self, state: tuple[int, tuple[int, ...], _Type, bool, bytes]) -> None:
         _version, shape, kind, column_major, raw = state
-        if not isinstance(kind, _PickledType) or not isinstance(raw, bytes) or len(shape) != 2:
-            raise pickle.UnpicklingError("an array that is not two-dimensional uint8")
-        self.value = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if column_major else "C")
+        self.value = _matrix(raw, kind, shape, "F" if column_major else "C")
 
 
-def _reconstruct(kind: object, _shape: object, _code: object) -> _PickledArray:
+def _matrix(raw: object, kind: object, shape: object, order: str) -> NDArray[np.uint8]:
+    two = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n >= 0 for n in shape)
+    if not isinstance(kind, _Type) or not isinstance(raw, bytes | bytearray) or not two:
+        raise pickled.Refused("an array that is not two-dimensional uint8")
+    return np.frombuffer(raw, np.uint8).reshape(cast(Any, shape), order=cast(Any, order))
+
+
+def _reconstruct(kind: object, _shape: object, _code: object) -> _Array:
     """Stands for numpy's function of that name, which makes an empty array to be filled by its state."""
-    if kind is not _PickledArray:
-        raise pickle.UnpicklingError(f"an array of type {kind!r}")
-    return _PickledArray()
+    if kind is not _Array:
+        raise pickled.Refused(f"an array of type {kind!r}")
+    return _Array()
 
 
-# All that the files of 2009 name (numpy.core) and what newer NumPy writes (numpy._core). Nothing of NumPy itself is
-# handed out, so a pickle can fill a uint8 matrix and do nothing else.
-_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledType,
+def _from_buffer(raw: object, kind: object, shape: object, order: str) -> _Array:
+    """Stands for numpy's function of that name, by which protocol 5 writes arrays."""
+    made = _Array()
+    made.value = _matrix(raw, kind, shape, order)
+    return made
+
+
+# All that the files of 2009 name (numpy.core) and what newer NumPy writes (numpy._core).
+_MAKERS: dict[str, Callable[..., object]] = {
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Type,
 }
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> Callable[..., object]:
-        try:
-            return _ALLOWED[module_name, global_name]
-        except KeyError:
-            allowed = ", ".join(".".join(key) for key in _ALLOWED)
-            message = f"refused: the pickle names {module_name}.{global_name}; allowed are {allowed}"
-            raise pickle.UnpicklingError(message) from None
-
-
-_CONTAINER_OPCODES = ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS")
-_TUPLE_OPCODES = ("MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-_VALUE_OPCODES = ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "SHORT_BINSTRING", "BINSTRING")
-_ARRAY_OPCODES = ("GLOBAL", "REDUCE", "BUILD")
-_FRAME_OPCODES = ("PROTO", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "STOP")
-# The same contents written by newer versions of Python.
-_NEWER_OPCODES = ("FRAME", "MEMOIZE", "STACK_GLOBAL", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES")
-_OPCODES = frozenset(_CONTAINER_OPCODES + _TUPLE_OPCODES + _VALUE_OPCODES + _ARRAY_OPCODES + _FRAME_OPCODES + _NEWER_OPCODES)
-
-
-def _check_opcodes(body: bytes) -> None:
-    """Raises before anything is loaded if a length points outside the file or an opcode has no place in a batch.
-
-    A corrupt length or memo index would else make the unpickler allocate up to the whole memory.
-    """
-    end = 0
-    for opcode, argument, position in pickletools.genops(body):
-        end = cast(int, position) + 1
-        if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"refused: opcode {opcode.name} at byte {position} has no place in a batch")
-        if opcode.name == "LONG_BINPUT" and cast(int, argument) > len(body):
-            raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is beyond the file's size")
-    if end != len(body):
-        raise pickle.UnpicklingError(f"goes on after byte {end}, where the pickle ends")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -118,19 +91,21 @@ def _read_bytes(path: Path) -> bytes:
 
 def _read_cifar_pickle(path: Path) -> Labelled:
     body = _read_bytes(path)
+    file = io.BytesIO(body)
     try:
-        _check_opcodes(body)
-        batch = _ArrayUnpickler(io.BytesIO(body), encoding="bytes").load()
-    # A corrupt pickle may raise nearly anything; whatever it is, the file is at fault.
-    except Exception as error:
-        raise DataError(f"{path}: no CIFAR-10 pickle: {type(error).__name__}: {error}") from error
+        batch = pickled.load(file, _MAKERS, strict=True, text=False)
+    except pickled.Refused as error:
+        raise DataError(f"{path}: no CIFAR-10 pickle: {error}") from error
+    if file.tell() != len(body):
+        raise DataError(f"{path}: goes on after byte {file.tell()}, where the pickle ends")
     if not isinstance(batch, dict):
         raise DataError(f"{path}: holds a {type(batch).__name__}; a CIFAR-10 batch is a dict")
+    batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}  # saved again by Python 3
     for field in (b"data", b"labels"):
         if field not in batch:
             raise DataError(f"{path}: field {field!r} is missing; found {sorted(map(repr, batch))}")
     pixels, labels = batch[b"data"], batch[b"labels"]
-    if not isinstance(pixels, _PickledArray) or not hasattr(pixels, "value"):
+    if not isinstance(pixels, _Array) or pixels.value is None:
         raise DataError(f"{path}: field b'data' is a {type(pixels).__name__}; it must be an array")
     if pixels.value.shape[1] != _CIFAR_PIXELS:
         raise DataError(f"{path}: field b'data' has shape {pixels.value.shape}; it must be (count, {_CIFAR_PIXELS})")

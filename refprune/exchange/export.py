@@ -17,6 +17,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..backend import ORACLE
+from ..data import sets, standardise
 from ..errors import InputError
 from ..output.files import write_atomically
 from ..passes.batch_loss import BatchLoss
@@ -27,6 +28,7 @@ from ..spec.network import Loss
 from ..streams import Streams
 from ..training import checkpoint
 from . import load
+from .inputs import in_words
 from .trained import NPZ_FORMAT, Trained
 
 
@@ -36,6 +38,25 @@ def read_run(directory: Path, run: str = "pruned") -> Trained:
     if there and run not in there:
         raise InputError(f"{directory}: has no run {run!r}; there are {', '.join(there)} (--of)")
     return load.read_checkpoint(directory / run)
+
+
+def with_inputs(trained: Trained, data_directory: str | None = None) -> Trained:
+    """The network with the scaling of its inputs as numbers, those of the data set that it was trained on.
+
+    Unchanged where the spec has numbers, the set is not known, or its files are not here; `said` tells.
+    """
+    if trained.network.inputs is not None or trained.data is None or len(trained.network.input_shape) != 3:
+        return trained
+    try:
+        dataset = sets.load(trained.data, data_directory)
+    except InputError as error:
+        missing = f"inputs: no numbers are written, because the data set of the run is not here ({error})"
+        return trained._replace(said=(*trained.said, missing))
+    images = trained.training_images or len(dataset.train_labels)
+    scaling = standardise.scaling_of(trained.network, dataset, images=images, dtype="float32")
+    network = dataclasses.replace(trained.network, inputs=standardise.numbers_of(scaling))
+    said = f"inputs: {in_words(scaling)}, that of the training images of {trained.data}, is written as numbers"
+    return trained._replace(network=network, said=(*trained.said, said))
 
 
 def write_npz(path: Path, trained: Trained) -> None:

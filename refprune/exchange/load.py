@@ -37,12 +37,15 @@ def load(
     as in "resnet-56:shortcut=\\"B\\"", or a .json file that `spec.json_form.to_json` wrote. names: a .json file, an object
     from the file's names of layers to those of the spec. InputError names what does not fit.
     """
-    path = find_file(source)
+    path, said = _checkpoint_in(find_file(source))
     if path.is_dir():
         if spec_name is not None or names is not None:
             given = "--names" if spec_name is None else "--spec"
             raise InputError(f"{given}: {path} is a folder with a checkpoint, which holds its own spec")
-        trained = read_checkpoint(path)
+        try:
+            trained = read_checkpoint(path)
+        except InputError as error:
+            raise InputError("; ".join([str(error), *said])) from error
     elif spec_name is not None:
         trained = _under_spec(path, spec_name, names)
     elif names is not None:
@@ -51,7 +54,20 @@ def load(
         trained = read_npz(path)
     else:
         raise InputError(f"{path}: {NEEDS_SPEC}")
-    return trained._replace(params=_as(trained.params, dtype), statistics=_as(trained.statistics, dtype))
+    params, statistics = (_as(arrays, dtype) for arrays in (trained.params, trained.statistics))
+    return trained._replace(params=params, statistics=statistics, said=(*said, *trained.said))
+
+
+def _checkpoint_in(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder with a checkpoint: `path`, or in a run directory that of the pruned or trained network; what to say."""
+    runs = sorted(p.parent.name for p in path.glob(f"*/{checkpoint.NAME}")) if path.is_dir() else []
+    if not runs or (path / checkpoint.NAME).exists():
+        return path, ()
+    if rounds := [name for name in runs if name.startswith("round-")]:
+        return path / rounds[-1], (f"network: {path} is a run of pruning; its last round, {rounds[-1]}, is taken",)
+    taken = next((name for name in ("pruned", "trained") if name in runs), runs[0])
+    others = ", ".join(str(path / name) for name in runs if name != taken)
+    return path / taken, (f"network: {path} is a run directory; {taken} is taken" + (f", not {others}" if others else ""),)
 
 
 def read_checkpoint(path: Path) -> Trained:
@@ -64,18 +80,18 @@ def read_checkpoint(path: Path) -> Trained:
 
 
 def _under_spec(path: Path, spec_name: str, names: str | None) -> Trained:
-    arrays = weight_files.read(path)
+    weights = weight_files.read(path)
     try:
-        arrays = _renamed(arrays, names) if names is not None else arrays
-        ordered = path.suffix not in weight_files.WITHOUT_ORDER
-        return from_arrays(arrays, network_for(spec_name, arrays), ordered=ordered)
+        if names is not None:
+            weights = weights._replace(arrays=_renamed(weights.arrays, names))
+        return from_arrays(weights, network_for(spec_name, weights.arrays))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
 def read_npz(path: Path) -> Trained:
     """What `exchange.export.write_npz` wrote. InputError names the file and what is wrong."""
-    arrays = weight_files.read(path)
+    arrays = weight_files.read(path).arrays
     if "spec" not in arrays:
         raise InputError(f"{path}: {NEEDS_SPEC}")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,10 @@ def _pads(padding: Padding) -> list[int]:
 
 
 def write(path: Path, trained: Trained) -> None:
-    """The network as an ONNX model: input "x" (N, …), output "logits" (N, classes), both float32."""
+    """The network as an ONNX model: input "x" (N, …), output "logits" (N, classes), both float32.
+
+    How pixels become x stands in the model's metadata as JSON, under "inputs": lists shift and scale.
+    """
     graph = _Graph(trained)
     network = trained.network
     for layer in network.input_shapes:
@@ -136,6 +141,8 @@ def write(path: Path, trained: Trained) -> None:
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", *network.output_shape])]
     made = helper.make_graph(graph.nodes, "refprune", inputs, outputs, graph.constants)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    if network.inputs is not None:
+        helper.set_model_props(model, {"inputs": json.dumps(dataclasses.asdict(network.inputs))})
     onnx.checker.check_model(model, full_check=True)
     write_atomically(path, model.SerializeToString())
 

@@ -33,7 +33,7 @@ from .trained import Trained
 
 HEAD = '''"""Built by refprune: `module = build(); module.load_state_dict(torch.load({weights!r}, weights_only=True))`.
 
-x: float32, N×{shape}, standardised as in training. `module.eval()` before predicting.
+x: float32, N×{shape}, {inputs}. `module.eval()` before predicting.
 """
 
 import torch
@@ -147,6 +147,17 @@ def _keys(network: Network, layers: tuple[Layer, ...], prefix: str = "") -> Iter
             yield f"{layer.name}.{key}", f"{prefix}{i}.{'1.' if padded else ''}{ATTRIBUTES[key]}"
 
 
+def _inputs(network: Network) -> str:
+    """What the module's docstring says of its inputs; a mean image is too long for it."""
+    numbers = network.inputs
+    if numbers is None:
+        return "standardised as in training"
+    if len(numbers.shift) != len(numbers.scale):
+        return f"(pixel − the mean training image)·{numbers.scale[0]:.9g}, pixels 0 … 255"
+    shift, scale = (", ".join(f"{n:.9g}" for n in listed) for listed in (numbers.shift, numbers.scale))
+    return f"(pixel − shift)·scale of pixels 0 … 255, by channel: shift {shift}; scale {scale}"
+
+
 def write(path: Path, trained: Trained) -> Path:
     """The state dict at `path` and beside it a .py whose `build()` makes the module; returns the .py's path.
 
@@ -159,7 +170,7 @@ def write(path: Path, trained: Trained) -> Path:
         raise InputError(f"--torch {path}: the state dict needs another ending than .py, .pt for example")
     if source.exists() and not source.read_text(encoding="utf-8", errors="replace").startswith(HEAD[:20]):
         raise InputError(f"--torch {path}: {source} is there and not from here; the module is written to that name")
-    text = HEAD.format(weights=path.name, shape="×".join(map(str, network.input_shape)))
+    text = HEAD.format(weights=path.name, shape="×".join(map(str, network.input_shape)), inputs=_inputs(network))
     write_atomically(source, (text + _source(network, network.layers, "    ") + "\n").encode())
     state = {key: torch.from_numpy(np.array(arrays[name])) for name, key in _keys(network, network.layers)}
     means = [key for key in state if key.endswith("running_mean")]

@@ -17,9 +17,11 @@ NPZ_FORMAT = "refprune-weights-1"
 
 
 class Trained(NamedTuple):
-    """A network with weights. data: the set it is for, if the folder it comes from says so.
+    """A network with weights.
 
+    data: the set it is for, if the folder it comes from says so.
     training_images: the end of the slice of that set which it was trained on, from the back if negative; None: all of it.
+    said: what was assumed when it was read, a sentence each.
     """
 
     network: Network
@@ -27,6 +29,7 @@ class Trained(NamedTuple):
     statistics: Arrays
     data: str | None = None
     training_images: int | None = None
+    said: tuple[str, ...] = ()
 
 
 def digest(trained: Trained) -> str:

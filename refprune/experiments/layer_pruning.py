@@ -233,7 +233,7 @@ class _Job:
         dataset = sets.load(config.data.name, folder)
         load.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
-        images, test = prepare_images(dataset, config, network.scaling, scaled_by=scaled_by)
+        images, test = prepare_images(dataset, config, network, scaled_by=scaled_by)
         if plan.score_images > len(images.labels):
             raise InputError(f"--score-images: {plan.score_images} exceeds the {len(images.labels)} training images")
         backend = load_backend(config.training.backend, threads=config.training.threads or None)

@@ -80,7 +80,7 @@ def set_up(config: Config, data_directory: str | None, threads: int | None = Non
     (outputs,) = network.output_shape
     if dataset.classes > outputs:
         raise InputError(f"data.name: {dataset.name} has {dataset.classes} classes, the network {outputs} outputs")
-    images, test = prepare_images(dataset, config, network.scaling)
+    images, test = prepare_images(dataset, config, network)
     if images.x.shape[1:] != network.input_shape:
         raise InputError(f"data.name: {dataset.name} has images {images.x.shape[1:]}, the network needs {network.input_shape}")
     threads = config.training.threads if threads is None else threads

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,16 +71,23 @@ def save_picture(path: Path, drawing: Any) -> None:
 
 
 def require_matplotlib() -> None:
-    """InputError with the command that installs it."""
+    """InputError with the command that installs it.
+
+    Figures are drawn without a backend. MPLBACKEND, as a notebook sets it, may name one that is missing here: it is not asked.
+    """
+    given = os.environ.pop("MPLBACKEND", None)
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(HINT.replace("report.html needs", "pictures need")) from error
-    matplotlib.use("Agg")
+    finally:
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, list[Any]]:
     """A matplotlib figure, its size in inches, and its axes row by row; how: for `Figure.subplots`."""
+    require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -21,7 +21,7 @@ from .layers import (
     SubsamplePad,
     UnitGate,
 )
-from .network import Loss, Network
+from .network import Inputs, Loss, Network
 
 # --------------------------------------------------------------------------------------------------------------------
 # JSON
@@ -45,12 +45,14 @@ def to_json(network: Network) -> dict[str, Any]:
     """
 
     def plain(value: object) -> Any:
-        if isinstance(value, (Layer, Loss)):
+        if isinstance(value, (Layer, Loss, Inputs)):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return {"type": type(value).__name__} | fields
         return [plain(v) for v in value] if isinstance(value, tuple) else value
 
     fields = {f.name: plain(getattr(network, f.name)) for f in dataclasses.fields(network)}
+    if network.inputs is None:
+        del fields["inputs"]
     return {"format": "refprune-network-1"} | fields
 
 
@@ -62,13 +64,15 @@ def from_json(data: Mapping[str, Any]) -> Network:
             return build(value)
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    def build(fields: Mapping[str, Any]) -> Layer | Loss:
-        """The layer or loss that one JSON object describes."""
-        kind: type[Layer | Loss] | None = {**KINDS, "Loss": Loss}.get(fields.get("type", ""))
+    def build(fields: Mapping[str, Any]) -> Layer | Loss | Inputs:
+        """The layer, the loss or the inputs that one JSON object describes."""
+        others: dict[str, type[Any]] = {"Loss": Loss, "Inputs": Inputs}
+        kind: type[Any] | None = {**KINDS, **others}.get(fields.get("type", ""))
         if kind is None:
-            raise SpecError(f"type: {fields.get('type')!r} is not known; allowed are {', '.join(KINDS)}, Loss")
+            raise SpecError(f"type: {fields.get('type')!r} is not known; allowed are {', '.join((*KINDS, *others))}")
         try:
-            return kind(**{key: tuples(value) for key, value in fields.items() if key != "type"})
+            made: Layer | Loss | Inputs = kind(**{key: tuples(value) for key, value in fields.items() if key != "type"})
+            return made
         except TypeError as error:
             raise SpecError(f"{fields.get('name') or fields['type']}: {error}") from error
 

@@ -11,6 +11,7 @@ the parameters ("section3.conv2.weight") and survive pruning, however positions 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,36 @@ class GateGroup:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """How pixels of 0 … 255 become inputs: x = (pixel − shift)·scale, as numbers.
+
+    shift: a number for each channel, or for each pixel of an image, channel by channel.
+    scale: a number for each channel.
+
+    SpecError for numbers that are not finite, and a scale of 0.
+
+    >>> from refprune.spec.network import Inputs
+    >>> Inputs((0.0,), (1 / 255,))
+    Inputs(shift=(0.0,), scale=(0.00392156862745098,))
+    """
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, tuple) or not numbers or not all(_is_number(n) for n in numbers):
+                raise SpecError(f"inputs: {name} must be a list of finite numbers, got {numbers!r}")
+        if 0.0 in self.scale:
+            raise SpecError("inputs: a scale of 0 makes all images alike")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
 class Network:
     """A chain of layers and sections with a loss, as frozen data without arrays (N1); checked as a whole when it is made.
 
@@ -72,6 +103,7 @@ class Network:
     layers: layers and sections in the order of data flow. Empty names are filled in ("dense1", "section2.conv1").
     loss: what training minimises.
     scaling: how pixels become inputs, "channel" or "pixel_mean" (`refprune.data.standardise`).
+    inputs: the same as numbers, which then count; None: the numbers are the data set's own.
 
     SpecError names the layer and its shapes.
 
@@ -87,9 +119,11 @@ class Network:
     layers: tuple[Layer, ...]
     loss: Loss = Loss()
     scaling: str = "channel"
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         choose("scaling", self.scaling, SCALINGS)
+        self._check_inputs()
         if not isinstance(self.layers, tuple) or not all(isinstance(layer, Layer) for layer in self.layers):
             raise SpecError(f"layers: expected a tuple of layers, got {self.layers!r}")
         if not isinstance(self.loss, Loss):
@@ -111,6 +145,18 @@ class Network:
             end = self.layers[-1].name if self.layers else "layers"
             raise SpecError(f"{end}: the network must end with a vector, got shape {self.output_shape}")
         _ = self.unit_links  # raises where a unit gate is impossible
+
+    def _check_inputs(self) -> None:
+        if self.inputs is None:
+            return
+        if not isinstance(self.inputs, Inputs):
+            raise SpecError(f"inputs: expected shift and scale, got {self.inputs!r}")
+        channels, whole = self.input_shape[0], math.prod(self.input_shape)
+        if len(self.inputs.scale) != channels or len(self.inputs.shift) not in (channels, whole):
+            raise SpecError(
+                f"inputs: {len(self.inputs.shift)} shifts and {len(self.inputs.scale)} scales do not fit images of shape "
+                f"{self.input_shape}; a scale a channel, and a shift a channel or a pixel are allowed"
+            )
 
     def placed(self) -> Iterator[tuple[Layer, Shape]]:
         """Every layer in data-flow order with its input shape; a section comes before its shortcut and its path."""

@@ -13,6 +13,7 @@ from ..data import standardise
 from ..data.dataset import Dataset
 from ..errors import InputError
 from ..oracle.crop_flip import draw_crops
+from ..spec.network import Network
 from ..streams import Streams
 from .config import Config
 
@@ -29,12 +30,12 @@ class Images(NamedTuple):
 
 
 def prepare_images(
-    dataset: Dataset, config: Config, scaling: str = "channel", *, scaled_by: int | None = None
+    dataset: Dataset, config: Config, network: Network | None = None, *, scaled_by: int | None = None
 ) -> tuple[Images, Images]:
     """Training and test images as the network takes them.
 
     With `data.holdout` the held-out training images stand for the test images.
-    scaling: the network's convention (`refprune.data.standardise`).
+    network: how it takes them, as numbers or by a convention (`refprune.data.standardise`); None: by "channel".
     scaled_by: mean and deviation are those of the first `scaled_by` training images; by default of all that are trained on,
         so that held-out images have no part in them.
     """
@@ -47,9 +48,11 @@ def prepare_images(
     kept = limit - data.holdout
     if kept < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")
-    scale = standardise.standardisation(
-        dataset, scaling, images=kept if scaled_by is None else scaled_by, dtype=config.training.dtype
-    )
+    seen, dtype = kept if scaled_by is None else scaled_by, config.training.dtype
+    if network is None:
+        scale = standardise.standardisation(dataset, "channel", images=seen, dtype=dtype)
+    else:
+        scale = standardise.scaling_of(network, dataset, images=seen, dtype=dtype)
     train = Images(scale(dataset.train_images[:kept]), dataset.train_labels[:kept])
     if data.holdout:
         return train, Images(scale(dataset.train_images[kept:limit]), dataset.train_labels[kept:limit])

@@ -286,7 +286,7 @@ def test_evaluate_command(network_file, tmp_path, capsys):
     given = ["--fgsm", "1/255,0.1", "--corruptions", "contrast,pixelate", "--json", tmp_path / "a.json"]
     assert run("evaluate", *network_file, *given, "--picture", tmp_path / "a.svg") == 0
     text = capsys.readouterr().out
-    assert [line.split("  ")[0] for line in text.splitlines()[2:]] == [
+    assert [line.split("  ")[0] for line in text.splitlines()[3:]] == [
         *("clean", "FGSM ε = 1/255", "FGSM ε = 25.5/255", "contrast", "pixelate", "mean of corruptions")
     ]
     assert len(json.loads((tmp_path / "a.json").read_text())["a"]) == 3 + 10

@@ -215,19 +215,19 @@ def test_malicious_pickles_of_this_test_would_act(tmp_path: Path) -> None:
 
 
 BAD_PICKLES = {
-    "empty": (b"", "no CIFAR-10 pickle: ValueError: pickle exhausted before seeing STOP"),
-    "html": (b"<html>", "no CIFAR-10 pickle: ValueError: at position 0, opcode b'<' unknown"),
+    "empty": (b"", "no CIFAR-10 pickle: damaged near byte 0 .ValueError: pickle exhausted before seeing STOP"),
+    "html": (b"<html>", "no CIFAR-10 pickle: damaged near byte 1 .ValueError: at position 0, opcode b'<' unknown"),
     "truncated": (batch()[:-40], "no CIFAR-10 pickle: "),
     "truncated in the array": (batch()[:9000], "no CIFAR-10 pickle: "),
     "trailing": (batch() + b"x", r"goes on after byte \d+, where the pickle ends"),
     "huge length": (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7fabc.", "no CIFAR-10 pickle: "),
-    "bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 3) + b"abc.", "refused: opcode BYTEARRAY8 at byte 2 has no place"),
-    "huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647 at byte 3 is beyond the file's size"),
+    "bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 3) + b"abc.", "holds a bytearray; a CIFAR-10 batch is a dict"),
+    "huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "field b'data' is missing"),
     "not a dict": (b"\x80\x02](K\x01e.", "holds a list; a CIFAR-10 batch is a dict"),
     "no data": (batch(drop="data"), "field b'data' is missing; found .*b'labels'"),
     "no labels": (batch(drop="labels"), "field b'labels' is missing"),
     "data is a list": (batch(b"](K\x01e"), "field b'data' is a list"),
-    "data without state": (batch(array(MATRIX).split(b"(K\x01(")[0]), "field b'data' is a _PickledArray"),
+    "data without state": (batch(array(MATRIX).split(b"(K\x01(")[0]), "field b'data' is a _Array"),
     "float data": (batch(array(MATRIX, b"f8")), r"numpy type b'f8', allowed is 'u1'"),
     "object data": (batch(array(MATRIX, b"O8")), r"numpy type b'O8', allowed is 'u1'"),
     "one dimension": (batch(array(MATRIX[0])), "not two-dimensional uint8"),
@@ -238,7 +238,7 @@ BAD_PICKLES = {
     "label True": (batch(labels=b"](\x88K\x01K\x02K\x03K\x04e"), "must be a list of whole numbers"),
     "labels no list": (batch(labels=string(b"12345")), "must be a list of whole numbers"),
     "nothing": (batch(array(MATRIX[:0]), labels=b"]"), "holds no labels"),
-    "bad shape": (batch(array(MATRIX).replace(integer(5), integer(6), 1)), "no CIFAR-10 pickle: ValueError"),
+    "bad shape": (batch(array(MATRIX).replace(integer(5), integer(6), 1)), "no CIFAR-10 pickle: damaged near byte"),
 }
 
 

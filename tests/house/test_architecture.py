@@ -14,6 +14,7 @@ ORDER = [
     "__init__",
     "errors",
     "arrays",
+    "pickled",
     "streams",
     "output",
     "formulas",
@@ -54,7 +55,7 @@ ADAPTERS = {
     "exchange/torch_file.py",
 }
 #: Files that may import one inside functions.
-READERS = {"exchange/weight_files.py"}
+READERS = {"exchange/keras_files.py"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "onnx", "onnxruntime", "h5py", "keras"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -230,7 +230,7 @@ def read_vector(path: Path) -> Vector:
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     _check_form(path, content)
-    arrays = weight_files.read(path.with_name(content["arrays"]))
+    arrays = weight_files.read(path.with_name(content["arrays"])).arrays
     try:
         return _vector(path.stem, content, arrays)
     except (KeyError, ValueError) as error:

@@ -1,0 +1,47 @@
+"""How pixels become inputs, as an option says it and in words (`spec.network.Inputs`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import Array
+from ..data.standardise import USUAL, Scaling
+from ..errors import InputError
+from ..spec.network import Inputs, Network
+
+
+def inputs_of(option: str, network: Network) -> Inputs | None:
+    """What `--inputs` means for a network: None for "set", the data set's own numbers. InputError for anything unknown."""
+    channels = network.input_shape[0]
+    if option == "set":
+        return None
+    if option in USUAL:
+        return USUAL[option](channels)
+    if not option.endswith(".json"):
+        raise InputError(f"--inputs {option}: is not known; allowed are set, {', '.join(USUAL)}, and a .json file")
+    try:
+        found = json.loads(Path(option).read_text(encoding="utf-8-sig"))
+        return Inputs(*(_per_channel(found[name], channels) for name in ("shift", "scale")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"--inputs {option}: no JSON object with the lists shift and scale ({error})") from error
+
+
+def _per_channel(numbers: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number counts for every channel."""
+    return (float(numbers),) * channels if isinstance(numbers, int | float) else tuple(map(float, numbers))
+
+
+def in_words(scaling: Scaling) -> str:
+    """ "(pixel − 33.3)·0.0127", with a list where channels differ and a mean where every pixel has its own."""
+    return f"(pixel − {_listed(scaling.shift)})·{_listed(scaling.scale)}"
+
+
+def _listed(numbers: Array) -> str:
+    flat = numbers.reshape(len(numbers), -1)
+    shown = [f"{mean:.4g}" for mean in flat.mean(axis=1, dtype=np.float64)]
+    text = shown[0] if len(set(shown)) == 1 else f"({', '.join(shown)})"
+    return text if flat.shape[1] == 1 else f"{text} on average, a number a pixel"
