@@ -392,6 +392,18 @@ def test_one_example_leaves_nothing_behind_in_the_folder(folder):
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {"mine.py"}
 
 
+def test_an_adapter_in_numpy_needs_no_framework(folder, monkeypatch):
+    """The command, its worker and every report run where no framework can be imported."""
+    (folder / "without").mkdir()
+    for framework in ("torch", "jax", "keras", "tensorflow"):
+        (folder / "without" / f"{framework}.py").write_text(f"raise ImportError('there is no {framework}')\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder / "without"), prepend=os.pathsep)
+    reports = ["--json", "r.json", "--junit", "r.xml", "--report", "r.html"]
+    run = _run(folder, "mine.py:Mine", "--examples", "1", *reports)
+    assert run.returncode == 0, run.stderr
+    assert all((folder / name).stat().st_size > 0 for name in reports[1::2])
+
+
 def test_the_same_seed_gives_the_same_report(folder):
     (folder / "mine.py").write_text(ADAPTER.format(body="log_gamma *= 1.0 + 1e-9 * (samples > 100)"))
     reports = []

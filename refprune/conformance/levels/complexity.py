@@ -47,7 +47,7 @@ def _standing(described: Description) -> list[Question]:
         theta = np.linspace(0.25, 1.0, network.gate_count)
         return fixed({"spec": to_json(network), "theta": theta, **rates})
 
-    odd = Network((17, 45, 45), (Conv(17, (7, 7)), Flatten(), Dense(1), UnitGate(), Dense(2)))  # 21.6 million, an odd number
+    odd = Network((17, 45, 45), (Conv(17, (7, 7)), Flatten(), Dense(2), UnitGate(), Dense(2)))  # 21,590,599
     recipes = [r for r in (*sized.DENSE, *sized.IMAGES, *sized.FIXED) if r.layers(*r.sizes[1:])]
     questions = [asked_of(recipe, k, described, costed) for k, recipe in enumerate(recipes)]
     return [*questions, counted(odd), counted(zoo.resnet_imagenet(50, classes=999, gates=True))]
