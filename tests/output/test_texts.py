@@ -95,7 +95,13 @@ def test_options_of_a_spec_have_a_range(text):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("units", 10**30), ("units", -(10**30)), ("kernel", [10**9, 3]), ("padding", [[0, 0], [0, 10**12]]), ("stride", [10**20, 1])],
+    [
+        ("units", 10**30),
+        ("units", -(10**30)),
+        ("kernel", [10**9, 3]),
+        ("padding", [[0, 0], [0, 10**12]]),
+        ("stride", [10**20, 1]),
+    ],
 )
 def test_whole_numbers_of_a_spec_have_a_range(tmp_path, field, value):
     """And the sentence names the file."""
