@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from .options import file_name
+from .options import file_name, whole
 
 
 def add(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         "--report", metavar="FILE", type=file_name, help="write a self-contained HTML report with formulas and pictures"
     )
     audit.add_argument("--json", metavar="FILE", type=file_name, help="write every deviation and bound")
-    audit.add_argument("--seed", metavar="N", type=int, default=0, help="of all random witnesses")
+    audit.add_argument("--seed", metavar="N", type=whole, default=0, help="of all random witnesses")
     audit.set_defaults(command=_audit)
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import InputError
-from .options import file_name
+from .options import file_name, whole
 
 
 def add(commands: Any) -> None:
@@ -17,12 +17,12 @@ def add(commands: Any) -> None:
     bench = commands.add_parser("bench", help="time training, inference, convolutions and CKA; beside PyTorch if asked")
     bench.add_argument("names", nargs="*", metavar="NAME", help="network or group of cases (default: all)")
     bench.add_argument("--against", choices=["torch"], help="compare with this; results are compared before they are timed")
-    bench.add_argument("--threads", metavar="N", type=int, help="threads of every side (default: all cores)")
+    bench.add_argument("--threads", metavar="N", type=whole, help="threads of every side (default: all cores)")
     bench.add_argument(
-        "--repeats", metavar="N", type=int, help="rounds of a case (default: as many as fit into 3 seconds, 5 to 51)"
+        "--repeats", metavar="N", type=whole, help="rounds of a case (default: as many as fit into 3 seconds, 5 to 51)"
     )
     bench.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    bench.add_argument("--seed", metavar="N", type=int, default=0)
+    bench.add_argument("--seed", metavar="N", type=whole, default=0)
     bench.add_argument("--data-dir", metavar="DIR")
     bench.add_argument("--json", metavar="FILE", type=file_name, help="write everything measured, and where")
     bench.add_argument("--report", metavar="FILE", type=file_name, help="write a self-contained HTML report")

@@ -29,7 +29,8 @@ def _data_list(options: argparse.Namespace) -> int:
     folder = sets.data_directory(options.data_dir)
     table = [("name", "state", "MB", "what")]
     table += [(s.name, s.status, f"{s.bytes / 1e6:.1f}", s.title) for s in fetch.available(folder)]
-    print(f"folder: {folder}\n\n{tables.text_table(table)}")
+    others = ", ".join(name for name in sets.NAMES if name not in {row[0] for row in table})
+    print(f"folder: {folder}\n\n{tables.text_table(table)}\n\nalso read where their files lie there: {others}")
     return 0
 
 

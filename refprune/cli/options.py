@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,24 @@ def file_name(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; the name of a file or folder is allowed")
     return Path(text)
+
+
+def whole(text: str) -> int:
+    """The type of arguments that are whole numbers: of at most 18 digits, so that nothing behind them overflows."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"invalid whole number: {text[:40]!r}; at most 18 digits are allowed")
+    return int(text)
+
+
+def real(text: str) -> float:
+    """The type of arguments that are numbers: finite ones."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"invalid number: {text[:40]!r}; a finite one is allowed")
+    return number
 
 
 def check_empty(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output.files import as_folder
-from .options import file_name, interruptible
+from .options import file_name, interruptible, whole
 
 if TYPE_CHECKING:
     from ..output.progress import Progress
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "see `refprune data list`, or folder:PATH@SIZE for images in PATH/train/CLASS and PATH/val/CLASS",
     )
     run.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
-    run.add_argument("--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same")
+    run.add_argument("--threads", metavar="N", type=whole, help="threads to use (default: all cores); the results are the same")
     run.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the experiment")
     run.add_argument("--out", metavar="DIR", type=file_name, help="run directory (default: runs/NAME-TIME)")
     run.add_argument("--resume", metavar="DIR", type=file_name, help="go on with the run in DIR")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output.files import as_folder
-from .options import file_name, interruptible
+from .options import file_name, interruptible, whole
 
 
 def add(commands: Any) -> None:
@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
     )
     sweep.add_argument("file", metavar="FILE.toml", type=file_name)
     sweep.add_argument("--out", metavar="DIR", type=file_name, help="folder of the runs (default: runs/sweep-NAME)")
-    sweep.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: cores / --threads)")
-    sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each run (default: 1)")
+    sweep.add_argument("--jobs", metavar="N", type=whole, help="runs at a time (default: cores / --threads)")
+    sweep.add_argument("--threads", metavar="N", type=whole, default=1, help="threads of each run (default: 1)")
     sweep.add_argument("--data-dir", metavar="DIR")
     sweep.add_argument(
         "--scheduler",

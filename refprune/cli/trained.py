@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import file_name, interruptible, names
+from .options import file_name, interruptible, names, real, whole
 
 
 def add(commands: Any) -> None:
@@ -20,16 +20,16 @@ def add(commands: Any) -> None:
     _network_arguments(prune, "?")
     plan = prune.add_argument_group("what to do", argument_default=argparse.SUPPRESS)
     plan.add_argument("--criterion", metavar="NAME", help="cka, random, l1, activation, kl or rank (default: cka)")
-    plan.add_argument("--score-images", metavar="N", type=int, help="training images to score with (default: 10,000; 0: all)")
+    plan.add_argument("--score-images", metavar="N", type=whole, help="training images to score with (default: 10,000; 0: all)")
     plan.add_argument(
-        "--target-macs", metavar="SHARE", type=float, help="stop at this share of the MACs (default: at the minimum)"
+        "--target-macs", metavar="SHARE", type=real, help="stop at this share of the MACs (default: at the minimum)"
     )
-    plan.add_argument("--least-accuracy", metavar="SHARE", type=float, help="stop below this test accuracy")
-    plan.add_argument("--finetune", metavar="EPOCHS", type=int, help="after every removal (default: 1)")
+    plan.add_argument("--least-accuracy", metavar="SHARE", type=real, help="stop below this test accuracy")
+    plan.add_argument("--finetune", metavar="EPOCHS", type=whole, help="after every removal (default: 1)")
     plan.add_argument(
-        "--anneal", metavar="SHARE", type=float, help="to which share of itself the rate falls until sections end (default: 1)"
+        "--anneal", metavar="SHARE", type=real, help="to which share of itself the rate falls until sections end (default: 1)"
     )
-    plan.add_argument("--filter-rounds", metavar="N", type=int, help="then remove 10 %% of the filters, N times (default: 0)")
+    plan.add_argument("--filter-rounds", metavar="N", type=whole, help="then remove 10 %% of the filters, N times (default: 0)")
     prune.add_argument("--set", metavar="A.B=VALUE", action="append", default=[], help="change one key of the fine-tuning")
     prune.add_argument("--out", metavar="DIR", type=file_name, help="run directory (default: runs/prune-CRITERION-TIME)")
     prune.add_argument("--resume", metavar="DIR", type=file_name, help="go on with the run in DIR")
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--clean", action="store_true", help="clean images only (they come beside the others anyway)")
     evaluate.add_argument("--fgsm", metavar="ε,…", help="as in 1/255,2/255,4/255,8/255")
     evaluate.add_argument("--corruptions", metavar="NAME,…", nargs="?", const="all", help="default: all of them")
-    evaluate.add_argument("--images", metavar="N", type=int, default=0, help="the first so many test images (default: all)")
+    evaluate.add_argument("--images", metavar="N", type=whole, default=0, help="the first so many test images (default: all)")
     evaluate.add_argument("--json", metavar="FILE", type=file_name, help="write all accuracies")
     evaluate.add_argument("--picture", metavar="FILE", type=file_name, help="accuracy against severity, .png or .svg")
     evaluate.set_defaults(command=_evaluate)
@@ -53,9 +53,9 @@ def add(commands: Any) -> None:
         "--points", metavar="NAME,…", default="chain", help="chain (default: chain elements), all, or names"
     )
     similarity.add_argument(
-        "--score-images", metavar="N", type=int, default=1000, help="training images (default: 1000; 0: all)"
+        "--score-images", metavar="N", type=whole, default=1000, help="training images (default: 1000; 0: all)"
     )
-    similarity.add_argument("--batch-size", metavar="N", type=int, default=250, help="images of a mini-batch (default: 250)")
+    similarity.add_argument("--batch-size", metavar="N", type=whole, default=250, help="images of a mini-batch (default: 250)")
     similarity.add_argument("--kernel", choices=["linear", "rbf"], default="linear")
     similarity.add_argument("--json", metavar="FILE", type=file_name, help="write names, values and statuses")
     similarity.add_argument("--picture", metavar="FILE", type=file_name, help="the matrix, .png or .svg")
@@ -63,9 +63,9 @@ def add(commands: Any) -> None:
 
     score = commands.add_parser("score", help="which section pruning by CKA would remove, how clearly, beside two controls")
     _network_arguments(score)
-    score.add_argument("--score-images", metavar="N", type=int, default=0, help="training images (default: all)")
+    score.add_argument("--score-images", metavar="N", type=whole, default=0, help="training images (default: all)")
     score.add_argument("--subsets", metavar="N,…", help="also choose from so many of them, --repeats times")
-    score.add_argument("--repeats", metavar="N", type=int, default=100, help="random subsets of each size (default: 100)")
+    score.add_argument("--repeats", metavar="N", type=whole, default=100, help="random subsets of each size (default: 100)")
     score.add_argument("--expect", metavar="NAME", help="count how often this section is chosen (default: CKA's choice)")
     score.add_argument("--json", metavar="FILE", type=file_name, help="write scores and shares")
     score.set_defaults(command=_score)
@@ -88,9 +88,9 @@ def _network_arguments(parser: argparse.ArgumentParser, nargs: str | None = None
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data sets (default: $REFPRUNE_DATA, then datasets/)")
     parser.add_argument("--backend", choices=["numba", "oracle"], help="default: numba")
     parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to use (default: all cores); the results are the same"
+        "--threads", metavar="N", type=whole, help="threads to use (default: all cores); the results are the same"
     )
-    parser.add_argument("--seed", metavar="N", type=int, help="default: 0")
+    parser.add_argument("--seed", metavar="N", type=whole, help="default: 0")
 
 
 def _engine(options: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output.files import check_targets, user_cache, write_atomically
-from .options import file_name, names
+from .options import file_name, names, real, whole
 
 #: Without options, with what is the same in every run: about half a minute of one core for the worked PyTorch adapter.
 EXAMPLES = 1500
@@ -26,11 +27,11 @@ def add(commands: Any) -> None:
     )
     verify.add_argument("adapter", metavar="ADAPTER", help="package.module:Name or adapter.py:Name, a refprune.Implementation")
     verify.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all that is provided)")
-    verify.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help=f"drawn in all (default: {EXAMPLES})")
+    verify.add_argument("--examples", metavar="N", type=whole, default=EXAMPLES, help=f"drawn in all (default: {EXAMPLES})")
     verify.add_argument("--dtype", choices=["float64", "float32", "bfloat16"], help="instead of the precision it declares")
-    verify.add_argument("--seed", metavar="N", type=int, default=0, help="of all examples")
-    verify.add_argument("--structures", metavar="N", type=int, help="of a method's examples; for what compiles each anew")
-    verify.add_argument("--time-limit", metavar="S", type=float, default=20.0, help="seconds for one call (default: 20)")
+    verify.add_argument("--seed", metavar="N", type=whole, default=0, help="of all examples")
+    verify.add_argument("--structures", metavar="N", type=whole, help="of a method's examples; for what compiles each anew")
+    verify.add_argument("--time-limit", metavar="S", type=real, default=20.0, help="seconds for one call (default: 20)")
     verify.add_argument("--vectors", metavar="DIR", type=file_name, help="stored vectors to ask first; alone with --examples 0")
     failures, what = Path("verify-failures"), "for what fails, as a script and a vector"
     verify.add_argument("--failures", metavar="DIR", type=file_name, default=failures, help=f"{what} (default: {failures})")
@@ -44,9 +45,9 @@ def add(commands: Any) -> None:
     export = actions.add_parser("export", help="write vectors of every method")
     export.add_argument("directory", metavar="DIR", type=file_name)
     export.add_argument("--level", metavar="NAME,…", help="levels or methods (default: all)")
-    export.add_argument("--per-method", metavar="N", type=int, default=1, help="drawn examples of a method (default: 1)")
+    export.add_argument("--per-method", metavar="N", type=whole, default=1, help="drawn examples of a method (default: 1)")
     export.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="of arguments and tolerances")
-    export.add_argument("--seed", metavar="N", type=int, default=0, help="of the drawn examples")
+    export.add_argument("--seed", metavar="N", type=whole, default=0, help="of the drawn examples")
     export.add_argument("--format", choices=["npz", "safetensors"], default="npz", help="of the files of arrays")
     export.set_defaults(command=_export)
     check = actions.add_parser("check", help="derive each again by two witnesses; exit code 1 if one fails")
@@ -150,7 +151,8 @@ def _check(options: argparse.Namespace) -> int:
 def _say(outcome: Any) -> None:
     """A line for each method as soon as it is done, in pipes too."""
     if outcome.provided:
-        print(f"{outcome.method}: {outcome.verdict}, {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody takes it; the verdict does not depend on that
+            print(f"{outcome.method}: {outcome.verdict}, {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 def _write_failures(options: argparse.Namespace, precision: str, findings: list[Any]) -> None:

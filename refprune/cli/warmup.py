@@ -8,12 +8,14 @@ import time
 from collections import Counter
 from typing import Any
 
+from .options import whole
+
 
 def add(commands: Any) -> None:
     """Add the parser to argparse's `commands`."""
     warmup = commands.add_parser("warmup", help="compile now what a run would compile at its start, and keep it on disk")
     warmup.add_argument("names", nargs="*", metavar="NAME", help="experiment, network or .toml file (default: quickstart)")
-    warmup.add_argument("--threads", metavar="N", type=int, help="as for `run`")
+    warmup.add_argument("--threads", metavar="N", type=whole, help="as for `run`")
     warmup.add_argument("--clear", action="store_true", help="remove what earlier runs have compiled, of every version")
     warmup.set_defaults(command=_warmup)
 

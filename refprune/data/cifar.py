@@ -68,12 +68,20 @@ def _from_buffer(raw: object, kind: object, shape: object, order: str) -> _Array
     return made
 
 
+def _encoded(text: object, _encoding: object) -> bytes:
+    """Stands for Python's function of that name, by which protocol 2 writes bytes."""
+    if not isinstance(text, str):
+        raise pickled.Refused(f"bytes made of a {type(text).__name__}")
+    return text.encode("latin-1")
+
+
 # All that the files of 2009 name (numpy.core) and what newer NumPy writes (numpy._core).
 _MAKERS: dict[str, Callable[..., object]] = {
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy._core.multiarray._reconstruct": _reconstruct,
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy._core.numeric._frombuffer": _from_buffer,
+    "_codecs.encode": _encoded,
     "numpy.ndarray": _Array,
     "numpy.dtype": _Type,
 }
@@ -83,37 +91,37 @@ def _read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > _CIFAR_MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes; a CIFAR-10 file has at most {_CIFAR_MAX_BYTES}")
+            raise DataError(f"{path}: {size} bytes; a CIFAR file has at most {_CIFAR_MAX_BYTES}")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read_cifar_pickle(path: Path) -> Labelled:
+def _read_cifar_pickle(path: Path, field_of_labels: bytes = b"labels", classes: int = 10) -> Labelled:
     body = _read_bytes(path)
     file = io.BytesIO(body)
     try:
         batch = pickled.load(file, _MAKERS, strict=True, text=False)
     except pickled.Refused as error:
-        raise DataError(f"{path}: no CIFAR-10 pickle: {error}") from error
+        raise DataError(f"{path}: no CIFAR pickle: {error}") from error
     if file.tell() != len(body):
         raise DataError(f"{path}: goes on after byte {file.tell()}, where the pickle ends")
     if not isinstance(batch, dict):
-        raise DataError(f"{path}: holds a {type(batch).__name__}; a CIFAR-10 batch is a dict")
+        raise DataError(f"{path}: holds a {type(batch).__name__}; a CIFAR batch is a dict")
     batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}  # saved again by Python 3
-    for field in (b"data", b"labels"):
+    for field in (b"data", field_of_labels):
         if field not in batch:
             raise DataError(f"{path}: field {field!r} is missing; found {sorted(map(repr, batch))}")
-    pixels, labels = batch[b"data"], batch[b"labels"]
+    pixels, labels = batch[b"data"], batch[field_of_labels]
     if not isinstance(pixels, _Array) or pixels.value is None:
         raise DataError(f"{path}: field b'data' is a {type(pixels).__name__}; it must be an array")
     if pixels.value.shape[1] != _CIFAR_PIXELS:
         raise DataError(f"{path}: field b'data' has shape {pixels.value.shape}; it must be (count, {_CIFAR_PIXELS})")
     if not isinstance(labels, list) or any(type(label) is not int for label in labels):
-        raise DataError(f"{path}: field b'labels' must be a list of whole numbers")
+        raise DataError(f"{path}: field {field_of_labels!r} must be a list of whole numbers")
     if len(labels) != len(pixels.value):
         raise DataError(f"{path}: {len(pixels.value)} images, but {len(labels)} labels")
-    return pixels.value.reshape(-1, *_CIFAR_SHAPE), check_labels(labels, path, classes=10)
+    return pixels.value.reshape(-1, *_CIFAR_SHAPE), check_labels(labels, path, classes)
 
 
 def _read_cifar_binary(path: Path) -> Labelled:
@@ -148,3 +156,10 @@ def read_cifar10(directory: str | os.PathLike[str]) -> Dataset:
     test_images, test_labels = read(directory / (_CIFAR_TEST[0] + suffix))
     images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return Dataset("cifar10", images, labels, test_images.copy(), test_labels, 10)
+
+
+def read_cifar100(directory: str | os.PathLike[str]) -> Dataset:
+    """CIFAR-100 with its fine classes, from a folder with the pickles `train` and `test`. DataError as in `read_cifar10`."""
+    directory = Path(directory)
+    train, test = (_read_cifar_pickle(directory / name, b"fine_labels", 100) for name in ("train", "test"))
+    return Dataset("cifar100", train[0].copy(), train[1], test[0].copy(), test[1], 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 from ..errors import DataError, InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+#: Pillow's decoders for them; no other is ever tried, so that no other program is started.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+#: Images that are not read: they must not be left out without a word.
+OTHERS = (".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".jfif", ".jpe", ".tga", ".ico", ".heic", ".avif", ".eps")
 #: The short side before the crop, over the crop's side.
 MARGIN = 256 / 224
 #: Side of the largest crop, and the most that an image's long side may be of its short one.
@@ -51,7 +56,14 @@ def read(directory: Path, size: int = 224) -> Images:
 def _part(part: Path, classes: list[str], size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (part / name).iterdir() if p.suffix.lower() in ENDINGS)
+        there = sorted(p for p in (part / name).iterdir() if not p.name.startswith("."))
+        found = [p for p in there if p.suffix.lower() in ENDINGS]
+        others = [p.name for p in there if p.suffix.lower() in OTHERS or p.is_dir()]
+        if others:
+            raise DataError(
+                f"{part / name}: {others[0]} would be left out, with {len(others) - 1} more; images are read that end in "
+                f"{', '.join(ENDINGS)} and lie in the folder of the class itself"
+            )
         if not found:
             raise DataError(f"{part / name}: holds no images ({', '.join(ENDINGS)})")
         files += found
@@ -65,13 +77,18 @@ def _part(part: Path, classes: list[str], size: int) -> tuple[NDArray[np.uint8],
 def _read(file: Path, size: int) -> NDArray[np.uint8]:
     """One image, (3, size, size)."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise InputError("image folders need Pillow:  pip install -e '.[images]'") from error
     try:
-        with Image.open(file) as opened:
-            image: Any = _eight_bits(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of damaged metadata, which is not asked for
+            with Image.open(file, formats=FORMATS) as opened:
+                image: Any = _eight_bits(opened).convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # a decoder may raise nearly anything; whatever it is, the file is at fault
         raise DataError(f"{file}: no image that can be read ({error})") from error
     if max(image.size) > LONGEST * min(image.size):
         raise DataError(f"{file}: is {image.width}×{image.height} pixels; the long side may be {LONGEST} times the short one")

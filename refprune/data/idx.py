@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..output.sizes import check_size
 from .dataset import Labelled, check_labels
 
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -52,6 +53,7 @@ def _parse_idx(path: Path, stream: BinaryIO | gzip.GzipFile) -> NDArray[Any]:
     shape = struct.unpack(f">{ndim}I", sizes)
     dtype = np.dtype(_IDX_TYPES[code])
     start, expected = 4 + 4 * ndim, math.prod(shape) * dtype.itemsize
+    check_size(f"{path}: dimensions {shape} of {dtype.name}", expected, path.stat().st_size)
     body = _read_at_most(stream, expected)
     if len(body) < expected:
         raise DataError(
@@ -59,7 +61,10 @@ def _parse_idx(path: Path, stream: BinaryIO | gzip.GzipFile) -> NDArray[Any]:
         )
     if stream.read(1):
         raise DataError(f"{path}: goes on after byte {start + expected}, where dimensions {shape} of {dtype.name} end")
-    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    try:
+        return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    except ValueError as error:  # a dimension of 0 beside others beyond all arrays
+        raise DataError(f"{path}: no array has the dimensions {shape} ({error})") from error
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -68,6 +73,8 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     Raises DataError if it cannot be read, is no IDX file, is truncated, goes on after its end, or is corrupt gzip.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: is no regular file")
     try:
         with path.open("rb") as file:
             if file.peek(2)[:2] != b"\x1f\x8b":
@@ -81,7 +88,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def read_idx_pair(images_path: Path, labels_path: Path) -> Labelled:
+def read_idx_pair(images_path: Path, labels_path: Path, classes: int = 10) -> Labelled:
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.dtype != np.uint8 or images.ndim != 3:
         raise DataError(f"{images_path}: holds {images.dtype} {images.shape}; images are uint8 (count, height, width)")
@@ -89,4 +96,4 @@ def read_idx_pair(images_path: Path, labels_path: Path) -> Labelled:
         raise DataError(f"{labels_path}: holds {labels.dtype} {labels.shape}; labels are uint8 (count,)")
     if len(images) != len(labels):
         raise DataError(f"{images_path}: {len(images)} images, but {labels_path.name} holds {len(labels)} labels")
-    return images[:, None], check_labels(labels.tolist(), labels_path, classes=10)
+    return images[:, None], check_labels(labels.tolist(), labels_path, classes)

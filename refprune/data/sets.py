@@ -7,16 +7,29 @@ Readers check the structure of a file completely (magic, sizes, counts, label ra
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ..errors import DataError, InputError
 from ..output.files import user_cache
 from . import digits, folder
-from .cifar import read_cifar10
-from .dataset import Dataset
+from .cifar import read_cifar10, read_cifar100
+from .dataset import Dataset, Labelled
+from .fetch import manifest
 from .idx import read_idx_pair
 
-NAMES = ("mnist", "fashion-mnist", "cifar10", "synthetic-digits")
+#: MNIST and its relatives: what stands before the names of files, and how many classes there are.
+IDX = {"mnist": ("", 10), "fashion-mnist": ("", 10), "kmnist": ("", 10)} | {
+    f"emnist-{split}": (f"emnist-{split}-", classes)
+    for split, classes in {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}.items()
+}
+
+#: What torchvision calls their folders.
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {
+    name: "EMNIST" for name in IDX if name.startswith("emnist")
+}
+
+NAMES = (*IDX, "cifar10", "cifar100", "synthetic-digits")
 SYNTHETIC_TRAIN, SYNTHETIC_TEST, SYNTHETIC_SEED = 6000, 2000, 0
 
 
@@ -40,25 +53,47 @@ def data_directory(directory: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _missing(name: str, root: Path, wanted: str) -> DataError:
+    fetched = f"`refprune data fetch {name}` downloads the set, " if name in manifest() else ""
     return DataError(
-        f"{name}: {wanted} was not found in {root}; `refprune data fetch {name}` downloads the set, "
+        f"{name}: {wanted} was not found in {root}; {fetched}"
         "--data-dir or REFPRUNE_DATA names another folder, and --data synthetic-digits needs no files"
     )
 
 
 def _load_idx(name: str, root: Path) -> Dataset:
-    def find(stem: str) -> Path:
-        for candidate in (root / name / f"{stem}.gz", root / name / stem):
-            if candidate.exists():
-                return candidate
-        raise _missing(name, root, f"{name}/{stem}.gz (or {stem})")
+    """MNIST and its relatives, under the names and in the folders in which people have them."""
+    prefix, classes = IDX[name]
+    folders = [root / name, *(root / name / inner for inner in ("raw", "gzip", f"{TORCHVISION.get(name, name)}/raw"))]
+    folders.append(root / TORCHVISION.get(name, name) / "raw")
 
-    paths = [find(f"{part}-{kind}-ubyte") for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    train, test = read_idx_pair(paths[0], paths[1]), read_idx_pair(paths[2], paths[3])
-    for path, (images, _) in ((paths[0], train), (paths[2], test)):
-        if images.shape[1:] != (1, 28, 28):
-            raise DataError(f"{path}: images are {images.shape[2]}×{images.shape[3]} pixels; {name} has 28×28")
-    return Dataset(name, *train, *test, 10)
+    def find(part: str, kind: str) -> Path:
+        stem = f"{prefix}{part}-{kind}"
+        names = (
+            f"{stem}-ubyte.gz",
+            f"{stem}-ubyte",
+            *(f"{stem.replace('-idx', '.idx')}-ubyte{ending}" for ending in ("", ".gz")),
+        )
+        found = next((path for place in folders for path in map(place.joinpath, names) if path.exists()), None)
+        if found is None:
+            raise _missing(name, root, f"{name}/{stem}-ubyte.gz (or {stem}-ubyte)")
+        return found
+
+    parts = ("train", "test" if prefix else "t10k")
+    paths = [find(part, kind) for part in parts for kind in ("images-idx3", "labels-idx1")]
+    lowest = 1 if name == "emnist-letters" else 0
+    train, test = (_idx_part(name, images, labels, classes, lowest) for images, labels in (paths[:2], paths[2:]))
+    return Dataset(name, *train, *test, classes)
+
+
+def _idx_part(name: str, images_path: Path, labels_path: Path, classes: int, lowest: int) -> Labelled:
+    """Images and labels from 0 on. EMNIST's images lie on their side: rows are columns there."""
+    images, labels = read_idx_pair(images_path, labels_path, classes + lowest)
+    if images.shape[1:] != (1, 28, 28):
+        raise DataError(f"{images_path}: images are {images.shape[2]}×{images.shape[3]} pixels; {name} has 28×28")
+    if (labels < lowest).any():
+        raise DataError(f"{labels_path}: has a label 0; those of {name} are 1 to {classes}")
+    turned = images.transpose(0, 1, 3, 2).copy() if name.startswith("emnist") else images
+    return turned, labels - lowest
 
 
 def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
@@ -81,8 +116,12 @@ def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
     root = data_directory(directory)
     if name.startswith("folder:"):
         return _load_folder(name, root)
-    if name in ("mnist", "fashion-mnist"):
+    if name in IDX:
         return _load_idx(name, root)
+    if name == "cifar100":
+        if (root / "cifar-100-python").is_dir():
+            return read_cifar100(root / "cifar-100-python")
+        raise _missing(name, root, "cifar-100-python/")
     if name == "cifar10":
         for folder in ("cifar-10-batches-py", "cifar-10-batches-bin"):
             if (root / folder).is_dir():
@@ -95,7 +134,7 @@ def _load_folder(name: str, root: Path) -> Dataset:
     path, at, size = name.removeprefix("folder:").rpartition("@")
     if not at:
         path, size = size, "224"
-    if not path or not size.isdecimal():
+    if not path or not re.fullmatch(r"[0-9]{1,9}", size):
         raise InputError(f"data set {name!r}: expected folder:PATH or folder:PATH@SIZE")
     try:
         found = folder.read(root / path, int(size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from ..arrays import Array
 from ..data.standardise import USUAL, Scaling
 from ..errors import InputError
+from ..output.texts import read_json
 from ..spec.network import Inputs, Network
 
 
@@ -24,7 +24,7 @@ def inputs_of(option: str, network: Network) -> Inputs | None:
     if not option.endswith(".json"):
         raise InputError(f"--inputs {option}: is not known; allowed are set, {', '.join(USUAL)}, and a .json file")
     try:
-        found = json.loads(Path(option).read_text(encoding="utf-8-sig"))
+        found = read_json(Path(option))
         return Inputs(*(_per_channel(found[name], channels) for name in ("shift", "scale")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"--inputs {option}: no JSON object with the lists shift and scale ({error})") from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import DataError, InputError
-from .sizes import check_size
+from ..output.sizes import check_size
 
 #: Layers' names → class_name and config, as the model says.
 Layers = dict[str, Mapping[str, Any]]

@@ -8,7 +8,6 @@ does not is named.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from ..arrays import Array, Arrays
 from ..data.dataset import Dataset
 from ..errors import DataError, InputError
+from ..output.texts import parse_json, read_json
 from ..passes.tape import check_arrays
 from ..spec import json_form
 from ..spec.network import Network
@@ -95,7 +95,7 @@ def read_npz(path: Path) -> Trained:
     if "spec" not in arrays:
         raise InputError(f"{path}: {NEEDS_SPEC}")
     try:
-        header = json.loads(str(arrays.pop("spec")))
+        header = parse_json(str(arrays.pop("spec")), "spec")
         network = json_form.from_json(header["network"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no weights of refprune ({type(error).__name__}: {error})") from error
@@ -133,7 +133,7 @@ def check_images(network: Network, dataset: Dataset) -> None:
 
 def _renamed(arrays: Mapping[str, Array], names: str) -> Arrays:
     try:
-        table = json.loads(Path(names).read_text(encoding="utf-8"))
+        table = read_json(Path(names))
     except (OSError, ValueError) as error:
         raise InputError(f"{names}: no JSON file of names ({error})") from error
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..arrays import Array
 from ..errors import DataError, InputError
+from ..output.texts import parse_json, read_json
 from ..spec import json_form, zoo
 from ..spec.network import Network
 
@@ -21,16 +21,17 @@ def network_for(spec_name: str, arrays: Mapping[str, Array]) -> Network:
     """The network that `spec_name` says; resnet-cifar-keras takes its blocks per stage from the arrays' names, if not given."""
     if spec_name.endswith(".json"):
         try:
-            return json_form.from_json(json.loads(Path(spec_name).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise error if isinstance(error, InputError) else InputError(f"{spec_name}: no JSON spec ({error})") from error
+            return json_form.from_json(read_json(Path(spec_name)))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            named = isinstance(error, InputError) and str(error).startswith(spec_name)
+            raise error if named else InputError(f"--spec {spec_name}: {error}") from error
     name, _, text = spec_name.partition(":")
     options: dict[str, Any] = {}
     for entry in filter(None, text.split(";")):
         key, _, value = entry.partition("=")
         try:
-            options[key.strip()] = json.loads(value)
-        except ValueError as error:
+            options[key.strip()] = parse_json(value, key)
+        except InputError as error:
             raise InputError(f"{spec_name}: expected NAME:key=value;…, values as JSON ({error})") from error
     if name == "resnet-cifar-keras" and "blocks" not in options and arrays:
         options["blocks"] = blocks_per_stage(arrays)

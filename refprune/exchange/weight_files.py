@@ -18,8 +18,8 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import DataError, InputError
+from ..output.sizes import check_size
 from . import keras_files, torch_pickles
-from .sizes import check_size
 
 Arrays = dict[str, Array]
 

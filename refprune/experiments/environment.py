@@ -16,6 +16,7 @@ from ..data.dataset import Dataset
 from ..errors import InputError
 from ..output.files import write_atomically
 from ..output.progress import Progress
+from ..output.texts import read_json
 
 
 def describe(dataset: Dataset) -> dict[str, str]:
@@ -66,7 +67,7 @@ def compare(path: Path, now: Mapping[str, str], progress: Progress) -> None:
     What an earlier refprune did not write down is not compared.
     """
     try:
-        then = json.loads(path.read_text(encoding="utf-8"))
+        then = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error
     if not isinstance(then, dict) or "data_sha256" not in then:

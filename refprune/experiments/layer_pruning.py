@@ -30,6 +30,7 @@ from ..exchange import load
 from ..exchange.trained import Trained, digest
 from ..output.files import check_unused, locked, write_atomically, write_new
 from ..output.progress import Progress
+from ..output.texts import read_json
 from ..spec import cost
 from ..spec.network import Network
 from ..streams import Streams
@@ -163,7 +164,7 @@ def resume(
 ) -> Record:
     """Go on with the run in `directory`, to the same bits as without the interruption."""
     try:
-        written = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+        written = read_json(directory / "plan.json")
         plan, config = Plan(**written["plan"]), from_dict(written["settings"], where="plan.json")
         written["network"] = {"training_images": None, **written["network"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..output import figures, page
 from ..output.files import write_atomically
+from ..output.texts import read_json
 
 Record = dict[str, Any]
 Table = list[tuple[str, ...]]
@@ -20,7 +20,7 @@ Table = list[tuple[str, ...]]
 def read_run(directory: Path) -> Record:
     """A run, ended or not: what plan.json holds, with its "rounds". InputError if there is none."""
     try:
-        plan, rounds = (json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "rounds"))
+        plan, rounds = (read_json(directory / f"{name}.json") for name in ("plan", "rounds"))
         if not {"plan", "settings"} <= set(plan) or not all("macs_per_image" in record for record in rounds) or not rounds:
             raise ValueError("plan.json and rounds.json are not those of a pruning run")
     except (OSError, ValueError, TypeError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..output.texts import parse_toml, read_toml
 from ..training import config
 from ..training.config import Config
 
@@ -56,7 +56,7 @@ class Job:
     @property
     def config(self) -> Config:
         """The experiment."""
-        return config.from_dict(tomllib.loads(self.configuration))
+        return config.from_dict(parse_toml(self.configuration, "configuration"))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -65,10 +65,7 @@ class Job:
 
 def load_sweep(path: Path) -> Sweep:
     """The sweep in a TOML file. InputError names the key that is wrong; every run's configuration is checked."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    values = read_toml(path)
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         raise InputError(f"{path}: unknown key {unknown[0]} (known: {', '.join(KEYS)})")

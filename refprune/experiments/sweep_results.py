@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..output.files import write_atomically
+from ..output.texts import read_json
 from ..training import config
 from .sweep_file import Job, Setting, Sweep
 
@@ -45,7 +46,7 @@ def finished_summary(job: Job) -> dict[str, Any] | None:
         if known != job.config:
             raise InputError(f"{folder}: holds a run of another configuration; give the sweep another folder (--out)")
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json")
     except (OSError, ValueError):
         return None
     return summary if _is_whole(summary) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..output.files import write_atomically
+from ..output.texts import read_json
 from ..training.config import Config
 from .config_digest import config_digest
 from .sweep_results import QUANTITIES, Outcome
@@ -203,7 +203,7 @@ def _rows_of(outcome: Outcome, machine: str) -> list[Row]:
     folder = Path(outcome.job.directory)
     path = folder / "environment.json"
     try:
-        code = json.loads(path.read_text(encoding="utf-8")).get("code_sha256", "")
+        code = read_json(path).get("code_sha256", "")
         ended = datetime.datetime.fromtimestamp((folder / "summary.json").stat().st_mtime, datetime.UTC).date()
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); it belongs to every run") from error

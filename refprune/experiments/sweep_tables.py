@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..output import tables
+from ..output.texts import read_json
 from .sweep_results import QUANTITIES
 
 Values = Mapping[str, Sequence[float]]
@@ -56,7 +56,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     """sweep.json. InputError where it is missing, no JSON, or lacks what `refprune sweep` writes."""
     path = directory / "sweep.json"
     try:
-        page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        page: dict[str, Any] = read_json(path)
         runs = [values for result in page["results"] for values in result["runs"].values()]
         lacking = [quantity for quantity in QUANTITIES if not all(values[quantity] for values in runs)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

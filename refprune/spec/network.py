@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,9 @@ from ..arrays import Shape
 from ..errors import SpecError
 from .layers import Activation, BatchNorm, Layer, Section, UnitGate, chain_shape, choose
 from .unit_links import UnitLinks, unit_links
+
+#: The largest whole number that a layer may have, and the most layers of a network.
+LARGEST, MOST_LAYERS = 1 << 24, 100_000
 
 #: How pixels become inputs (`refprune.data.standardise`).
 SCALINGS = ("channel", "pixel_mean")
@@ -91,6 +95,24 @@ class Inputs:
             raise SpecError("inputs: a scale of 0 makes all images alike")
 
 
+def _check_sizes(layers: Iterable[Layer]) -> None:
+    """SpecError for a whole number in a layer, such as a width or a padding, that no array could have."""
+    for layer in layers:
+        for field in dataclasses.fields(layer):
+            value = getattr(layer, field.name)
+            if isinstance(layer, Section) and field.name in ("path", "shortcut"):
+                _check_sizes(value)
+            elif (largest := _largest(value)) > LARGEST:
+                name = layer.name or type(layer).__name__
+                raise SpecError(f"{name}: {field.name} has {len(str(largest))} digits; at most {LARGEST:,} is allowed")
+
+
+def _largest(value: object) -> int:
+    if isinstance(value, tuple):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int) else 0
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -126,6 +148,9 @@ class Network:
         self._check_inputs()
         if not isinstance(self.layers, tuple) or not all(isinstance(layer, Layer) for layer in self.layers):
             raise SpecError(f"layers: expected a tuple of layers, got {self.layers!r}")
+        if len(self.layers) > MOST_LAYERS:
+            raise SpecError(f"layers: {len(self.layers):,} are more than {MOST_LAYERS:,}, the most that is allowed")
+        _check_sizes(self.layers)
         if not isinstance(self.loss, Loss):
             raise SpecError(f"loss: expected a Loss, got {self.loss!r}")
         if (
@@ -135,9 +160,9 @@ class Network:
         ):
             raise SpecError(f"input_shape: expected (n,) or (channels, height, width), got {self.input_shape!r}")
         object.__setattr__(self, "layers", _named(self.layers))
-        names = [layer.name for layer, _ in self.placed()]
-        names += [f"{layer.name}.{part}" for layer in self.layers if isinstance(layer, Section) for part in ("gate", "post")]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(layer.name for layer, _ in self.placed())
+        names.update(f"{layer.name}.{part}" for layer in self.layers if isinstance(layer, Section) for part in ("gate", "post"))
+        twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             rule = "layer names must be unique (a section also takes NAME.gate and NAME.post)"
             raise SpecError(f"{rule}; these occur more than once: {', '.join(twice)}")

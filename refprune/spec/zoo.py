@@ -279,6 +279,10 @@ NETWORKS |= {f"resnet-{depth}": functools.partial(resnet_cifar, depth) for depth
 NETWORKS |= {f"resnet-{depth}": functools.partial(resnet_imagenet, depth) for depth in _IMAGENET}
 
 
+#: The largest option that is a whole number; the widest networks in use have some ten thousand units a layer.
+LARGEST = 1 << 17
+
+
 def build(name: str, options: Mapping[str, Any]) -> Network:
     """The network called `name` (a key of `NETWORKS`).
 
@@ -302,4 +306,7 @@ def build(name: str, options: Mapping[str, Any]) -> Network:
         wanted = list if isinstance(default, tuple) else type(default)  # TOML and JSON have lists
         if type(value) is not wanted or (wanted is list and not all(type(entry) is type(default[0]) for entry in value)):
             raise InputError(f"network.{key}: expected {wanted.__name__}, got {value!r}")
+        for number in value if wanted is list else [value]:
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise InputError(f"network.{key}: {str(number)[:20]} is beyond {LARGEST:,}, the largest that is allowed")
     return NETWORKS[name](**{key: tuple(value) if type(value) is list else value for key, value in options.items()})

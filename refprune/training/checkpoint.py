@@ -20,6 +20,7 @@ from ..arrays import Array
 from ..errors import InputError, SpecError
 from ..gates.theta_penalty import Reference
 from ..output.files import PART, write_atomically
+from ..output.texts import read_json
 from ..spec import json_form, network
 from .state import State
 
@@ -107,12 +108,9 @@ def _digest(header: Mapping[str, Any]) -> str:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: no checkpoint can be read here ({error})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not path.exists():
+        raise InputError(f"{path}: no checkpoint can be read here (no such file)")
+    header = read_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise InputError(f"{path}: expected format {FORMAT!r}, found {found!r}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..gates.estimators import ESTIMATORS
+from ..output.texts import parse_toml, read_text
 from . import presets
 from .config_keys import SCHEDULES, TABLES, Config, Data, Gates, Interval, Objective, Optimiser, Training
 
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 #: Keys of former versions, which files still have, with today's names.
+#: A whole number of a file is smaller.
+LARGEST = 1 << 63
+
 FORMER_KEYS = {
     "objective.penalty": "objective.beta",
     "objective.scaling": "objective.per",
@@ -59,18 +63,12 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
     (0.002, 15)
     """
     if source.endswith(".toml"):
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: cannot be read ({error})") from error
+        text = read_text(Path(source))
     elif Path(source).is_file():
         raise InputError(f"{source}: the file of an experiment must end in .toml")
     else:
         text = presets.experiment_text(source)
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}") from error
+    found = parse_toml(text, source)
     found.setdefault("name", Path(source).stem)
     for path, value in (values or {}).items():
         _assign(found, path, value, f"{source}: {path}")
@@ -92,8 +90,10 @@ def _parse(override: str) -> tuple[str, Any]:
     if "\n" in text.strip():
         raise InputError(f"--set {override!r}: has several lines; one key is changed by each --set")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}", f"--set {override}")["value"]
+    except InputError as error:
+        if not isinstance(error.__cause__, tomllib.TOMLDecodeError):
+            raise
         value = text
     return path.strip(), value
 
@@ -167,6 +167,8 @@ def _checked(kind: type[Any], values: Mapping[str, Any], where: str, prefix: str
         default = fields[key].default
         if default is dataclasses.MISSING:
             continue
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise InputError(f"{where}: {prefix}{key} has {len(str(abs(value)))} digits; less than {LARGEST:.2g} is allowed")
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if isinstance(default, tuple) and isinstance(value, list) and all(isinstance(entry, str) for entry in value):

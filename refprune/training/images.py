@@ -45,6 +45,9 @@ def prepare_images(
         raise InputError(f"data.train_limit: {limit} exceeds the {len(dataset.train_labels)} training images")
     if data.holdout >= limit:
         raise InputError(f"data.holdout: {data.holdout} leaves none of the {limit} training images")
+    side = min(dataset.train_images.shape[-2:])
+    if data.augmentation == "crop_flip" and data.padding > side:
+        raise InputError(f"data.padding: {data.padding} exceeds the {side} pixels of the images' shorter side")
     kept = limit - data.holdout
     if kept < config.training.batch_size:
         raise InputError(f"training.batch_size: {config.training.batch_size} exceeds the {kept} training images")

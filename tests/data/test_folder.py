@@ -1,5 +1,7 @@
 """Trees of images: a generated one read back, scaled and cut as by hand, and what is refused."""
 
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,5 +150,34 @@ def test_pixels_of_unknown_scale_and_extreme_shapes_are_refused(tree):
     write(file.with_suffix(".bmp"), np.zeros((4, 4), np.uint8))
     Image.new("F", (4, 4)).save(file.with_suffix(".tiff"))
     file.with_suffix(".tiff").rename(file.with_suffix(".bmp"))
-    with pytest.raises(DataError, match=r"0\.bmp: has pixels of mode F"):
+    with pytest.raises(DataError, match=r"0\.bmp: no image that can be read"):
         folder.read(tree, 14)
+
+
+@pytest.mark.parametrize("name", ["extra.tif", "extra.GIF", "inner/"])
+def test_images_that_would_be_left_out_are_named(tmp_path, name):
+    for part in ("train", "val"):
+        for kind in ("ant", "bee"):
+            there = tmp_path / part / kind
+            there.mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(there / "a.png")
+            (there / ".DS_Store").write_bytes(b"x")
+    folder.read(tmp_path, 8)
+    target = tmp_path / "val" / "bee" / name.strip("/")
+    target.mkdir() if name.endswith("/") else target.write_bytes(b"II*")
+    with pytest.raises(DataError, match=f"bee: {name.strip('/')} would be left out"):
+        folder.read(tmp_path, 8)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+
+
+@pytest.mark.parametrize("content", [POSTSCRIPT, b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_other_formats_behind_an_ending_are_not_decoded(tmp_path, content, monkeypatch):
+    """No program is started for them, whatever Pillow could do."""
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+        (tmp_path / part / "ant" / "a.png").write_bytes(content)
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a program was started"))
+    with pytest.raises(DataError, match=r"a\.png: no image that can be read"):
+        folder.read(tmp_path, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import struct
 import warnings
@@ -64,7 +65,7 @@ BAD_IDX = {
     "short dimensions": (GOOD[:11], "ends at byte 11, inside the 3 IDX dimensions"),
     "truncated": (GOOD[:-1], r"truncated at byte 3935; dimensions \(5, 28, 28\) of uint8 need 3936"),
     "trailing": (GOOD + b"\x00", "goes on after byte 3936"),
-    "huge": (b"\x00\x00\x0e\x08" + b"\xff" * 40, "truncated at byte 44; dimensions"),
+    "huge": (b"\x00\x00\x0e\x08" + b"\xff" * 40, r"dimensions \(4294967295, .* of float64 would take"),
 }
 
 
@@ -199,7 +200,7 @@ def test_malicious_pickle_is_refused_before_it_acts(tmp_path: Path, case: str, p
     protocol = b"\x80\x04" if case == "dotted" else b"\x80\x02"
     body = protocol + batch(code)[2:] if place == "inside" else protocol + code + b"."
     folder = write_cifar(tmp_path / "c", "", batch(), data_batch_3=body)
-    with pytest.raises(DataError, match=r"data_batch_3: no CIFAR-10 pickle: .*refused: (the pickle names|opcode)"):
+    with pytest.raises(DataError, match=r"data_batch_3: no CIFAR pickle: .*refused: (the pickle names|opcode)"):
         cifar.read_cifar10(folder)
     assert not target.exists()
 
@@ -215,15 +216,15 @@ def test_malicious_pickles_of_this_test_would_act(tmp_path: Path) -> None:
 
 
 BAD_PICKLES = {
-    "empty": (b"", "no CIFAR-10 pickle: damaged near byte 0 .ValueError: pickle exhausted before seeing STOP"),
-    "html": (b"<html>", "no CIFAR-10 pickle: damaged near byte 1 .ValueError: at position 0, opcode b'<' unknown"),
-    "truncated": (batch()[:-40], "no CIFAR-10 pickle: "),
-    "truncated in the array": (batch()[:9000], "no CIFAR-10 pickle: "),
+    "empty": (b"", "no CIFAR pickle: damaged near byte 0 .ValueError: pickle exhausted before seeing STOP"),
+    "html": (b"<html>", "no CIFAR pickle: damaged near byte 1 .ValueError: at position 0, opcode b'<' unknown"),
+    "truncated": (batch()[:-40], "no CIFAR pickle: "),
+    "truncated in the array": (batch()[:9000], "no CIFAR pickle: "),
     "trailing": (batch() + b"x", r"goes on after byte \d+, where the pickle ends"),
-    "huge length": (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7fabc.", "no CIFAR-10 pickle: "),
-    "bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 3) + b"abc.", "holds a bytearray; a CIFAR-10 batch is a dict"),
+    "huge length": (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7fabc.", "no CIFAR pickle: "),
+    "bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 3) + b"abc.", "holds a bytearray; a CIFAR batch is a dict"),
     "huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "field b'data' is missing"),
-    "not a dict": (b"\x80\x02](K\x01e.", "holds a list; a CIFAR-10 batch is a dict"),
+    "not a dict": (b"\x80\x02](K\x01e.", "holds a list; a CIFAR batch is a dict"),
     "no data": (batch(drop="data"), "field b'data' is missing; found .*b'labels'"),
     "no labels": (batch(drop="labels"), "field b'labels' is missing"),
     "data is a list": (batch(b"](K\x01e"), "field b'data' is a list"),
@@ -238,7 +239,7 @@ BAD_PICKLES = {
     "label True": (batch(labels=b"](\x88K\x01K\x02K\x03K\x04e"), "must be a list of whole numbers"),
     "labels no list": (batch(labels=string(b"12345")), "must be a list of whole numbers"),
     "nothing": (batch(array(MATRIX[:0]), labels=b"]"), "holds no labels"),
-    "bad shape": (batch(array(MATRIX).replace(integer(5), integer(6), 1)), "no CIFAR-10 pickle: damaged near byte"),
+    "bad shape": (batch(array(MATRIX).replace(integer(5), integer(6), 1)), "no CIFAR pickle: damaged near byte"),
 }
 
 
@@ -344,7 +345,7 @@ def test_incomplete_set_names_the_missing_file(tmp_path: Path) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(InputError, match="'imagenet' is unknown; allowed are mnist, fashion-mnist, cifar10, synthetic"):
+    with pytest.raises(InputError, match="'imagenet' is unknown; allowed are mnist, fashion-mnist, kmnist, emnist-"):
         sets.load("imagenet")
 
 
@@ -389,3 +390,78 @@ def test_real_files(name: str) -> None:
     assert found.train_images.dtype == np.uint8
     assert found.train_labels.dtype == np.int64
     assert set(found.test_labels.tolist()) == set(range(10))
+
+
+# Other names, other sets ----------------------------------------------------------------------------------------------
+
+
+def idx_set(folder, names, classes=10, lowest=0):
+    """Four IDX files; the first image has one bright pixel in row 2, column 5."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.zeros((classes, 28, 28), np.uint8)
+    images[0, 2, 5] = 200
+    for name, array in zip(names, (images, np.arange(classes) + lowest) * 2, strict=True):
+        array = array.astype(np.uint8)
+        body = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+        (folder / name).write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
+
+
+@pytest.mark.parametrize("where", ["mnist", "mnist/raw", "mnist/MNIST/raw", "MNIST/raw"])
+@pytest.mark.parametrize("form", ["-idx{}-ubyte.gz", "-idx{}-ubyte", ".idx{}-ubyte", ".idx{}-ubyte.gz"])
+def test_idx_files_under_their_other_names(tmp_path, where, form):
+    names = [f"{part}-{kind}{form.format(n)}" for part in ("train", "t10k") for kind, n in (("images", 3), ("labels", 1))]
+    idx_set(tmp_path / where, names)
+    found = sets.load("mnist", tmp_path)
+    assert found.train_images[0, 0, 2, 5] == found.test_images[0, 0, 2, 5] == 200
+
+
+@pytest.mark.parametrize(("name", "classes"), [("emnist-letters", 26), ("emnist-balanced", 47), ("emnist-byclass", 62)])
+def test_emnist_stands_upright_and_counts_from_0(tmp_path, name, classes):
+    """Its images lie on their side in the files; the letters' labels begin with 1."""
+    kinds = [f"{name}-{part}-{kind}-ubyte.gz" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")]
+    idx_set(tmp_path / name, kinds, classes, lowest=int(name == "emnist-letters"))
+    found = sets.load(name, tmp_path)
+    assert found.train_images[0, 0, 5, 2] == 200
+    assert (found.classes, found.train_labels.tolist()) == (classes, list(range(classes)))
+
+
+def test_cifar_100_by_its_fine_labels(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, count in (("train", 100), ("test", 20)):
+        batch = {
+            b"data": np.full((count, 3072), 7, np.uint8),
+            b"fine_labels": list(range(count)),
+            b"coarse_labels": [1] * count,
+        }
+        (folder / name).write_bytes(pickle.dumps(batch | {b"coarse_labels": [1] * count, b"filenames": [b"x"] * count}, 2))
+    found = sets.load("cifar100", tmp_path)
+    assert (found.classes, found.train_images.shape, found.test_labels.tolist()) == (100, (100, 3, 32, 32), list(range(20)))
+
+
+def test_a_batch_that_was_saved_again_by_a_new_python(tmp_path):
+    """Protocol 5 writes arrays from buffers."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        batch = {"data": np.full((2, 3072), 9, np.uint8), "labels": [1, 2]}
+        (folder / name).write_bytes(pickle.dumps(batch, 5))
+    assert sets.load("cifar10", tmp_path).train_images.shape == (10, 3, 32, 32)
+
+
+def test_sixteen_bytes_that_promise_eight_gigabytes(tmp_path):
+    (tmp_path / "file").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 1 << 31, 2, 2))
+    with pytest.raises(DataError, match=r"dimensions \(2147483648, 2, 2\) of uint8 would take 8,589,934,592 bytes"):
+        read_idx(tmp_path / "file")
+    (tmp_path / "file").write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 1 << 27) + bytes(1 << 27)))
+    with pytest.raises(DataError, match="would take 134,217,728 bytes of memory"):
+        read_idx(tmp_path / "file")
+    (tmp_path / "file").write_bytes(struct.pack(">HBB7I", 0, 8, 7, 0, *[(1 << 32) - 1] * 6))
+    with pytest.raises(DataError, match="no array has the dimensions"):
+        read_idx(tmp_path / "file")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: is no regular file"):
+        read_idx(tmp_path / "pipe")

@@ -254,7 +254,7 @@ def test_names_without_blocks_need_them():
         ("resnet-20:width=x", "expected NAME:key=value"),
         ("resnet-cifar-keras:blocks=[]", "network.blocks: every stage needs at least one block"),
         ("resnet-cifar-keras:blocks=[1.5]", "network.blocks: expected list, got"),
-        ("none.json", "none.json: no JSON spec"),
+        ("none.json", "none.json: cannot be read"),
     ],
 )
 def test_specs_that_are_none(tmp_path, spec_name, message):

@@ -192,7 +192,7 @@ def test_a_truncated_json(saved, keep):
 
 def test_a_json_that_is_no_text(saved):
     (saved / checkpoint.NAME).write_bytes(b"\xff\xfe\x00")
-    refused(saved, checkpoint.NAME, "not valid JSON")
+    refused(saved, checkpoint.NAME, "cannot be read")
 
 
 def test_missing_arrays(saved):

@@ -22,6 +22,7 @@ from ...arrays import Arrays
 from ...errors import InputError
 from ...exchange import weight_files
 from ...output.files import write_atomically
+from ...output.texts import read_json
 from ...rounding.noise import widened
 from ...rounding.tolerance import UNIT
 from ..asking.methods import Arguments, Description, Method, in_precision
@@ -204,7 +205,7 @@ def files_of(directory: Path) -> list[Path]:
 
 def _is_vector(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.rstrip("0123456789"))
@@ -226,7 +227,7 @@ def vector_paths(directory: Path) -> list[Path]:
 def read_vector(path: Path) -> Vector:
     """The vector of one JSON file. InputError names the field that is wrong."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     _check_form(path, content)
