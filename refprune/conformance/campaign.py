@@ -166,7 +166,7 @@ class _Judge:
         asked: list[tuple[int, ...]] = []
         before = self.outcome.examples
         for question in standing.questions(self.method, dataclasses.replace(self.caller.description, seed=seed)):
-            if len(self.failures) > EVIDENCE:
+            if self.stopped or len(self.failures) > EVIDENCE:
                 break
             failed = self.fails(question, question.sizes)
             asked.append(question.sizes)
@@ -222,7 +222,13 @@ class _Judge:
         self.stopped = bool(reply.restarted) or reply.kind in ("hangs", "dies")
         if reply.kind in ("declined", "hangs", "dies"):
             return None
-        return self.failure(reply, arguments, expect)
+        failure = self.failure(reply, arguments, expect)
+        if failure is not None and not twice and not self.failures and self.caller.description.deterministic:
+            o.manners(self.caller.call(self.method, arguments, twice=True), arguments)  # it may be wrong by chance alone
+        if any(f.kind == "not repeatable" for f in o.findings):
+            self.stopped = True  # numbers that another call would not give are not judged
+            return None
+        return failure
 
     def failure(self, reply: Reply, arguments: Arguments, expect: Callable[[], Expectation]) -> _Failure | None:
         """What is wrong with the answer, if anything."""

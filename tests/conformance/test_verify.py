@@ -197,6 +197,21 @@ MANNERS = {
 }
 
 
+def test_dropout_left_in_is_not_repeatable_and_not_a_deviation():
+    """Its numbers are wrong, but by chance: also where the first calls, which are made twice, are too small to show it."""
+    rng = np.random.default_rng(0)
+
+    def dropout(x, g, dy):
+        y, dx, dg = Formulas().gate(x, g, dy)
+        return (2.0 * y * (rng.random(y.shape) < 0.5) if y.size > 150 else y), dx, dg
+
+    mine = type("Mine", (refprune.Implementation,), {"gate": lambda self, x, g, dy: dropout(x, g, dy)})
+    outcome = judged(mine(), "gate", examples=30)["gate"]
+    assert outcome.examples > campaign.REPEATED
+    assert [f.kind for f in outcome.findings] == ["not repeatable"]
+    assert outcome.verdict == "DEVIATES"
+
+
 @pytest.mark.parametrize("kind", MANNERS)
 def test_bad_manners_are_findings_of_their_own(kind):
     function, message = MANNERS[kind]

@@ -110,8 +110,9 @@ class Pointwise(Counting):
 
     def convolution(self, conv: torch.nn.Conv2d, shape: tuple[int, ...], padding: Any) -> float:
         places = 1
-        for size, kernel, stride, around in zip(shape[1:], conv.kernel_size, conv.stride, padding, strict=True):
-            places *= (size - kernel + sum(around)) // stride + 1
+        sides = zip(shape[1:], conv.kernel_size, conv.dilation, conv.stride, padding, strict=True)
+        for size, kernel, dilation, stride, around in sides:
+            places *= (size - (kernel - 1) * dilation - 1 + sum(around)) // stride + 1
         macs = places * conv.weight.numel()
         if conv.groups == conv.in_channels > 1:
             macs += places * conv.in_channels * conv.out_channels
