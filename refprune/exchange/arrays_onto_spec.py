@@ -168,7 +168,7 @@ def _signature_of(layer: Layer, network: Network) -> tuple[Any, ...]:
 def _signature(own: Mapping[str, Array], layout: Layout) -> tuple[Any, ...]:
     """What kind of layer a module of a file is, its shapes with the axes in our order."""
     weight = next((own[name] for name in layout.affine["weight"] if name in own), None)
-    if weight is None or weight.ndim == 1:
+    if weight is None or weight.ndim < 2:
         return "norm", next(iter(own.values())).shape
     kind = Dense if weight.ndim == 2 else Conv
     axes = layout.axes.get(kind)

@@ -26,7 +26,7 @@ def inputs_of(option: str, network: Network) -> Inputs | None:
     try:
         found = read_json(Path(option))
         return Inputs(*(_per_channel(found[name], channels) for name in ("shift", "scale")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"--inputs {option}: no JSON object with the lists shift and scale ({error})") from error
 
 

@@ -1,13 +1,19 @@
 """Keras' files: HDF5 of Keras 2 (weights or whole models), `.weights.h5` and `.keras` of Keras 3.
 
 An array is called "layer.kind", with the kinds kernel, bias, gamma, beta, moving_mean, moving_variance.
+
+HDF5's library is C, and a damaged file can hold it in a loop that nothing interrupts. So it reads in a process of its own
+(`keras_process`), which is ended after a time.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +24,9 @@ from ..arrays import Array
 from ..errors import DataError, InputError
 from ..output.sizes import check_size
 
+#: Seconds that reading may take, and bytes that it may take a second more for.
+SECONDS, BYTES_PER_SECOND = 30.0, 10e6
+
 #: Layers' names → class_name and config, as the model says.
 Layers = dict[str, Mapping[str, Any]]
 
@@ -27,10 +36,28 @@ Found = tuple[dict[str, Array], bool, Layers | None]
 
 def read(content: bytes) -> Found:
     """An HDF5 file of Keras 2 or 3. DataError for anything else, InputError without h5py."""
+    if importlib.util.find_spec("h5py") is None:
+        raise InputError("Keras HDF5 files need h5py:  pip install -e '.[exchange]'")
+    command = [sys.executable, "-P", "-m", "refprune.exchange.keras_process"]
+    limit = SECONDS + len(content) / BYTES_PER_SECOND
     try:
-        import h5py
-    except ImportError as error:
-        raise InputError("Keras HDF5 files need h5py:  pip install -e '.[exchange]'") from error
+        done = subprocess.run(command, input=content, capture_output=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"HDF5's library was not done with it within {limit:.0f} s") from error
+    if done.returncode or not done.stdout:
+        raise DataError(f"HDF5's library ended with code {done.returncode}: {done.stderr.decode(errors='replace')[-300:]}")
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as archive:
+        arrays = {name.removeprefix("array/"): archive[name] for name in archive.files if name.startswith("array/")}
+        said = json.loads(str(archive["said"]))
+    if "error" in said:
+        raise DataError(said["error"])
+    return arrays, said["ordered"], said["layers"]
+
+
+def read_here(content: bytes) -> Found:
+    """The same in this process."""
+    import h5py
+
     with h5py.File(io.BytesIO(content), "r") as file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def load(source: str, overrides: Sequence[str] = (), values: Mapping[str, Any] |
     """
     if source.endswith(".toml"):
         text = read_text(Path(source))
-    elif Path(source).is_file():
+    elif os.path.isfile(source):
         raise InputError(f"{source}: the file of an experiment must end in .toml")
     else:
         text = presets.experiment_text(source)
