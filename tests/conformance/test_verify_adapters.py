@@ -363,7 +363,7 @@ def folder(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--examples", "0"], "--examples: must be at least 1"),
-        (["--time-limit", "nan"], "--time-limit: must be a positive number"),
+        (["--time-limit", "-1"], "--time-limit: must be a positive number"),
         (["--time-limit", "0"], "--time-limit: must be a positive number"),
         (["--level", "beta,gates"], "'gates' is not known"),
         (["--json", "nowhere/r.json"], "the folder nowhere does not exist"),

@@ -71,12 +71,12 @@ class Witness(TorchImplementation):
     # ------------------------------------------------------------------------------------------------- complexity (C1–C5)
 
     def complexity(self, spec: Any, theta: Array, nu: float, alpha: float, balance: float) -> dict[str, Any]:
-        """Expectations by enumeration; β is the difference of the penalty between θ_g = 1 and 0."""
+        """Expectations by enumeration; β is the difference of the penalty between θ_g = 1 and 0, in extended precision."""
         network = from_json(spec)
         if len(theta) > MOST_GATES:
             raise NotImplementedError(f"{len(theta)} gates")
         vectors = np.array(list(itertools.product((0.0, 1.0), repeat=len(theta)))).reshape(2 ** len(theta), len(theta))
-        costs = np.array([_living(network, gates) for gates in vectors])
+        costs, theta = np.array([_living(network, gates) for gates in vectors], np.longdouble), theta.astype(np.longdouble)
         whole = costs[-1]
         weights = np.array([1.0 - alpha, alpha]) / whole
         is_layer = np.zeros(len(theta), dtype=bool)
@@ -87,10 +87,10 @@ class Witness(TorchImplementation):
             mean: Array = np.where(vectors == 1.0, at, 1.0 - at).prod(axis=1) @ costs
             return mean
 
-        def penalty(at: Array) -> float:
+        def penalty(at: Array) -> Any:
             whose = ((1.0 - abs(2.0 * balance - 1.0), at), (2.0 * balance - 1.0, np.where(is_layer, at, 1.0)))
             views = (*whose, (1.0 - 2.0 * balance, np.where(is_layer, 1.0, at)))
-            return nu * float(sum(max(w, 0.0) * (weights @ expected(view)) for w, view in views))
+            return nu * sum(max(w, 0.0) * (weights @ expected(view)) for w, view in views)
 
         ends = np.tile(theta, (2, len(theta), 1))
         for g in range(len(theta)):
@@ -98,7 +98,8 @@ class Witness(TorchImplementation):
         slopes = np.array([penalty(ends[1, g]) - penalty(ends[0, g]) for g in range(len(theta))])
         mean = expected(theta)
         found = {"parameters": whole[0], "macs": whole[1], "expected_parameters": mean[0], "expected_macs": mean[1]}
-        return found | {"penalty": penalty(theta), "beta": slopes}
+        found |= {"penalty": penalty(theta), "beta": slopes}
+        return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
     # ------------------------------------------------------------------------------------------------------- priors (P1)
 
