@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..output import install
 from .catalogue import Claim, Context, Finding, location
 
 
@@ -39,7 +40,7 @@ def require(*packages: str) -> None:
     """InputError, one sentence, for the first package that is not installed: an audit without its witnesses is none."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"audit: {package} is not installed:  pip install -e '.[audit]'")
+            raise InputError(f"audit: {package} is not installed:  {install.command('audit')}")
 
 
 def run_audit(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import InputError
+from ..output import install
 from . import memory
 from .cases import CASES, NAMES, PEAK, Case, Setting, Work
 from .timing import interleave, quartiles
@@ -46,7 +47,7 @@ def select(names: Sequence[str]) -> list[Case]:
 def require_torch() -> None:
     """InputError, one sentence, where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise InputError("--against torch: PyTorch is not installed:  pip install -e '.[torch]'")
+        raise InputError(f"--against torch: PyTorch is not installed:  {install.command('torch')}")
 
 
 def run_bench(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..output import install
 from ..output.files import check_targets, user_cache, write_atomically
 from .options import file_name, names, real, whole
 
@@ -60,7 +61,7 @@ def require(*packages: str) -> None:
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(user_cache() / "hypothesis"))
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"verify: {package} is not installed:  pip install -e '.[verify]'")
+            raise InputError(f"verify: {package} is not installed:  {install.command('verify')}")
 
 
 def run(options: argparse.Namespace) -> int:

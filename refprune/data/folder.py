@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
+from ..output import install
+from ..output.progress import Heartbeat
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 #: Pillow's decoders for them; no other is ever tried, so that no other program is started.
@@ -69,8 +71,10 @@ def _part(part: Path, classes: list[str], size: int) -> tuple[NDArray[np.uint8],
         files += found
         labels += [label] * len(found)
     images = np.empty((len(files), 3, size, size), dtype=np.uint8)
-    for image, file in zip(images, files, strict=True):
+    heart = Heartbeat(f"images of {part}", len(files))
+    for done, (image, file) in enumerate(zip(images, files, strict=True)):
         image[...] = _read(file, size)
+        heart.reach(done + 1)
     return images, np.array(labels, dtype=np.int64)
 
 
@@ -79,7 +83,7 @@ def _read(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise InputError("image folders need Pillow:  pip install -e '.[images]'") from error
+        raise InputError(f"image folders need Pillow:  {install.command('images')}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -19,6 +19,7 @@ from ..arrays import Array
 from ..backend import ORACLE
 from ..data import sets, standardise
 from ..errors import InputError
+from ..output import install
 from ..output.files import write_atomically
 from ..passes.batch_loss import BatchLoss
 from ..passes.predictor import Predictor
@@ -105,7 +106,7 @@ def write_checked(path: Path, trained: Trained, kind: str) -> Check:
     try:
         writer = importlib.import_module(f"{__package__}.{kind}_file")
     except ImportError as error:
-        raise InputError(f"--{kind}: needs {error.name}:  pip install -e '.[{extra}]'") from error
+        raise InputError(f"--{kind}: needs {error.name}:  {install.command(extra)}") from error
     for name, array in trained.params.items():
         if array.ndim == 4 and not array.size:
             layer = name.rpartition(".")[0]

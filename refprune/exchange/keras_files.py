@@ -22,6 +22,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import DataError, InputError
+from ..output import install
 from ..output.sizes import check_size
 
 #: Seconds that reading may take, and bytes that it may take a second more for.
@@ -37,7 +38,7 @@ Found = tuple[dict[str, Array], bool, Layers | None]
 def read(content: bytes) -> Found:
     """An HDF5 file of Keras 2 or 3. DataError for anything else, InputError without h5py."""
     if importlib.util.find_spec("h5py") is None:
-        raise InputError("Keras HDF5 files need h5py:  pip install -e '.[exchange]'")
+        raise InputError(f"Keras HDF5 files need h5py:  {install.command('exchange')}")
     command = [sys.executable, "-P", "-m", "refprune.exchange.keras_process"]
     limit = SECONDS + len(content) / BYTES_PER_SECOND
     try:

@@ -24,13 +24,14 @@ from typing import Any
 
 from ..data import sets
 from ..errors import InputError
+from ..output import install
 from ..output.files import locked
 from . import environment
 from .sweep import Children
 from .sweep_file import Job, Sweep
 from .sweep_results import Outcome
 
-HINT = "a sweep on a cluster needs Dask's distributed:  pip install -e '.[cluster]'"
+HINT = f"a sweep on a cluster needs Dask's distributed:  {install.command('cluster')}"
 
 #: Seconds to wait for the scheduler, for a first worker, and for the process of a dead worker's run to end.
 CONNECT, PATIENCE = 10.0, 30.0

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from . import install
 
-HINT = "report.html needs matplotlib:  pip install -e '.[experiments]'"
+HINT = f"report.html needs matplotlib:  {install.command('experiments')}"
 
 #: Width in inches at which the letters below have 11 px on a telephone of 400 px.
 NARROW = 3.8

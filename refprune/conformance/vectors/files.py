@@ -21,6 +21,7 @@ from ...adapters.implementation import EVERY, PYTORCH, Conventions, Implementati
 from ...arrays import Arrays
 from ...errors import InputError
 from ...exchange import weight_files
+from ...output import install
 from ...output.files import write_atomically
 from ...output.texts import read_json
 from ...rounding.noise import widened
@@ -173,7 +174,7 @@ def _packed(arrays: Arrays, container: str) -> bytes:
     try:
         from safetensors.numpy import save
     except ImportError as error:
-        raise InputError("--format safetensors needs the package safetensors:  pip install -e '.[verify]'") from error
+        raise InputError(f"--format safetensors needs the package safetensors:  {install.command('verify')}") from error
     return save(arrays)
 
 
