@@ -46,6 +46,6 @@ def _audit(options: argparse.Namespace) -> int:
     if options.report:
         from ..audit.page import page
 
-        files.write_atomically(options.report, page(results, context).encode())
+        files.write_atomically(options.report, files.encoded(page(results, context)))
         print(f"report: {options.report}")
     return 0 if auditing.holds(results) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -28,6 +29,21 @@ def add(commands: Any) -> None:
     export.set_defaults(command=_export)
 
 
+#: Endings that say what a file is: of the options, and of other formats.
+ENDINGS = {"npz": (".npz",), "onnx": (".onnx",), "torch": (".pt", ".pth", ".bin", ".ckpt")}
+OTHERS = (".h5", ".hdf5", ".keras", ".safetensors", ".json", ".toml", ".tflite", ".pb", ".npy")
+
+
+def _check_endings(**paths: Path | None) -> None:
+    """InputError for a file whose ending says that it is of another format than what would be written."""
+    for option, path in paths.items():
+        wrong = {*OTHERS, *(e for name, endings in ENDINGS.items() for e in endings if name != option)}
+        if path is not None and path.suffix.lower() in wrong:
+            raise InputError(
+                f"--{option} {path}: ends in {path.suffix}, which is another format; end it in {ENDINGS[option][0]}"
+            )
+
+
 def _export(options: argparse.Namespace) -> int:
     from ..exchange import export
     from ..spec import json_form
@@ -36,6 +52,7 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError("export: give at least one of --npz, --onnx, --torch, --spec")
     if options.spec and options.spec.suffix != ".json":
         raise InputError(f"--spec {options.spec}: must end in .json, by which it is told from names of the zoo")
+    _check_endings(npz=options.npz, onnx=options.onnx, torch=options.torch)
     module = options.torch.with_suffix(".py") if options.torch and options.torch.suffix != ".py" else None
     check_targets(npz=options.npz, onnx=options.onnx, torch=options.torch, spec=options.spec, **{"torch's module": module})
     trained = export.with_inputs(export.read_run(options.directory, options.of), options.data_dir)

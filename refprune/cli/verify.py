@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output import install
-from ..output.files import check_targets, user_cache, write_atomically
+from ..output.files import check_folder, check_targets, encoded, user_cache, write_atomically
 from .options import file_name, names, real, whole
 
 #: Without options, with what is the same in every run: about half a minute of one core for the worked PyTorch adapter.
@@ -78,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if not 0.0 < options.time_limit < float("inf"):
         raise InputError(f"--time-limit: must be a positive number of seconds, got {options.time_limit}")
     check_targets(report=options.report, json=options.json, junit=options.junit)
-    if options.failures.exists() and not options.failures.is_dir():
-        raise InputError(f"--failures {options.failures}: is a file; the name of a folder is allowed")
+    check_folder("--failures", options.failures)
     methods = campaign.chosen(names("--level", options.level))
     stored = [] if options.vectors is None else list(files.read(options.vectors))
     if options.structures is not None and options.structures < 1:
@@ -102,11 +101,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"{least.examples} to {max(o.examples for o in judged)} examples a method; --examples 10000 finds rarer mistakes")
     if options.json:
         found = reporting.as_json(outcomes, description, options.adapter, options.seed)
-        write_atomically(options.json, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False).encode())
+        write_atomically(options.json, encoded(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)))
     if options.junit:
         write_atomically(options.junit, reporting.junit(outcomes, options.adapter))
     if options.report:
-        write_atomically(options.report, page.page(outcomes, description, options.adapter).encode())
+        write_atomically(options.report, encoded(page.page(outcomes, description, options.adapter)))
         print(f"report: {options.report}")
     _write_failures(options, description.precision, [f for o in outcomes for f in o.findings if f.arguments])
     if reporting.conforms(outcomes):
@@ -170,7 +169,7 @@ def _write_failures(options: argparse.Namespace, precision: str, findings: list[
     for finding in findings:
         name = f"{finding.method}-{finding.kind.replace(' ', '-')}"
         path = options.failures / f"{name}.py"
-        write_atomically(path, script(finding, options.adapter, precision).encode())
+        write_atomically(path, encoded(script(finding, options.adapter, precision)))
         if finding in repeatable:
             aim = f"for which {options.adapter} was found to fail: {finding.kind}"
             files.write(options.failures, files.from_finding(name, METHODS[finding.method], finding.arguments, precision, aim))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..output import figures, page
-from ..output.files import write_atomically
+from ..output.files import encoded, write_atomically
 from ..output.texts import read_json
 
 Record = dict[str, Any]
@@ -115,7 +115,7 @@ def pruning_page(directory: Path, run: Mapping[str, Any]) -> Path | None:
     except InputError:
         return None
     path = directory / "report.html"
-    write_atomically(path, _page(dict(run)).encode())
+    write_atomically(path, encoded(_page(dict(run))))
     return path
 
 

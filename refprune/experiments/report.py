@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output import figures, page
-from ..output.files import write_atomically
+from ..output.files import encoded, write_atomically
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -120,7 +120,7 @@ def write_html(directory: Path, summary: Mapping[str, Any]) -> Path | None:
         return None
     metrics = {name: read_metrics(directory / name / "metrics.jsonl") for name in summary["runs"]}
     path = directory / "report.html"
-    write_atomically(path, _page(summary, metrics).encode())
+    write_atomically(path, encoded(_page(summary, metrics)))
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..output import figures, page
-from ..output.files import write_atomically
+from ..output.files import encoded, write_atomically
 from .sweep_pictures import UNPRUNED, explanation, pictures, theta_pictures
 from .sweep_tables import Point, points, read_results, rows, size_rows, spread
 
@@ -35,7 +35,7 @@ def write_html(directory: Path) -> Path | None:
     for name, drawing in drawn.items():
         write_atomically(directory / f"{name}.svg", figures.svg_file(drawing))
     path = directory / "report.html"
-    write_atomically(path, _page(results, drawn, theta_pictures(results, directory)).encode())
+    write_atomically(path, encoded(_page(results, drawn, theta_pictures(results, directory))))
     return path
 
 

@@ -87,6 +87,20 @@ def check_targets(**targets: Path | None) -> None:
             raise InputError(f"{one} and {other}: are the same file, {first}; two files are allowed")
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """InputError for a folder into which nothing could be written when minutes have gone by; it need not be there yet."""
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path())
+    if not there.is_dir():
+        raise InputError(f"{option} {folder}: {there} is a file; the name of a folder is allowed")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{option} {folder}: nothing can be written into the folder {there}")
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8. Names of files need not be text (lone surrogates): what cannot be written becomes a question mark."""
+    return text.encode("utf-8", "replace")
+
+
 def check_unused(directory: Path) -> None:
     """InputError if something stands where a run would be written, but for the half file of one that ended while it began."""
     there = list(directory.iterdir()) if directory.is_dir() else []

@@ -68,3 +68,44 @@ def test_an_empty_name_is_no_folder(command, option):
     code, _, err = command(*option)
     assert code == 2
     assert "is empty; the name of a file or folder is allowed" in err
+
+
+@pytest.mark.parametrize(("option", "name"), [("--npz", "x.h5"), ("--onnx", "x.npz"), ("--torch", "x.onnx"), ("--npz", "x.pt")])
+def test_an_ending_of_another_format_is_refused(command, tmp_path, option, name):
+    code, _, err = command("export", tmp_path, option, tmp_path / name)
+    assert code == 2
+    assert "which is another format" in err
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_of_failures_is_tried_before_the_work(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, _, err = command("verify", "mine.py:Mine", "--failures", tmp_path / "file" / "f")
+    assert code == 2
+    assert "is a file; the name of a folder is allowed" in err
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    code, _, err = command("verify", "mine.py:Mine", "--failures", tmp_path / "new" / "f")
+    assert code == 2
+    assert "nothing can be written into the folder" in err
+
+
+def test_names_that_are_no_text_do_not_end_a_command(command, tmp_path):
+    """A lone surrogate is how Python shows a byte of a file's name that is no UTF-8."""
+    folder = tmp_path / "a\udcffb"
+    folder.mkdir()
+    (folder / "mine.py").write_text(
+        "import refprune\nclass Mine(refprune.Implementation):\n    def beta(self, log_gamma, samples): return 7.0\n"
+    )
+    reports = [
+        "--json",
+        folder / "v.json",
+        "--report",
+        folder / "v.html",
+        "--junit",
+        folder / "v.xml",
+        "--failures",
+        folder / "f",
+    ]
+    code, _, err = command("verify", f"{folder / 'mine.py'}:Mine", "--examples", "2", *reports)
+    assert (code, "Traceback" in err) == (1, False)
+    assert (folder / "v.json").stat().st_size > 0

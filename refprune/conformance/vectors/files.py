@@ -22,7 +22,7 @@ from ...arrays import Arrays
 from ...errors import InputError
 from ...exchange import weight_files
 from ...output import install
-from ...output.files import write_atomically
+from ...output.files import encoded, write_atomically
 from ...output.texts import read_json
 from ...rounding.noise import widened
 from ...rounding.tolerance import UNIT
@@ -157,7 +157,7 @@ def write(directory: Path, vector: Vector, container: str = "npz") -> None:
     }
     write_atomically(directory / file, _packed({n: np.array(a, order="C") for n, a in arrays.items()}, container))
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in content.items()]
-    write_atomically(directory / f"{vector.name}.json", ("{\n " + ",\n ".join(lines) + "\n}\n").encode())
+    write_atomically(directory / f"{vector.name}.json", encoded("{\n " + ",\n ".join(lines) + "\n}\n"))
 
 
 def write_beside(directory: Path) -> None:
