@@ -208,7 +208,7 @@ def centre(x: Array) -> Features:
 
 def exponent_of(x: Array) -> int:
     """0, or where the largest |entry| lies beyond 2^±USUAL the power of two just above it."""
-    largest = float(max(np.max(x), -np.min(x), 0)) if x.size else 0.0
+    largest = max(float(np.max(x)), -float(np.min(x)), 0.0) if x.size else 0.0
     exponent = math.frexp(largest)[1]
     return exponent if 0.0 < largest < math.inf and abs(exponent) > USUAL else 0
 

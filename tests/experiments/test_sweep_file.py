@@ -55,7 +55,7 @@ def test_every_variant_meets_every_combination_of_the_grid(tmp_path):
         ("experiment = 'quickstart'\n[[variants]]\nname = 'a'\n[[variants]]\nname = 'a'", "no name of its own"),
         ("experiment = 'quickstart'\nset = 3", "set must be a table"),
         ("experiment = 'quickstart'\n[set]\ngates.nonsense = 3", "unknown key gates.nonsense"),
-        ("experiment = ", "cannot be read"),
+        ("experiment = ", "not valid TOML"),
         ("experiment = 'quickstart'\nvariants = 3", "variants must be tables"),
         ("experiment = 'quickstart'\nvariants = []", "variants must be tables"),
         ("experiment = 'quickstart'\n[grid]\nseed = [0, 1]", "seed is set by seeds"),
