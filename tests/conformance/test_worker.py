@@ -94,6 +94,20 @@ def test_a_death_after_some_calls_is_a_finding(tmp_path):
     assert [(f.kind, f.message) for f in beta.findings] == [("dies", "the process ended with code 9")]
 
 
+def test_an_adapter_that_cannot_be_begun_again_is_a_finding(tmp_path):
+    """It loads once only: the report of the other methods must not be lost."""
+    gone = tmp_path / "gone"
+    once = f"assert not os.path.exists({str(gone)!r}); open({str(gone)!r}, 'w').close()"
+    target = adapter(tmp_path, "os._exit(9)", init=once)
+    worker = Worker(target, 5.0)
+    try:
+        beta, slope = campaign.run(worker, [METHODS["beta"], METHODS["penalty_slope"]], 8, 0)
+    finally:
+        worker.close()
+    assert [o.verdict for o in (beta, slope)] == ["DEVIATES", "DEVIATES"]
+    assert "a new one could not be begun" in slope.findings[0].message
+
+
 def test_a_slow_first_call_is_no_hang(tmp_path, monkeypatch):
     """It may compile: the first call of a process has more time, the second has not."""
     monkeypatch.setattr(asking, "FIRST", 20.0)

@@ -19,7 +19,7 @@ from refprune.output.tables import text_table
 from .commands import SET, Command, commands
 
 #: Seconds for one try.
-SECONDS = 120
+SECONDS = 600
 
 INJECT = [sys.executable, "-m", "validation.faults.inject"]
 PLAIN = [sys.executable, "-m", "refprune"]

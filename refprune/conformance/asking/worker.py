@@ -148,7 +148,10 @@ class Worker:
         restarted = ""
         for _ in range(2):
             if self._process is None:
-                self._start()
+                try:
+                    self._start()
+                except InputError as error:
+                    return Reply("dies", {}, f"the process had been ended, and a new one could not be begun: {error}")
             limit = self.limit * (2.0 if twice else 1.0) * (FIRST if self._fresh else 1.0)
             try:
                 reply = self._ask((method.name, method.results, arguments, twice), limit)
