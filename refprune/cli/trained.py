@@ -104,6 +104,7 @@ def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any,
     from ..data import standardise
     from ..data.sets import load
     from ..exchange import load as loading
+    from ..exchange.inputs import sentence
 
     found, sets = [], {}
     for source in sources:
@@ -115,7 +116,7 @@ def _trained(options: argparse.Namespace, *sources: str) -> list[tuple[Any, Any,
         seen = trained.training_images if name == trained.data else None
         images = seen or len(sets[name].train_labels)
         scaling = standardise.scaling_of(trained.network, sets[name], images=images, dtype="float32")
-        _tell_inputs(trained, name, scaling)
+        print(sentence(trained, name, scaling))
         found.append((trained, sets[name], scaling))
     return found
 
@@ -132,18 +133,6 @@ def _loaded(options: argparse.Namespace, source: str) -> Any:
         network = dataclasses.replace(trained.network, inputs=inputs_of(options.inputs, trained.network))
         trained = trained._replace(network=network)
     return trained
-
-
-def _tell_inputs(trained: Any, name: str, scaling: Any) -> None:
-    """Which scaling of the images is used, as numbers, and who says so."""
-    from ..exchange.inputs import in_words
-
-    why = f"that of the training images of {name}"
-    if trained.network.inputs is not None:
-        why = "the network's own"
-    elif trained.data != name:
-        why += ", because neither the network nor --inputs says"
-    print(f"inputs: {in_words(scaling)}; this scaling is {why}")
 
 
 def _count(option: str, wanted: int, there: int) -> int:

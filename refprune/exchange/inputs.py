@@ -12,6 +12,7 @@ from ..data.standardise import USUAL, Scaling
 from ..errors import InputError
 from ..output.texts import read_json
 from ..spec.network import Inputs, Network
+from .trained import Trained
 
 
 def inputs_of(option: str, network: Network) -> Inputs | None:
@@ -38,6 +39,16 @@ def _per_channel(numbers: float | Sequence[float], channels: int) -> tuple[float
 def in_words(scaling: Scaling) -> str:
     """ "(pixel − 33.3)·0.0127", with a list where channels differ and a mean where every pixel has its own."""
     return f"(pixel − {_listed(scaling.shift)})·{_listed(scaling.scale)}"
+
+
+def sentence(trained: Trained, name: str, scaling: Scaling) -> str:
+    """Which scaling of the images of the set `name` is used, as numbers, and who says so."""
+    why = f"that of the training images of {name}"
+    if trained.network.inputs is not None:
+        why = "the network's own"
+    elif trained.data != name:
+        why += ", because neither the network nor --inputs says"
+    return f"inputs: {in_words(scaling)}; this scaling is {why}"
 
 
 def _listed(numbers: Array) -> str:

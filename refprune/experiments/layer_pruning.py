@@ -24,9 +24,10 @@ from ..analysis import scores as criteria
 from ..analysis.scores import CRITERIA, Subject
 from ..arrays import Array
 from ..backend import Backend, load_backend
-from ..data import sets
+from ..data import sets, standardise
 from ..errors import InputError
 from ..exchange import load
+from ..exchange.inputs import sentence
 from ..exchange.trained import Trained, digest
 from ..output.files import check_unused, locked, write_atomically, write_new
 from ..output.progress import Progress
@@ -141,6 +142,7 @@ def run(
     with locked(directory / "plan.json"):
         environments.write(directory / "environment.json", job.environment)
         job.progress.line(f"run directory: {directory}")
+        job.progress.line(sentence(trained, config.data.name, job.scaling))
         job.begin(trained)
         return job.go()
 
@@ -204,6 +206,7 @@ class _Job:
     """A run under way.
 
     written: what plan.json holds.
+    scaling: how pixels become inputs.
     fewest_macs: MACs of the network without any candidate.
     records: what every finished round did.
     """
@@ -213,6 +216,7 @@ class _Job:
     config: Config
     directory: Path
     environment: dict[str, str]
+    scaling: standardise.Scaling
     images: Images
     test: Images
     backend: Backend
@@ -235,11 +239,14 @@ class _Job:
         load.check_images(network, dataset)
         scaled_by = written["network"]["training_images"] or len(dataset.train_labels)
         images, test = prepare_images(dataset, config, network, scaled_by=scaled_by)
+        scaling = standardise.scaling_of(network, dataset, images=scaled_by, dtype=config.training.dtype)
         if plan.score_images > len(images.labels):
             raise InputError(f"--score-images: {plan.score_images} exceeds the {len(images.labels)} training images")
         backend = load_backend(config.training.backend, threads=config.training.threads or None)
         known = environments.describe(dataset)
-        return cls(written, plan, config, directory, known, images, test, backend, progress, candidates.fewest_macs(network))
+        return cls(
+            written, plan, config, directory, known, scaling, images, test, backend, progress, candidates.fewest_macs(network)
+        )
 
     def begin(self, trained: Trained) -> None:
         dtype = self.config.training.dtype
