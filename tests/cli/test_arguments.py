@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from refprune.errors import InputError
+from refprune.experiments import sweep
+from refprune.kernels.machine import cores
+
 
 def shell(line, folder):
     line = line.replace("refprune", f"{sys.executable} -m refprune")
@@ -109,3 +113,18 @@ def test_names_that_are_no_text_do_not_end_a_command(command, tmp_path):
     code, _, err = command("verify", f"{folder / 'mine.py'}:Mine", "--examples", "2", *reports)
     assert (code, "Traceback" in err) == (1, False)
     assert (folder / "v.json").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("options", "workers"), [([], 3), (["--threads", "2"], 1), (["--jobs", "7"], 7)])
+def test_a_sweep_starts_as_many_runs_as_there_are_cores_allowed(command, tmp_path, monkeypatch, options, workers):
+    (tmp_path / "s.toml").write_text('experiment = "quickstart"\nseeds = [0, 1]\n')
+    seen = {}
+
+    def spy(*_, **how):
+        seen.update(how)
+        raise InputError("that is all")
+
+    monkeypatch.setattr(cores, "allowed", lambda: 3)
+    monkeypatch.setattr(sweep, "run_sweep", spy)
+    assert command("sweep", "s.toml", *options)[0] == 2
+    assert seen["workers"] == workers
