@@ -73,6 +73,7 @@ def _stand_in_for_closed_streams() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
+            os.set_inheritable(number, True)  # for the processes that commands start
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
