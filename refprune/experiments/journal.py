@@ -116,6 +116,8 @@ class Journal:
             _truncate_metrics(run.directory, log.metrics_bytes)
         else:
             run.directory.mkdir(exist_ok=True)
+            for first in run.directory.glob("checkpoint-00000000-*.npz"):  # the run ended while its first state was written
+                first.unlink()
             remains = sorted(p.name for p in run.directory.glob("checkpoint-*.npz"))
             if remains:
                 raise InputError(f"{path}: is missing, but {remains[-1]} is there; to begin again, use another folder")

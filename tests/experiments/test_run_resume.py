@@ -168,6 +168,16 @@ def test_a_finished_run_is_only_summarised_again(whole, tmp_path):
     assert {name: content for name, (content, _) in files(tmp_path / "r").items()} == before
 
 
+def test_a_run_that_ended_while_its_first_state_was_written_is_begun_again(whole, tmp_path):
+    """The arrays are there, the header that names them is not: nothing had been trained."""
+    folder = tmp_path / "r"
+    (folder / "pruned").mkdir(parents=True)
+    shutil.copy(whole[0] / "config.toml", folder / "config.toml")
+    (folder / "pruned" / "checkpoint-00000000-01234567.npz").write_bytes(b"whole or not")
+    run.resume(folder, progress=QUIET)
+    assert_same_runs(whole[0], folder)
+
+
 def test_an_empty_configuration_is_no_experiment(tmp_path):
     """A disk that was full once left one: read as TOML it is the experiment of all defaults."""
     (tmp_path / "config.toml").touch()

@@ -44,8 +44,11 @@ class Command(NamedTuple):
 
 
 def _arrays(folder: Path) -> object:
-    """SHA-256 of the arrays of every checkpoint, and of all summaries but their times."""
-    digests = {p.parent.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*/checkpoint-*.npz"))}
+    """SHA-256 of the arrays of every checkpoint, why it stopped, and which networks there are."""
+    headers = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/checkpoint.json"))}
+    digests = {}
+    for name, header in headers.items():
+        digests[name] = hashlib.sha256((folder / name / header["arrays"]).read_bytes()).hexdigest()
     summary = json.loads((folder / "summary.json").read_text())
     return digests, summary.get("stopped"), sorted(summary.get("runs", {}))
 
